@@ -1,0 +1,74 @@
+"""Where the bundled pico suite and the bundled samples lie, and what the suite was trained on.
+
+Names and paths only: nothing here loads a model, reads a sample or needs torch.
+`llmcomp.pico.train` made the weights, `llmcomp.pico.samples` the samples.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+SUITE_NAMES: tuple[str, ...] = ("pico-13k", "pico-28k", "pico-77k", "pico-224k", "pico-595k")
+STEPS: tuple[int, ...] = (128, 256, 512, 1024, 2048)
+
+CHUNK_BYTES = 2048
+HASH_BYTES = 8
+
+_FOLDER = Path(__file__).resolve().parent
+_SUITE = _FOLDER / "suite"
+_SAMPLES = {"text": "text.txt", "image": "image.png", "speech": "speech.flac"}
+
+
+def suite_folder(name: str, step: int) -> Path:
+    """The folder of one checkpoint (`config.json`, `model.safetensors`); KeyError for an unknown name or step."""
+    if name not in SUITE_NAMES:
+        raise KeyError(f"no pico model is named {name!r}; there are {', '.join(SUITE_NAMES)}")
+    if step not in STEPS:
+        raise KeyError(f"{name} has no step {step}; there are {', '.join(map(str, STEPS))}")
+    return _SUITE / name / f"step{step}"
+
+
+def tokenizer_path() -> Path:
+    """The `tokenizer.json` that all models of the suite share: byte-level BPE, 1,024 entries."""
+    return _SUITE / "tokenizer.json"
+
+
+def sample_path(modality: str) -> Path:
+    """The bundled sample of "text" (UTF-8), "image" (8-bit grey PNG) or "speech" (FLAC, 16 kHz, 16 bit, mono)."""
+    if modality not in _SAMPLES:
+        raise KeyError(f"no sample of {modality!r}; there are {', '.join(_SAMPLES)}")
+    return _FOLDER / "samples" / _SAMPLES[modality]
+
+
+def chunk_hash(chunk: bytes) -> bytes:
+    """What `training_chunks.bin` keeps of a chunk: the first 8 bytes of its SHA-256."""
+    return hashlib.sha256(chunk).digest()[:HASH_BYTES]
+
+
+def training_source(chunk: bytes) -> str | None:
+    """The name of the file that held `chunk` when the suite was trained, or None if no training chunk was equal to it.
+
+    Only whole chunks of 2,048 bytes on the grid of their file (for speech: of the utterance's PCM) are known.
+    Two different chunks share an 8-byte hash with probability 2^-64.
+    """
+    index = _training_index().get(chunk_hash(chunk))
+    if index is None:
+        return None
+    firsts, names = _training_sources()
+    return names[bisect.bisect_right(firsts, index) - 1]
+
+
+@functools.cache
+def _training_index() -> dict[bytes, int]:
+    hashes = (_SUITE / "training_chunks.bin").read_bytes()
+    return {hashes[at : at + HASH_BYTES]: at // HASH_BYTES for at in range(0, len(hashes), HASH_BYTES)}
+
+
+@functools.cache
+def _training_sources() -> tuple[list[int], list[str]]:
+    sources = json.loads((_SUITE / "suite.json").read_text("utf-8"))["training_chunks"]
+    return [source["first"] for source in sources], [source["name"] for source in sources]
