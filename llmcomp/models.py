@@ -1,0 +1,477 @@
+"""Names, folders and hub revisions to models: the registry, the look-up, the download and `load_model`.
+
+What a model computes is the engines' business (`engine_exact`, `engine_torch`); bytes, tokens and coding are unknown here.
+A `ModelSource` says what would be loaded (files, sizes, digests) before anything large is read or downloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcomp import pico
+from llmcomp.errors import Error
+
+ENGINES = ("exact", "torch")
+
+# Steps and names: Biderman et al., "Pythia: A Suite for Analyzing Large Language Models", 2023, section 2.
+PYTHIA_STEPS = (0, *(2**k for k in range(10)), *range(1000, 143001, 1000))
+_PYTHIA_PARAMS = {
+    "14m": 14_000_000,
+    "31m": 31_000_000,
+    "70m": 70_000_000,
+    "160m": 160_000_000,
+    "410m": 410_000_000,
+    "1b": 1_000_000_000,
+    "1.4b": 1_400_000_000,
+    "2.8b": 2_800_000_000,
+    "6.9b": 6_900_000_000,
+    "12b": 12_000_000_000,
+}
+
+_WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+_INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SHARD = re.compile(r"(model|pytorch_model)-(\d+)-of-(\d+)\.(safetensors|bin)")
+_STEP_FOLDER = re.compile(r"(?:step|checkpoint-)(\d+)")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HASH_BLOCK_BYTES = 1 << 22
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What every model has. `logits`: int [B, T] -> float32 [B, T, n_logits]; `session(n).step`: int [n] -> float32 [n, n_logits].
+
+    Models that `load_model` made also have name, step, n_params, vocab_size, n_logits, context_length, fingerprint,
+    weights_sha256, tokenizer, engine, device, dtype and attention.
+    """
+
+    def logits(self, tokens: npt.ArrayLike) -> np.ndarray: ...
+
+    def session(self, n_streams: int) -> Any: ...
+
+
+class ModelEntry(NamedTuple):
+    """One name that `load_model` knows; `params` is what the suite's authors call it by, not a count of weights."""
+
+    name: str
+    suite: str
+    params: int
+    steps: tuple[int, ...]
+    bundled: bool
+
+
+class Suite(NamedTuple):
+    """The models and steps of one grid of experiments."""
+
+    models: tuple[str, ...]
+    steps: tuple[int, ...]
+
+
+SUITES = {
+    "pico": Suite(pico.SUITE_NAMES, pico.STEPS),
+    # The grid of the published experiment.
+    "pythia": Suite(
+        tuple(f"EleutherAI/pythia-{size}" for size in ("70m", "160m", "410m", "1b", "1.4b")),
+        (1000, 8000, 32000, 128000, 143000),
+    ),
+}
+
+
+@functools.cache
+def list_models() -> tuple[ModelEntry, ...]:
+    """Every name that `load_model` knows beside folders and other names of the hub: the pico suite and the Pythia suite."""
+    bundled = [
+        ModelEntry(name, "pico", int(name.removeprefix("pico-").removesuffix("k")) * 1000, pico.STEPS, True)
+        for name in pico.SUITE_NAMES
+    ]
+    hub = [
+        ModelEntry(f"EleutherAI/pythia-{size}{variant}", "pythia", params, PYTHIA_STEPS, False)
+        for variant in ("", "-deduped")
+        for size, params in _PYTHIA_PARAMS.items()
+    ]
+    return (*bundled, *hub)
+
+
+class SourceFile(NamedTuple):
+    """One file of a checkpoint. `digest` is None until somebody needs it (local files are hashed then)."""
+
+    name: str
+    n_bytes: int
+    digest: str | None
+    cached: bool
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """One checkpoint, found but not loaded: in `folder`, or in `repo` of the hub at `commit`."""
+
+    name: str
+    step: int | None
+    files: tuple[SourceFile, ...]
+    folder: Path | None = None
+    repo: str | None = None
+    commit: str | None = None
+    cache_dir: Path | None = None
+    tokenizer_path: Path | None = None
+
+    @property
+    def label(self) -> str:
+        return self.name if self.step is None else f"{self.name} step {self.step}"
+
+    @property
+    def bytes_to_download(self) -> int:
+        return sum(file.n_bytes for file in self.files if not file.cached)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(file.n_bytes for file in self.files if _is_weight_file(file.name))
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """SHA-256 over names and digests of all files: equal exactly where the same checkpoint would be loaded."""
+        lines = [f"{file.name} {self._digest(file)}" for file in sorted(self.files)]
+        if self.tokenizer_path is not None:
+            lines.append(f"tokenizer.json {_file_digest(self.tokenizer_path)}")
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @functools.cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 over the digests of the weight files alone: equal weights stored in the same form have equal digests."""
+        digests = [self._digest(file) for file in sorted(self.files) if _is_weight_file(file.name)]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    def _digest(self, file: SourceFile) -> str:
+        if file.digest is not None:
+            return file.digest
+        if self.folder is None:
+            raise Error(f"{self.label}: the hub states no digest of {file.name}")
+        return _file_digest(self.folder / file.name)
+
+    def read_config(self) -> dict[str, Any]:
+        """The checkpoint's config.json; of a hub checkpoint only that file is downloaded."""
+        path = self.folder / "config.json" if self.folder else self._download("config.json")
+        try:
+            config = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise Error(f"{self.label}: {path} cannot be read as JSON: {error}") from None
+        if not isinstance(config, dict):
+            raise Error(f"{self.label}: {path} holds a {type(config).__name__}, expected an object")
+        return config
+
+    def fetch(self) -> Path:
+        """The folder with all files of the checkpoint; downloads what is not in the cache."""
+        if self.folder is not None:
+            return self.folder
+        # Small files first: an interrupted download then never leaves weights without their tokenizer.
+        for file in sorted(self.files, key=lambda file: file.n_bytes):
+            path = self._download(file.name)
+        return path.parent
+
+    def _download(self, filename: str) -> Path:
+        assert self.repo is not None and self.commit is not None
+        return _hub_download(self.repo, filename, self.commit, self.cache_dir)
+
+
+def find_model(
+    name: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> ModelSource:
+    """Where a checkpoint is and what it weighs; of a hub checkpoint only config.json is downloaded.
+
+    `name` is a bundled model, a folder, a name of the registry with or without its owner, or "owner/model" on the hub
+    (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` are respected). `step` chooses the revision "step<step>" there;
+    `revision` names any other branch, tag or commit. Raises `Error` for whatever cannot be found.
+    """
+    text = os.fspath(name)
+    if text in pico.SUITE_NAMES:
+        return _bundled_source(text, step)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _folder_source(path, step, revision)
+    if isinstance(name, os.PathLike) or path.is_absolute() or text.startswith((".", "~")):
+        found = "a file, not a folder" if path.exists() else "nothing"
+        raise Error(f"no model folder at {text}: found {found}, expected config.json and model.safetensors in a folder")
+    entry = next((entry for entry in list_models() if text in (entry.name, entry.name.rpartition("/")[2])), None)
+    if entry is None and not _HUB_NAME.fullmatch(text):
+        raise Error(f"no model is called {text!r}{_near_names(text)}; see `llmcomp models`")
+    if entry is not None and revision is None:
+        step = entry.steps[-1] if step is None else step
+        _check_step(entry.name, step, entry.steps)
+    return _hub_source(entry.name if entry else text, step, revision, Path(cache_dir) if cache_dir else None)
+
+
+def load_model(
+    name: Any,
+    step: int | None = None,
+    engine: str = "exact",
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    attention: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Load a model: a bundled pico model, a Hugging Face folder or hub name, or any object with logits() and session().
+
+    `engine="exact"` computes GPT-NeoX models in the C core, bit for bit alike on every machine. `engine="torch"` runs any
+    causal model of transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32", "bfloat16", "float16") with
+    `attention` ("sdpa", "eager"); what it promises is written in `engine_torch`. `step` None means the last step of a
+    known suite. An object that is a model already is returned unchanged. Raises `Error`.
+    """
+    if not isinstance(name, (str, os.PathLike)):
+        return as_model(name)
+    if engine not in ENGINES:
+        raise Error(f"no engine is called {engine!r}, expected one of {', '.join(ENGINES)}")
+    options = {"device": device, "dtype": dtype, "attention": attention}
+    given = [option for option, value in options.items() if value is not None]
+    if engine == "exact" and given:
+        raise Error(f"the exact engine has no choice of {', '.join(given)}: it computes in float32 on the processor")
+    source = find_model(name, step, revision=revision, cache_dir=cache_dir)
+    return load_source(source, engine, **options)
+
+
+def load_source(source: ModelSource, engine: str = "exact", **options: Any) -> Any:
+    """Load what `find_model` found; `options` as in `load_model`."""
+    architecture = source.read_config().get("model_type")
+    if engine == "torch":
+        from llmcomp import engine_torch
+
+        folder = source.fetch()
+        return engine_torch.load_torch(
+            folder, name=source.name, step=source.step, tokenizer_path=source.tokenizer_path, **options
+        )
+    if architecture != "gpt_neox":
+        raise Error(
+            f"{source.label} is a {architecture!r} model, the exact engine computes 'gpt_neox' only; "
+            "engine='torch' runs any causal model of transformers"
+        )
+    return _load_exact(source)
+
+
+def as_model(model: Any) -> Any:
+    """`model` itself if it has logits() and session(); anything else is an `Error`."""
+    missing = [method for method in ("logits", "session") if not callable(getattr(model, method, None))]
+    if missing:
+        raise Error(f"a {type(model).__name__} is no model: it has no {' and no '.join(m + '()' for m in missing)}")
+    return model
+
+
+def _load_exact(source: ModelSource) -> Any:
+    from llmcomp import engine_exact
+
+    folder = source.fetch()
+    weights = None
+    if not any(file.name.endswith(".safetensors") for file in source.files):
+        from llmcomp import engine_torch
+
+        weights = engine_torch.read_pickled_weights(folder)
+    return engine_exact.load_exact(
+        folder, name=source.name, step=source.step, tokenizer_path=source.tokenizer_path, weights=weights
+    )
+
+
+def _bundled_source(name: str, step: int | None) -> ModelSource:
+    step = pico.STEPS[-1] if step is None else step
+    _check_step(name, step, pico.STEPS)
+    folder = pico.suite_folder(name, step)
+    files = _folder_files(folder, f"{name} step {step}")
+    return ModelSource(name, step, files, folder=folder, tokenizer_path=pico.tokenizer_path())
+
+
+def _folder_source(path: Path, step: int | None, revision: str | None) -> ModelSource:
+    """A checkpoint in `path`: the hub's cache layout, a folder of steps (step1000, checkpoint-1000), or its own files."""
+    path = Path(os.path.abspath(path))
+    if (path / "snapshots").is_dir():
+        wanted = revision or ("main" if step is None else f"step{step}")
+        return _source_in(_cached_repo(path), step, _cached_snapshot(path, wanted))
+    if revision is not None:
+        raise Error(f"{path} is a plain folder and has no revision {revision!r}; a step's folder is chosen with step=")
+    steps = {int(match[1]): path / match[0] for child in path.iterdir() if (match := _STEP_FOLDER.fullmatch(child.name))}
+    if steps and (step is not None or not (path / "config.json").is_file()):
+        chosen = max(steps) if step is None else step
+        _check_step(str(path), chosen, tuple(sorted(steps)))
+        return _source_in(path.name, chosen, steps[chosen])
+    if own := _STEP_FOLDER.fullmatch(path.name):
+        chosen = int(own[1]) if step is None else step
+        _check_step(str(path), chosen, (int(own[1]),))
+        return _source_in(path.parent.name, chosen, path)
+    name = _cached_repo(path.parent.parent) if path.parent.name == "snapshots" else path.name
+    return _source_in(name, step, path)
+
+
+def _cached_repo(path: Path) -> str:
+    return path.name.removeprefix("models--").replace("--", "/")
+
+
+def _source_in(name: str, step: int | None, folder: Path) -> ModelSource:
+    return ModelSource(name, step, _folder_files(folder, str(folder)), folder=folder)
+
+
+def _cached_snapshot(path: Path, revision: str) -> Path:
+    ref = path / "refs" / revision
+    commit = ref.read_text("utf-8").strip() if ref.is_file() else revision
+    snapshot = path / "snapshots" / commit
+    if not snapshot.is_dir():
+        known = sorted(str(found.relative_to(path / "refs")) for found in (path / "refs").rglob("*") if found.is_file())
+        raise Error(f"{path} holds no revision {revision!r}; it holds {', '.join(known) or 'none'}")
+    return snapshot
+
+
+def _folder_files(folder: Path, label: str) -> tuple[SourceFile, ...]:
+    names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    return tuple(
+        SourceFile(name, (folder / name).stat().st_size, None, True) for name in _checkpoint_files(names, label)
+    )
+
+
+def _checkpoint_files(names: Iterable[str], label: str) -> list[str]:
+    """Which of a repository's or folder's files make the checkpoint; safetensors where both forms are there."""
+    present = set(names)
+    if "config.json" not in present:
+        raise Error(f"{label} holds no config.json: not a model in Hugging Face's layout")
+    chosen = ["config.json", *(["tokenizer.json"] if "tokenizer.json" in present else [])]
+    for whole, index in zip(_WEIGHT_NAMES, _INDEX_NAMES, strict=True):
+        if whole in present:
+            return [*chosen, whole]
+        stem, suffix = whole.split(".")
+        shards = sorted(n for n in present if (m := _SHARD.fullmatch(n)) and m[1] == stem and m[4] == suffix)
+        if index in present and shards:
+            n_expected = int(_SHARD.fullmatch(shards[0])[3])  # type: ignore[index]
+            if len(shards) != n_expected:
+                raise Error(f"{label} holds {len(shards)} of {n_expected} shards of {whole}")
+            return [*chosen, index, *shards]
+    raise Error(f"{label} holds no weights: expected one of {', '.join((*_WEIGHT_NAMES, *_INDEX_NAMES))}")
+
+
+def _is_weight_file(name: str) -> bool:
+    return name.endswith((".safetensors", ".bin"))
+
+
+def _file_digest(path: Path) -> str:
+    # In the hub's cache a file is a link to a blob that is named by its digest.
+    if path.is_symlink() and path.readlink().parent.name == "blobs":
+        return path.readlink().name
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _hub_source(name: str, step: int | None, revision: str | None, cache_dir: Path | None) -> ModelSource:
+    wanted = revision or ("main" if step is None else f"step{step}")
+    snapshot = _hub_download(name, "config.json", wanted, cache_dir).parent
+    commit = snapshot.name
+    label = f"{name} {wanted}"
+    cached = {path.name for path in snapshot.iterdir()}
+    with contextlib.suppress(Error):
+        files = _checkpoint_files(cached, label)
+        if "tokenizer.json" in files:
+            return _hub_model(name, step, commit, cache_dir, _snapshot_files(snapshot, files))
+    listed = _hub_listing(name, commit, label)
+    if listed is None:
+        files = _checkpoint_files(cached, f"the cached part of {label} (the hub cannot be reached)")
+        return _hub_model(name, step, commit, cache_dir, _snapshot_files(snapshot, files))
+    chosen = _checkpoint_files(listed, label)
+    files_there = tuple(listed[file]._replace(cached=file in cached) for file in chosen)
+    return _hub_model(name, step, commit, cache_dir, files_there)
+
+
+def _hub_model(
+    name: str, step: int | None, commit: str, cache_dir: Path | None, files: tuple[SourceFile, ...]
+) -> ModelSource:
+    return ModelSource(name, step, files, repo=name, commit=commit, cache_dir=cache_dir)
+
+
+def _snapshot_files(snapshot: Path, names: list[str]) -> tuple[SourceFile, ...]:
+    return tuple(
+        SourceFile(name, (snapshot / name).stat().st_size, _file_digest(snapshot / name), True) for name in names
+    )
+
+
+def _hub_listing(repo: str, commit: str, label: str) -> dict[str, SourceFile] | None:
+    """Names, sizes and digests of a revision's files, or None where the hub cannot be reached."""
+    from huggingface_hub import HfApi
+
+    try:
+        with _hub_errors(repo, label):
+            info = HfApi().model_info(repo, revision=commit, files_metadata=True)
+    except _Unreachable:
+        return None
+    return {
+        file.rfilename: SourceFile(
+            file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs is not None else file.blob_id, False
+        )
+        for file in info.siblings or ()
+    }
+
+
+def _hub_download(repo: str, filename: str, revision: str, cache_dir: Path | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors(repo, f"{repo} {revision}", filename):
+        return Path(hf_hub_download(repo, filename, revision=revision, cache_dir=cache_dir))
+
+
+class _Unreachable(Error):
+    """The hub did not answer."""
+
+
+@contextlib.contextmanager
+def _hub_errors(repo: str, label: str, filename: str = "files") -> Iterator[None]:
+    """Turn what huggingface_hub raises into one line that says what to do."""
+    from huggingface_hub import constants, errors
+
+    # Below huggingface_hub is requests, httpx or httpx2, depending on its version.
+    bases = {"requests": "RequestException", "httpx": "HTTPError", "httpx2": "HTTPError"}
+    transports = tuple(getattr(sys.modules[name], base) for name, base in bases.items() if name in sys.modules)
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise Error(f"{repo} is gated: accept its terms at {constants.ENDPOINT}/{repo} and set HF_TOKEN") from None
+    except errors.RepositoryNotFoundError:
+        raise Error(f"{constants.ENDPOINT} has no model {repo}, or it is private (HF_TOKEN){_near_names(repo)}") from None
+    except errors.RevisionNotFoundError:
+        raise Error(f"{label}: the hub has no such revision") from None
+    except errors.HFValidationError as error:
+        raise Error(f"{repo!r} is no name of a model on the hub: {error}") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+        raise _Unreachable(f"{label} is not in the cache ({constants.HF_HUB_CACHE}) and {why}") from None
+    except errors.EntryNotFoundError:
+        raise Error(f"{label} holds no {filename}: not a model in Hugging Face's layout") from None
+    except transports as error:
+        raise _Unreachable(f"{label}: the download failed and can be started again: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _check_step(name: str, step: int, steps: tuple[int, ...]) -> None:
+    if step not in steps:
+        near = sorted(sorted(steps, key=lambda known: abs(known - step))[:5])
+        raise Error(f"{name} has no step {step}; the nearest are {', '.join(map(str, near))}")
+
+
+def _near_names(text: str) -> str:
+    """ "; near names: ..." or nothing."""
+    by_key = {entry.name.rpartition("/")[2].lower(): entry.name for entry in list_models()}
+    near = difflib.get_close_matches(text.rpartition("/")[2].lower(), by_key, n=4, cutoff=0.5)
+    return f"; near names: {', '.join(by_key[key] for key in near)}" if near else ""
