@@ -1,0 +1,302 @@
+"""The row (one scored chunk), its columns and units; cells made of rows; Parquet files; the published cells.
+
+What may not live here: scoring, fitting, drawing; this module knows tables and files only.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import Error
+
+PROTOCOLS = ("lossless", "published")
+STREAM_CHUNK = -1  # the chunk number of a row that covers all chunks of a data set as one stream (baselines)
+
+# name: (pandas dtype, unit and meaning). Strings are never null ("" where they do not apply); "Int64" may be null.
+ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "model": ("string", "name of the model or of the baseline compressor"),
+        "params": ("Int64", "parameters of the model; null for a baseline"),
+        "step": ("Int64", "training steps of the model; null where unknown or for a baseline"),
+        "dataset": ("string", "name of the data set"),
+        "modality": ("string", "text, image or speech"),
+        "protocol": ("string", "lossless: real payload bytes that decode; published: the published sum of -log2 p"),
+        "mapping": ("string", 'bytes-to-tokens mapping: bytes, latin1, shift or ascii; "" for a baseline'),
+        "chunk": ("int64", "number of the chunk in its data set, from 0; -1: all chunks as one stream"),
+        "bytes_in": ("int64", "bytes of the chunk"),
+        "bytes_scored": ("int64", "bytes of the chunk that the bits account for; bytes_in unless chunks are cut"),
+        "tokens": ("Int64", "tokens whose bits were counted or coded; null for a baseline"),
+        "ideal_bits": ("float64", "bits: sum of -log2 p over the tokens; NaN for a baseline that has no p"),
+        "coded_bytes": ("Int64", "bytes of the payload that decodes; null under the published protocol"),
+        "side_bits": ("int64", "bits that the mapping stores beside the payload; 0 under the published protocol"),
+        "ratio": ("float64", "(8 coded_bytes + side_bits) / (8 bytes_in); published: ideal_bits / (8 bytes_in)"),
+        "seconds": ("float64", "seconds of wall clock spent on the chunk, its share of a batch; NaN if not measured"),
+        "engine": ("string", "exact, torch, or the baseline's library and version"),
+        "backend": ("string", "backend of the coder: serial, avx2, ..."),
+        "device": ("string", "cpu, cuda:0, ..."),
+        "dtype": ("string", "type of the weights in use: float32, float16, bfloat16"),
+        "weights_sha256": ("string", "SHA-256 of the weights, hexadecimal"),
+        "version": ("string", "version of llmcomp that made the row"),
+    }
+)  # fmt: skip
+
+# What tells one cell from another. Backend and version do not: equal cells from two of them are the same cell twice.
+CELL_KEY = (
+    "model", "params", "step", "dataset", "modality", "protocol", "mapping",
+    "engine", "device", "dtype", "weights_sha256",
+)  # fmt: skip
+
+# name: (pandas dtype, unit and meaning), the columns of `cells`.
+CELL_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {name: ROW_COLUMNS[name] for name in CELL_KEY}
+    | {
+        "unit": ("string", "chunk: every chunk was compressed alone; stream: all as one stream"),
+        "chunks": ("int64", "chunks in the cell; 1 for a stream"),
+        "bytes_in": ("int64", "bytes of all chunks"),
+        "bytes_scored": ("Int64", "bytes that the bits account for; null where not recorded"),
+        "covered": ("float64", "bytes_scored / bytes_in; NaN where not recorded"),
+        "tokens": ("Int64", "tokens of all chunks"),
+        "ideal_bits": ("float64", "bits, sum"),
+        "coded_bytes": ("Int64", "bytes, sum"),
+        "side_bits": ("Int64", "bits, sum"),
+        "ratio": ("float64", "all coded bits over all bits in"),
+        "mean_ratio": ("float64", "mean of the chunks' ratios"),
+        "ratio_std": ("float64", "standard deviation of the chunks' ratios; NaN for one chunk"),
+        "stderr": ("float64", "standard error of mean_ratio: ratio_std / sqrt(chunks)"),
+        "seconds": ("float64", "seconds, sum"),
+    }
+)
+
+_FORMAT_KEY, _FORMAT = b"llmcomp.rows", b"1"
+_NOT_NULL = tuple(name for name, (dtype, _) in ROW_COLUMNS.items() if dtype == "int64") + ("ratio",)
+
+
+def empty_rows() -> pd.DataFrame:
+    """A table of rows with every column of ROW_COLUMNS in its dtype, and no row."""
+    return pd.DataFrame({name: pd.Series([], dtype=dtype) for name, (dtype, _) in ROW_COLUMNS.items()})
+
+
+def check_rows(df: pd.DataFrame) -> pd.DataFrame:
+    """The table with its columns in order and in their dtypes, or Error that names the column, the row and the fault.
+
+    Columns that ROW_COLUMNS does not know are kept behind the others. Checked: all columns there, dtypes, no missing
+    value where none may be, known protocol, bytes_scored <= bytes_in, ratio equal to its bits (to 1e-9), no doubles.
+    """
+    if not isinstance(df, pd.DataFrame):
+        raise Error(f"rows: expected a pandas.DataFrame, found {type(df).__name__}")
+    missing = [name for name in ROW_COLUMNS if name not in df.columns]
+    if missing:
+        raise Error(f"rows: missing column(s) {', '.join(missing)}")
+    extra = [name for name in df.columns if name not in ROW_COLUMNS]
+    rows = df[[*ROW_COLUMNS, *extra]].reset_index(drop=True)
+    for name, (dtype, _) in ROW_COLUMNS.items():
+        rows[name] = _as_dtype(rows[name], dtype)
+    _check_values(rows)
+    _check_doubles(rows)
+    return rows
+
+
+def _as_dtype(column: pd.Series, dtype: str) -> pd.Series:
+    if dtype == "string":
+        return column.astype("string").fillna("")
+    if column.name in _NOT_NULL and column.isna().any():
+        raise Error(f"rows: column {column.name} has no value in row {int(column.isna().to_numpy().argmax())}")
+    try:
+        if dtype == "int64":  # by way of Int64, which refuses 0.5 where int64 would cut it to 0
+            column = column.astype("Int64")
+        return column.astype(dtype)
+    except (TypeError, ValueError) as error:
+        raise Error(f"rows: column {column.name} is not {dtype}: {error}") from None
+
+
+def _check_values(rows: pd.DataFrame) -> None:
+    def refuse(bad: pd.Series | np.ndarray, what: str) -> None:
+        wrong = np.asarray(bad, dtype=bool)
+        if wrong.any():
+            row = rows.iloc[int(wrong.argmax())]
+            where = f"model {row['model']!r}, step {row['step']}, data set {row['dataset']!r}, chunk {row['chunk']}"
+            raise Error(f"rows: {what}: {where}")
+
+    bytes_in, scored, ratio = rows["bytes_in"], rows["bytes_scored"], rows["ratio"]
+    refuse(~rows["protocol"].isin(PROTOCOLS), f"protocol is not one of {', '.join(PROTOCOLS)}")
+    refuse(bytes_in <= 0, "bytes_in is not above 0")
+    refuse((scored < 0) | (scored > bytes_in), "bytes_scored is not in 0 ... bytes_in")
+    refuse(rows["chunk"] < STREAM_CHUNK, "chunk is below -1")
+    refuse((rows["params"] <= 0).fillna(False), "params is not above 0")
+    refuse((rows["step"] < 0).fillna(False), "step is below 0")
+    refuse(~np.isfinite(ratio) | (ratio < 0), "ratio is not a number of at least 0")
+    lossless = rows["protocol"] == "lossless"
+    refuse(lossless & rows["coded_bytes"].isna(), "a lossless row without coded_bytes")
+    refuse(~lossless & rows["ideal_bits"].isna(), "a published row without ideal_bits")
+    coded_bits = 8.0 * rows["coded_bytes"].astype("float64") + rows["side_bits"]
+    expected = coded_bits.where(lossless, rows["ideal_bits"]) / (8.0 * bytes_in)
+    refuse(~np.isclose(ratio, expected, rtol=1e-9, atol=1e-12), "ratio differs from its bits over the bits in")
+
+
+def _check_doubles(rows: pd.DataFrame) -> None:
+    doubled = rows.duplicated([*CELL_KEY, "chunk"])
+    if doubled.any():
+        row = rows[doubled].iloc[0]
+        raise Error(
+            f"rows: chunk {row['chunk']} of model {row['model']!r}, step {row['step']}, data set {row['dataset']!r}, "
+            f"protocol {row['protocol']}, mapping {row['mapping'] or 'none'} occurs more than once"
+        )
+
+
+def _schema() -> pa.Schema:
+    arrow = {"string": pa.string(), "Int64": pa.int64(), "int64": pa.int64(), "float64": pa.float64()}
+    fields = [
+        pa.field(name, arrow[dtype], metadata={b"unit": unit.encode()}) for name, (dtype, unit) in ROW_COLUMNS.items()
+    ]
+    return pa.schema(fields, metadata={_FORMAT_KEY: _FORMAT})
+
+
+def write_rows(path: str | os.PathLike[str], df: pd.DataFrame) -> Path:
+    """Checks the rows and writes them to a Parquet file that appears whole or not at all; returns its path.
+
+    Only the columns of ROW_COLUMNS are written, their units in the file's metadata. The folder is made where it is
+    missing. Written beside under another name, flushed to disk, then renamed over what was there. Error if it fails.
+    """
+    path = Path(path)
+    table = pa.Table.from_pandas(check_rows(df)[list(ROW_COLUMNS)], schema=_schema(), preserve_index=False)
+    table = table.replace_schema_metadata({_FORMAT_KEY: _FORMAT})
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(beside, "xb") as file:
+                pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise Error(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """The rows of one Parquet file, or of all *.parquet files below a folder (by name; hidden ones are not read).
+
+    Error that names the file if one is damaged or holds something else, if there is none, or if a chunk occurs twice.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith("."))
+        if not files:
+            raise Error(f"{path}: no *.parquet file in this folder")
+    elif path.exists():
+        files = [path]
+    else:
+        raise Error(f"{path}: no such file or folder")
+    rows = pd.concat([_read_file(file) for file in files], ignore_index=True)
+    _check_doubles(rows)
+    return rows
+
+
+def _read_file(path: Path) -> pd.DataFrame:
+    try:
+        # Opened here, not by name, so that a folder name with "=" is never taken for a partition column.
+        with open(path, "rb") as file:
+            table = pq.read_table(file, page_checksum_verification=True)
+        table.validate(full=True)  # damaged text is found here, not where it is first used
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise Error(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+    found = (table.schema.metadata or {}).get(_FORMAT_KEY)
+    if found != _FORMAT:
+        told = "no mark of llmcomp" if found is None else f"format {found.decode(errors='replace')}"
+        raise Error(f"{path}: not a file of llmcomp's rows: found {told}, expected format {_FORMAT.decode()}")
+    try:
+        return check_rows(table.to_pandas())
+    except Error as error:
+        raise Error(f"{path}: {error}") from None
+
+
+def is_cells(df: pd.DataFrame) -> bool:
+    """Whether the table has one row a cell already (as from `cells` and `published`), not one a chunk."""
+    return "chunk" not in df.columns and "chunks" in df.columns
+
+
+def cells(df: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell, columns CELL_COLUMNS; rows of chunks and rows of one stream give separate cells.
+
+    `ratio` weighs bytes alike (all coded bits over all bits in); `mean_ratio` and `stderr` weigh chunks alike.
+    A table of cells is returned as it is. Sorted by data set, protocol, mapping, params, model, step.
+    """
+    if is_cells(df):
+        return _check_cells(df)
+    rows = check_rows(df)
+    rows["unit"] = pd.Series(
+        np.where(rows["chunk"] == STREAM_CHUNK, "stream", "chunk"), dtype="string", index=rows.index
+    )
+    rows["coded_bits"] = rows["ratio"] * (8.0 * rows["bytes_in"])
+    groups = rows.groupby([*CELL_KEY, "unit"], dropna=False, sort=False)
+    sums = groups[["bytes_in", "bytes_scored", "side_bits", "coded_bits"]].sum()
+    # A sum is known only where every one of its parts is.
+    for name in ("tokens", "ideal_bits", "coded_bytes", "seconds"):
+        sums[name] = groups[name].sum().where(groups[name].count() == groups.size())
+    sums["chunks"] = groups.size()
+    sums["ratio"] = sums["coded_bits"] / (8.0 * sums["bytes_in"])
+    sums["mean_ratio"] = groups["ratio"].mean()
+    sums["ratio_std"] = groups["ratio"].std(ddof=1)
+    sums["stderr"] = sums["ratio_std"] / np.sqrt(sums["chunks"])
+    sums["covered"] = sums["bytes_scored"] / sums["bytes_in"]
+    return _as_cells(sums.reset_index())
+
+
+def _as_cells(table: pd.DataFrame) -> pd.DataFrame:
+    table = table[list(CELL_COLUMNS)].astype({name: dtype for name, (dtype, _) in CELL_COLUMNS.items()})
+    order = ["dataset", "protocol", "mapping", "params", "model", "step", "unit"]
+    return table.sort_values(order, na_position="last", kind="stable", ignore_index=True)
+
+
+def _check_cells(df: pd.DataFrame) -> pd.DataFrame:
+    missing = [name for name in CELL_COLUMNS if name not in df.columns]
+    if missing:
+        raise Error(f"cells: missing column(s) {', '.join(missing)}")
+    return df
+
+
+def published(baseline: bool = False) -> pd.DataFrame:
+    """The 75 published cells as a table of cells (CELL_COLUMNS): 5 Pythia sizes x 5 checkpoints x 3 data sets.
+
+    Source: R. Bharadwaj, "Compression Scaling Laws for Transformer Compressors Across Modalities" (2025), the result
+    files of its code. `params` are the nominal sizes (70e6 ... 1.4e9), `step` is training steps, protocol "published",
+    2,048 bytes a chunk. What was not published (bits, tokens, covered bytes) is null. With `baseline`, one more cell a
+    data set where it was published: the mean over chunks of its random (Dirichlet) model, `params` and `step` null.
+    """
+    with resources.files(__package__).joinpath("published.csv").open("r", encoding="utf-8") as file:
+        raw = pd.read_csv(file, dtype={"params": "Int64", "step": "Int64"}, comment="#")
+    table = raw if baseline else raw[raw["params"].notna()]
+    table = table.assign(
+        protocol="published",
+        mapping="ascii",
+        engine="",
+        device="",
+        dtype="",
+        weights_sha256="",
+        unit="chunk",
+        bytes_in=2048 * table["chunks"],
+        bytes_scored=pd.NA,
+        covered=math.nan,
+        tokens=pd.NA,
+        ideal_bits=8.0 * 2048 * table["chunks"] * table["ratio"],
+        coded_bytes=pd.NA,
+        side_bits=0,
+        mean_ratio=table["ratio"],
+        stderr=table["ratio_std"] / np.sqrt(table["chunks"]),
+        seconds=60.0 * table["minutes"],
+    )
+    return _as_cells(table)

@@ -1,0 +1,231 @@
+"""Rows, cells, Parquet files and the published table, against sums done by hand and files damaged on purpose."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llmcomp import results
+from llmcomp.errors import Error
+
+
+def make_rows(coded_bytes=(500, 700), protocol="lossless", chunk_bytes=(2048, 1024), **changes):
+    """Two rows of one cell; a published one has bits but no payload."""
+    n_rows = len(coded_bytes)
+    ideal_bits = [8.0 * coded - 3 for coded in coded_bytes]
+    side_bits = [8] * n_rows if protocol == "lossless" else [0] * n_rows
+    bits = [8 * c + s for c, s in zip(coded_bytes, side_bits)] if protocol == "lossless" else ideal_bits
+    columns = {
+        "model": "pico-13k", "params": 47_000, "step": 128, "dataset": "d", "modality": "text", "protocol": protocol,
+        "mapping": "bytes", "chunk": list(range(n_rows)), "bytes_in": list(chunk_bytes),
+        "bytes_scored": list(chunk_bytes), "tokens": [600] * n_rows, "ideal_bits": ideal_bits,
+        "coded_bytes": list(coded_bytes) if protocol == "lossless" else pd.NA, "side_bits": side_bits,
+        "ratio": [b / (8 * n) for b, n in zip(bits, chunk_bytes)], "seconds": 0.25, "engine": "exact",
+        "backend": "serial", "device": "cpu", "dtype": "float16", "weights_sha256": "ab", "version": "0.1",
+    }  # fmt: skip
+    return pd.DataFrame(columns | changes)
+
+
+def test_empty_rows_have_every_column_in_its_dtype():
+    empty = results.empty_rows()
+    assert len(empty) == 0
+    assert {name: str(dtype) for name, dtype in empty.dtypes.items()} == {
+        n: d for n, (d, _) in results.ROW_COLUMNS.items()
+    }
+    assert len(results.check_rows(empty)) == 0
+    assert len(results.cells(empty)) == 0
+
+
+def test_check_rows_orders_converts_and_keeps_other_columns():
+    rows = make_rows(modality=None)[::-1]
+    rows["note"] = "kept"
+    checked = results.check_rows(rows[rows.columns[::-1]])
+    assert list(checked.columns) == [*results.ROW_COLUMNS, "note"]
+    assert str(checked["params"].dtype) == "Int64"
+    assert list(checked["modality"]) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "loseless"}, "protocol is not one of"),
+        ({"bytes_in": [0, 1024]}, "bytes_in is not above 0"),
+        ({"bytes_scored": [2049, 1]}, "bytes_scored"),
+        ({"ratio": [0.9, 0.5]}, "ratio differs from its bits"),
+        ({"ratio": [float("nan"), 0.5]}, "ratio has no value in row 0"),
+        ({"ratio": [float("inf"), 0.5]}, "ratio is not a number"),
+        ({"coded_bytes": pd.NA}, "without coded_bytes"),
+        ({"chunk": [3, 3]}, "chunk 3 of model 'pico-13k', step 128, data set 'd'.*more than once"),
+        ({"chunk": [0.5, 1.0]}, "chunk is not int64"),
+        ({"step": -1}, "step is below 0"),
+        ({"params": "many"}, "params is not Int64"),
+    ],
+)
+def test_faults_are_named(changes, message):
+    rows = make_rows().assign(**changes)
+    with pytest.raises(Error, match=message):
+        results.check_rows(rows)
+
+
+def test_a_missing_column_and_a_foreign_object_are_named():
+    with pytest.raises(Error, match="missing column.*seconds"):
+        results.check_rows(make_rows().drop(columns="seconds"))
+    with pytest.raises(Error, match="found list"):
+        results.check_rows([1, 2])
+    with pytest.raises(Error, match="a published row without ideal_bits"):
+        results.check_rows(make_rows(protocol="published", ideal_bits=float("nan"), ratio=0.5))
+
+
+def test_cells_weigh_bytes_in_ratio_and_chunks_in_mean_ratio():
+    cell = results.cells(make_rows(coded_bytes=(500, 700), chunk_bytes=(2048, 1024)))
+    assert len(cell) == 1
+    row = cell.iloc[0]
+    first, second = 4008 / 16384, 5608 / 8192
+    assert row["ratio"] == pytest.approx((4008 + 5608) / (16384 + 8192), rel=1e-12)
+    assert row["mean_ratio"] == pytest.approx((first + second) / 2, rel=1e-12)
+    # two values: standard deviation |x - y| / sqrt(2), standard error |x - y| / 2
+    assert row["stderr"] == pytest.approx(abs(first - second) / 2, rel=1e-12)
+    assert (row["chunks"], row["bytes_in"], row["coded_bytes"], row["side_bits"]) == (2, 3072, 1200, 16)
+    assert row["seconds"] == pytest.approx(0.5)
+    assert row["covered"] == 1.0
+    assert list(cell.columns) == list(results.CELL_COLUMNS)
+
+
+def test_cells_keep_protocols_streams_and_baselines_apart():
+    stream = make_rows(model="gzip", params=pd.NA, step=pd.NA, tokens=pd.NA, ideal_bits=float("nan"), mapping="")
+    one = stream.iloc[:1].assign(chunk=results.STREAM_CHUNK)
+    table = pd.concat([make_rows(), make_rows(protocol="published"), stream, one], ignore_index=True)
+    cells = results.cells(table)
+    assert list(zip(cells["model"], cells["protocol"], cells["unit"])) == [
+        ("gzip", "lossless", "chunk"), ("gzip", "lossless", "stream"),
+        ("pico-13k", "lossless", "chunk"), ("pico-13k", "published", "chunk"),
+    ]  # fmt: skip
+    assert cells["params"].isna().tolist() == [True, True, False, False]
+    assert np.isnan(cells["stderr"].iloc[1])
+    assert cells["coded_bytes"].isna().tolist() == [False, False, False, True]
+    assert cells["ideal_bits"].isna().tolist() == [True, True, False, False]
+    pd.testing.assert_frame_equal(results.cells(cells), cells)
+
+
+def test_rows_come_back_from_parquet_as_they_were(tmp_path):
+    rows = results.check_rows(
+        pd.concat([make_rows(), make_rows(protocol="published", params=pd.NA)], ignore_index=True)
+    )
+    path = results.write_rows(tmp_path / "new" / "cell.parquet", rows)
+    assert [file.name for file in path.parent.iterdir()] == ["cell.parquet"]
+    pd.testing.assert_frame_equal(results.read_rows(path), rows)
+    # readable by anything that reads Parquet, with the units beside the columns
+    schema = pq.read_schema(path)
+    assert schema.field("seconds").metadata[b"unit"].startswith(b"seconds")
+    assert schema.field("coded_bytes").type == pa.int64()
+
+
+def test_a_folder_is_read_in_order_and_part_files_are_not(tmp_path):
+    for step in (256, 128):
+        results.write_rows(tmp_path / "deep=1" / f"step{step:04d}.parquet", make_rows(step=step))
+    (tmp_path / ".step9999.parquet.abc.part").write_bytes(b"PAR1 half")
+    (tmp_path / ".hidden.parquet").write_bytes(b"PAR1 half")
+    rows = results.read_rows(tmp_path)
+    assert rows["step"].tolist() == [128, 128, 256, 256]
+    results.write_rows(tmp_path / "again.parquet", make_rows(step=128))
+    with pytest.raises(Error, match="step 128.*more than once"):
+        results.read_rows(tmp_path)
+
+
+def test_damaged_foreign_and_missing_files_are_named(tmp_path):
+    good = results.write_rows(tmp_path / "good.parquet", make_rows())
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(good.read_bytes()[:-20])
+    foreign = tmp_path / "foreign.parquet"
+    pq.write_table(pa.table({"x": [1]}), foreign)
+    (tmp_path / "empty").mkdir()
+    for path, message in [
+        (cut, "cut.parquet: not a readable"), (foreign, "foreign.parquet: not a file of llmcomp's rows"),
+        (tmp_path, "cut.parquet"), (tmp_path / "empty", "no \\*.parquet"), (tmp_path / "none", "no such file"),
+    ]:  # fmt: skip
+        with pytest.raises(Error, match=message):
+            results.read_rows(path)
+
+
+def test_a_damaged_byte_is_refused_or_harmless(tmp_path):
+    rows = results.check_rows(make_rows())
+    path = results.write_rows(tmp_path / "cell.parquet", rows)
+    data = path.read_bytes()
+    for position in range(0, len(data), max(1, len(data) // 60)):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :])
+        try:
+            found = results.read_rows(path)
+        except Error as error:
+            assert "cell.parquet" in str(error)
+        else:
+            pd.testing.assert_frame_equal(found, rows)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path, monkeypatch):
+    path = results.write_rows(tmp_path / "cell.parquet", make_rows())
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(Error, match="cell.parquet: No space left"):
+        results.write_rows(path, make_rows(step=256))
+    with pytest.raises(Error, match="missing column"):
+        results.write_rows(path, make_rows().drop(columns="chunk"))
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["cell.parquet"]
+    (tmp_path / "a_file").write_text("")
+    monkeypatch.undo()
+    with pytest.raises(Error, match="cannot write"):
+        results.write_rows(tmp_path / "a_file" / "cell.parquet", make_rows())
+
+
+def test_published_is_the_75_cells():
+    table = results.published()
+    assert len(table) == 75
+    assert list(table.columns) == list(results.CELL_COLUMNS)
+    assert table.groupby("modality").size().to_dict() == {"text": 25, "image": 25, "speech": 25}
+    # the sum of the published minutes, as the facts of the experiment state it
+    assert table["seconds"].sum() / 60 == pytest.approx(177.8, abs=0.05)
+    # 17 of the 25 image cells lost chunks to the published filter
+    assert (table[table["modality"] == "image"]["chunks"] < 2048).sum() == 17
+    best = table.set_index(["model", "step", "modality"])["ratio"]
+    # three entries of the tables as printed (three decimals)
+    assert round(best["pythia-70m", 1000, "text"], 3) == 0.223
+    assert round(best["pythia-1b", 128000, "image"], 3) == 0.436
+    assert round(best["pythia-1b", 128000, "speech"], 3) == 0.376
+
+
+def test_published_baseline_is_two_more_cells():
+    table = results.published(baseline=True)
+    random = table[table["params"].isna()]
+    assert len(table) == 77
+    assert {m: round(r, 3) for m, r in zip(random["modality"], random["ratio"])} == {"text": 0.818, "image": 1.531}
+
+
+def test_published_equals_the_source_file():
+    folder = Path(os.environ.get("LLMCOMP_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "published_results.csv").exists():
+        pytest.skip(f"{folder}/published_results.csv is not there (LLMCOMP_TEST_DATA names the folder)")
+    source = pd.read_csv(folder / "published_results.csv")
+    table = results.published().set_index(["model", "step", "dataset"])
+    for row in source.itertuples():
+        cell = table.loc[row.model, int(row.checkpoint.removeprefix("step")), row.dataset]
+        assert (cell["ratio"], cell["ratio_std"]) == (row.compression_ratio, row.compression_std)
+        assert cell["chunks"] == row.chunks_processed
+
+
+def test_the_module_needs_no_torch_and_no_figures():
+    code = (
+        "import sys, llmcomp.results; print([m for m in ('torch', 'matplotlib', 'transformers') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
