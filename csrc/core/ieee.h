@@ -1,7 +1,7 @@
-/* The only float rules of llmcomp: the processor's floating-point state, exact widening of the short formats, and
- * the functions that are built from + - * / sqrt fma alone. Scalar code, shared by the CPU, CUDA and the checks;
- * core/ieee_vec.h says the same for vectors. Nothing here may call libm (fma and sqrt are IEEE operations) or
- * depend on how the compiler contracts expressions: build with -ffp-contract=off. */
+/* The only float rules of llmcomp: the processor's floating-point state, exact widening of the short formats,
+ * and the functions that are built from + - * / sqrt fma alone. Scalar code, shared by the CPU, CUDA and the
+ * checks; core/ieee_vec.h says the same for vectors. Nothing here may call libm (fma and sqrt are IEEE
+ * operations) or depend on how the compiler contracts expressions: build with -ffp-contract=off. */
 #ifndef LLMCOMP_CORE_IEEE_H
 #define LLMCOMP_CORE_IEEE_H
 
@@ -18,10 +18,11 @@
 #error "llmcomp's arithmetic needs IEEE semantics: build without -ffast-math"
 #endif
 
-/* ---- the processor's state -------------------------------------------------------------------------------- */
+/* ---- the processor's state --------------------------------------------------------------------------------
+ */
 
-/* Round to nearest even, denormals kept, no traps: whatever the caller left set (PyTorch and -ffast-math libraries
- * switch denormals off) is saved here and restored afterwards. */
+/* Round to nearest even, denormals kept, no traps: whatever the caller left set (PyTorch and -ffast-math
+ * libraries switch denormals off) is saved here and restored afterwards. */
 #if defined(__x86_64__) && !defined(__CUDA_ARCH__)
 #include <xmmintrin.h>
 typedef unsigned int lmc_float_state_t;
@@ -57,7 +58,8 @@ static inline void lmc_float_state_leave(lmc_float_state_t saved) {
 }
 #endif
 
-/* ---- operations that a compiler must not touch -------------------------------------------------------------- */
+/* ---- operations that a compiler must not touch
+ * -------------------------------------------------------------- */
 
 #if defined(__CUDA_ARCH__)
 #define lmc_fma(a, b, c) __fmaf_rn((a), (b), (c))
@@ -92,7 +94,8 @@ LMC_FN float lmc_max(float a, float b) {
     return a > b ? a : b;
 }
 
-/* ---- exact widening ------------------------------------------------------------------------------------------- */
+/* ---- exact widening
+ * ------------------------------------------------------------------------------------------- */
 
 LMC_FN float lmc_widen_bf16(uint16_t bits) {
     return lmc_float_of((uint32_t)bits << 16);
@@ -106,14 +109,15 @@ LMC_FN float lmc_widen_f16(uint16_t bits) {
     return lmc_float_of(lmc_bits_of(value) | (uint32_t)(bits & 0x8000u) << 16);
 }
 
-/* ---- 2^x ---------------------------------------------------------------------------------------------------- */
+/* ---- 2^x
+ * ---------------------------------------------------------------------------------------------------- */
 
 #define LMC_LOG2_E 0x1.715476p+0f
 /* Adding 1.5 * 2^23 rounds |x| < 2^22 to an integer, which is then in the low bits of the sum. */
 #define LMC_ROUND_MAGIC 0x1.8p+23f
 #define LMC_ROUND_MAGIC_BITS 0x4B400000u
-/* 2^f on [-1/2, 1/2] by minimax of the relative error (9.3e-8) with P(0) = 1, coefficients rounded one by one to
- * binary32 while the rest was refitted; 1.5e-7 with the rounding of its evaluation. */
+/* 2^f on [-1/2, 1/2] by minimax of the relative error (9.3e-8) with P(0) = 1, coefficients rounded one by one
+ * to binary32 while the rest was refitted; 1.5e-7 with the rounding of its evaluation. */
 #define LMC_EXP2_C1 0x1.62e42ap-1f
 #define LMC_EXP2_C2 0x1.ebf9c2p-3f
 #define LMC_EXP2_C3 0x1.c6b6d8p-5f
@@ -121,17 +125,133 @@ LMC_FN float lmc_widen_f16(uint16_t bits) {
 #define LMC_EXP2_C5 0x1.5bda4p-10f
 
 /* scale * 2^f for |f| <= 1/2; scale a power of two, so that its products with the coefficients are exact. */
-#define LMC_EXP2_POLYNOMIAL(f, scale)                                                                             \
-    lmc_fma(lmc_fma(lmc_fma(lmc_fma(lmc_fma(LMC_EXP2_C5 * (scale), (f), LMC_EXP2_C4 * (scale)), (f),                \
-                                    LMC_EXP2_C3 * (scale)),                                                       \
-                            (f), LMC_EXP2_C2 * (scale)),                                                          \
-                    (f), LMC_EXP2_C1 * (scale)),                                                                  \
+#define LMC_EXP2_POLYNOMIAL(f, scale)                                                                        \
+    lmc_fma(lmc_fma(lmc_fma(lmc_fma(lmc_fma(LMC_EXP2_C5 *(scale), (f), LMC_EXP2_C4 *(scale)), (f),           \
+                                    LMC_EXP2_C3 *(scale)),                                                   \
+                            (f), LMC_EXP2_C2 *(scale)),                                                      \
+                    (f), LMC_EXP2_C1 *(scale)),                                                              \
             (f), (scale))
 
-/* ---- the weight of a symbol ---------------------------------------------------------------------------------- */
+/* p * 2^n for p in [1/2, 2) and n = shifted - LMC_ROUND_MAGIC, where the result is normal: n goes to the
+ * exponent. */
+LMC_FN float lmc_scale_by_shifted(float p, float shifted) {
+    return lmc_float_of(lmc_bits_of(p) + (lmc_bits_of(shifted) << 23));
+}
+
+/* ---- attention and GELU
+ * --------------------------------------------------------------------------------------- */
+
+/* Exponents below this one count as this one: 2^-64 beside a sum >= 1 is nothing, and no product gets
+ * denormal. */
+#define LMC_SOFTMAX_EXPONENT_FLOOR (-64.0f)
+
+/* 2^((score - maximum) * scale) with scale = log2 e / sqrt(head_dim) and floor = LMC_SOFTMAX_EXPONENT_FLOOR /
+ * scale, or NaN if the difference is NaN. */
+LMC_FN float lmc_softmax_weight(float score, float maximum, float scale, float floor) {
+    float difference = lmc_sub(score, maximum);
+    float clamped = lmc_max(difference, floor);
+    float shifted = lmc_fma(clamped, scale, LMC_ROUND_MAGIC);
+    float n = lmc_sub(shifted, LMC_ROUND_MAGIC);
+    float f = lmc_fma(clamped, scale, -n);
+    float weight = lmc_scale_by_shifted(LMC_EXP2_POLYNOMIAL(f, 1.0f), shifted);
+    return difference == difference ? weight : difference;
+}
+
+/* log2(erfc(a / sqrt 2)) = a * Q(a) on [0, 5.5], fitted for the least absolute error of erfc / 2 (1.5e-8),
+ * coefficients rounded one by one to binary32 while the rest was refitted. Beyond 5.5 it falls on towards
+ * -inf. */
+#define LMC_GELU_Q0 (-0x1.26aee2p+0f)
+#define LMC_GELU_Q1 (-0x1.d63828p-2f)
+#define LMC_GELU_Q2 (-0x1.ae593ep-5f)
+#define LMC_GELU_Q3 0x1.d2ff7cp-8f
+#define LMC_GELU_Q4 (-0x1.9090c8p-13f)
+#define LMC_GELU_Q5 (-0x1.52ca7ep-13f)
+#define LMC_GELU_Q6 0x1.1b686ap-15f
+#define LMC_GELU_Q7 (-0x1.39da7cp-19f)
+#define LMC_GELU_EXPONENT_FLOOR (-120.0f)
+
+/* x * Phi(x), the exact (erf) GELU: h = Phi(-|x|) = 2^(|x| Q(|x|)) / 2, then h or 1 - h. Absolute error <=
+ * 0.9 ulp of x. */
+LMC_FN float lmc_gelu(float x) {
+    float a = lmc_float_of(lmc_bits_of(x) & 0x7FFFFFFFu);
+    float q = lmc_fma(LMC_GELU_Q7, a, LMC_GELU_Q6);
+    q = lmc_fma(q, a, LMC_GELU_Q5);
+    q = lmc_fma(q, a, LMC_GELU_Q4);
+    q = lmc_fma(q, a, LMC_GELU_Q3);
+    q = lmc_fma(q, a, LMC_GELU_Q2);
+    q = lmc_fma(q, a, LMC_GELU_Q1);
+    q = lmc_fma(q, a, LMC_GELU_Q0);
+    float t = lmc_max(lmc_mul(q, a), LMC_GELU_EXPONENT_FLOOR);
+    float shifted = lmc_add(t, LMC_ROUND_MAGIC);
+    float f = lmc_sub(t, lmc_sub(shifted, LMC_ROUND_MAGIC));
+    float h = lmc_scale_by_shifted(LMC_EXP2_POLYNOMIAL(f, 0.5f), shifted);
+    return lmc_mul(x, x < 0.0f ? h : lmc_sub(1.0f, h));
+}
+
+/* ---- binary64, for the tables of positions
+ * ---------------------------------------------------------------------- */
+
+#define lmc_fma64(a, b, c) __builtin_fma((a), (b), (c))
+/* Adding 1.5 * 2^52 rounds |x| < 2^51 to an integer. */
+#define LMC_ROUND_MAGIC64 0x1.8p+52
+#define LMC_LN_2 0x1.62e42fefa39efp-1
+#define LMC_LN_2_LOW 0x1.abc9e3b39803fp-56
+#define LMC_TWO_OVER_PI 0x1.45f306dc9c883p-1
+#define LMC_HALF_PI 0x1.921fb54442d18p+0
+#define LMC_HALF_PI_LOW 0x1.1a62633145c07p-54
+
+/* e^x for |x| < 700, relative error about 2^-52: x = n ln 2 + r, the series of e^r by Horner's rule. */
+LMC_FN double lmc_exp64(double x) {
+    double n = (x / LMC_LN_2 + LMC_ROUND_MAGIC64) - LMC_ROUND_MAGIC64;
+    double r = lmc_fma64(-n, LMC_LN_2_LOW, lmc_fma64(-n, LMC_LN_2, x));
+    double sum = 1.0;
+    for (int k = 16; k >= 1; k--)
+        sum = lmc_fma64(sum, r / k, 1.0);
+    uint64_t bits;
+    memcpy(&bits, &sum, sizeof bits);
+    bits += (uint64_t)(int64_t)n << 52;
+    memcpy(&sum, &bits, sizeof sum);
+    return sum;
+}
+
+/* ln x for normal x > 0, error about 2^-52 of max(1, |ln x|): x = 2^n m, ln m = 2 artanh((m - 1) / (m + 1)).
+ */
+LMC_FN double lmc_log64(double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    /* 0x3FE6A09E667F3BCD is sqrt(1/2): m lies in [sqrt(1/2), sqrt 2). */
+    int64_t n = (int64_t)(bits - 0x3FE6A09E667F3BCDu) >> 52;
+    bits -= (uint64_t)n << 52;
+    double m;
+    memcpy(&m, &bits, sizeof m);
+    double s = (m - 1.0) / (m + 1.0), sum = 0.0;
+    for (int k = 27; k >= 1; k -= 2)
+        sum = lmc_fma64(sum, s * s, 1.0 / k);
+    return lmc_fma64((double)n, LMC_LN_2, 2.0 * s * sum);
+}
+
+/* sin x and cos x for binary32 values x with |x| < 2^30, error about 2^-53: x = n pi/2 + r, both series by
+ * Horner's rule. x - n * LMC_HALF_PI is a multiple of 2^-52 below one, hence exact. */
+LMC_FN void lmc_sincos64(double x, double *sine, double *cosine) {
+    double n = (x * LMC_TWO_OVER_PI + LMC_ROUND_MAGIC64) - LMC_ROUND_MAGIC64;
+    double r = lmc_fma64(-n, LMC_HALF_PI_LOW, lmc_fma64(-n, LMC_HALF_PI, x));
+    double s = 1.0, c = 1.0;
+    for (int k = 19; k >= 3; k -= 2)
+        s = lmc_fma64(s, -(r * r) / (k * (k - 1)), 1.0);
+    for (int k = 18; k >= 2; k -= 2)
+        c = lmc_fma64(c, -(r * r) / (k * (k - 1)), 1.0);
+    s *= r;
+    int quadrant = (int)((int64_t)n & 3);
+    *sine = quadrant == 0 ? s : quadrant == 1 ? c : quadrant == 2 ? -s : -c;
+    *cosine = quadrant == 0 ? c : quadrant == 1 ? -s : quadrant == 2 ? -c : s;
+}
+
+/* ---- the weight of a symbol
+ * ---------------------------------------------------------------------------------- */
 
 #define LMC_WEIGHT_SCALE 0x1p+29f
-/* Below this difference every weight is the floor; it keeps -inf and huge logits inside the rounding trick. */
+/* Below this difference every weight is the floor; it keeps -inf and huge logits inside the rounding trick.
+ */
 #define LMC_DIFFERENCE_FLOOR (-64.0f)
 
 /* floor(2^29 * 2^t) for t = (logit - maximum) * log2 e <= 0: the weight of a symbol less its floor of one.

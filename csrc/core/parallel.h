@@ -28,7 +28,8 @@ static inline void lmc_run_tasks(const lmc_executor_t *executor, size_t n_tasks,
         executor->run(executor, n_tasks, lmc_run_guarded, &guarded);
         return;
     }
-    for (size_t i = 0; i < n_tasks; i++) lmc_run_guarded(&guarded, i, 0);
+    for (size_t i = 0; i < n_tasks; i++)
+        lmc_run_guarded(&guarded, i, 0);
 }
 
 #endif

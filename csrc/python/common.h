@@ -1,11 +1,12 @@
-/* What the files of the binding share: the module's state, errors from statuses, threads and the backend in use. */
+/* What the files of the binding share: the module's state, errors from statuses, the context of a call, and
+ * logits and tokens as the core wants them. */
 #ifndef LLMCOMP_PYTHON_COMMON_H
 #define LLMCOMP_PYTHON_COMMON_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define NPY_NO_DEPRECATED_API NPY_1_23_API_VERSION
 #define NPY_TARGET_VERSION NPY_1_23_API_VERSION
 #define PY_ARRAY_UNIQUE_SYMBOL llmcomp_core_ARRAY_API
 #ifndef LMC_PY_IMPORT_ARRAY
@@ -14,10 +15,11 @@
 #include <numpy/arrayobject.h>
 
 #include "llmcomp/backend.h"
+#include "llmcomp/cdf.h"
 #include "llmcomp/status.h"
 
 typedef struct lmc_module_state {
-    PyObject *error;           /* llmcomp.errors.Error */
+    PyObject *error; /* llmcomp.errors.Error */
     PyTypeObject *encoder_type;
     PyTypeObject *decoder_type;
     PyTypeObject *neox_model_type;
@@ -26,15 +28,43 @@ typedef struct lmc_module_state {
 
 extern struct PyModuleDef lmc_module_definition;
 
-/* The state of the module that defined `type` or a base of it; NULL with an exception set if there is none. */
+/* The state of the module that defined `type` or a base of it; NULL with an exception set if there is none.
+ */
 lmc_module_state_t *lmc_py_state_of_type(PyTypeObject *type);
 
-/* The context of this call: the backend of use_backend or LLMCOMP_BACKEND, the threads of LLMCOMP_THREADS.
+/* The context of this call: the backend and threads of use_backend, use_threads or the environment.
  * executor is storage that must outlive the context. */
 lmc_context_t lmc_py_context(lmc_executor_t *executor);
 
 /* Each adds its types and functions to the module; -1 with an exception set on failure. */
 int lmc_py_add_coding(PyObject *module);
 int lmc_py_add_neox(PyObject *module);
+
+/* ---- array.c ---- */
+
+/* Logits of the caller, [..., n_logits] in rows; owner keeps the memory. */
+typedef struct lmc_py_logits {
+    PyArrayObject *owner; /* float32, float16, or uint16 that holds bfloat16 */
+    lmc_rows_t rows;      /* vocab_size already applied */
+} lmc_py_logits_t;
+
+/* Takes a NumPy array or an object with __dlpack__ on the CPU: without a copy where each row is contiguous
+ * and the rows are evenly spaced. vocab_size 0 means the length of the last axis. -1 with an exception set on
+ * failure. */
+int lmc_py_logits_parse(PyObject *error, PyObject *object, size_t vocab_size, lmc_py_logits_t *logits);
+void lmc_py_logits_release(lmc_py_logits_t *logits);
+
+/* int64, C-contiguous, of the shape that is expected; a new reference. */
+PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const char *name, int n_dims,
+                                     const npy_intp *shape);
+/* bool, C-contiguous, [n]; None gives NULL without an exception. */
+int lmc_py_mask_parse(PyObject *error, PyObject *object, npy_intp n, PyArrayObject **mask);
+/* None -> 0; else an int of 1 ... LMC_VOCAB_SIZE_MAX. */
+int lmc_py_vocab_size_parse(PyObject *error, PyObject *object, size_t *vocab_size);
+
+/* Raises llmcomp.Error for a status at a row: names the row, and the token where it is the fault. Returns
+ * NULL. */
+PyObject *lmc_py_raise_status(PyObject *error, lmc_status status, size_t row, const int64_t *tokens,
+                              size_t vocab_size);
 
 #endif

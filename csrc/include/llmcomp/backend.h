@@ -7,7 +7,8 @@
 
 #include "llmcomp/status.h"
 
-/* The kernels of one instruction set. "serial" is the specification; every other backend gives the same bits. */
+/* The kernels of one instruction set. "serial" is the specification; every other backend gives the same bits.
+ */
 typedef struct lmc_backend lmc_backend_t;
 
 /* Runs task(argument, task_index, slot) once for every task_index < n_tasks, in any order and on any thread.
@@ -28,11 +29,12 @@ const char *lmc_backend_name(const lmc_backend_t *backend);
 
 /* csrc/dispatch: what was built and this processor can run, slowest first; index 0 is always "serial". */
 size_t lmc_backend_count(void);
-const lmc_backend_t *lmc_backend_at(size_t index); /* NULL past the end */
-const lmc_backend_t *lmc_backend_find(const char *name);  /* NULL if unknown or not usable here */
+const lmc_backend_t *lmc_backend_at(size_t index);       /* NULL past the end */
+const lmc_backend_t *lmc_backend_find(const char *name); /* NULL if unknown or not usable here */
 
 /* csrc/dispatch: an executor on a pool of threads that all callers share; n_threads >= 1.
- * A call that finds the pool busy, or comes from a forked child before its own first use, still runs every task. */
+ * A call that finds the pool busy, or comes from a forked child before its own first use, still runs every
+ * task. */
 lmc_executor_t lmc_executor_threads(size_t n_threads);
 
 #endif

@@ -1,4 +1,5 @@
-/* Rows of logits to integer intervals, and back from a value to its token. FORMAT.md, section 2, has the contract. */
+/* Rows of logits to integer intervals, and back from a value to its token. FORMAT.md, section 2, has the
+ * contract. */
 #ifndef LLMCOMP_CDF_H
 #define LLMCOMP_CDF_H
 
@@ -16,8 +17,8 @@
 typedef enum lmc_dtype { LMC_FLOAT32 = 0, LMC_FLOAT16 = 1, LMC_BFLOAT16 = 2 } lmc_dtype;
 #define LMC_DTYPE_COUNT 3
 
-/* Rows of logits where they lie: row i starts at data + i * row_stride_bytes and its first vocab_size elements,
- * one after the other, are the symbols. A row need not be aligned. */
+/* Rows of logits where they lie: row i starts at data + i * row_stride_bytes and its first vocab_size
+ * elements, one after the other, are the symbols. A row need not be aligned. */
 typedef struct lmc_rows {
     const void *data;
     ptrdiff_t row_stride_bytes;
@@ -26,9 +27,11 @@ typedef struct lmc_rows {
     lmc_dtype dtype;
 } lmc_rows_t;
 
-/* start[i], freq[i], total[i] of tokens[i] in row i. On an error, *error_row is the first row that has one. */
+/* start[i], freq[i], total[i] of tokens[i] in row i; all 0 where active[i] is 0 (active may be NULL: all
+ * are). On an error, *error_row is the first row that has one. */
 lmc_status lmc_intervals(const lmc_context_t *context, const lmc_rows_t *rows, const int64_t *tokens,
-                         uint64_t *start, uint64_t *freq, uint64_t *total, size_t *error_row);
+                         const unsigned char *active, uint64_t *start, uint64_t *freq, uint64_t *total,
+                         size_t *error_row);
 
 /* One row of a distribution that a decoder can search. Sums of blocks of LMC_SEARCH_BLOCK weights. */
 #define LMC_SEARCH_BLOCK 1024

@@ -1,0 +1,48 @@
+/* The specification of the row kernels: one element after the other. Only row kernels live here; the loops
+ * around them, the same for every backend, are in cdf.c. */
+#include "kernels.h"
+#include "row_element.h"
+
+static inline float serial_maximum(const void *row, size_t n, lmc_dtype dtype, int *has_nan) {
+    float maximum = -INFINITY;
+    int nan_seen = 0;
+    for (size_t i = 0; i < n; i++) {
+        float logit = lmc_row_element(row, i, dtype);
+        nan_seen |= logit != logit;
+        maximum = lmc_max(logit, maximum);
+    }
+    *has_nan = nan_seen;
+    return maximum;
+}
+
+static inline uint64_t serial_weight_sum(const void *row, size_t n, lmc_dtype dtype, float maximum) {
+    uint64_t sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += lmc_weight(lmc_row_element(row, i, dtype), maximum);
+    return sum;
+}
+
+static float maximum_float32(const void *row, size_t n, int *has_nan) {
+    return serial_maximum(row, n, LMC_FLOAT32, has_nan);
+}
+static float maximum_float16(const void *row, size_t n, int *has_nan) {
+    return serial_maximum(row, n, LMC_FLOAT16, has_nan);
+}
+static float maximum_bfloat16(const void *row, size_t n, int *has_nan) {
+    return serial_maximum(row, n, LMC_BFLOAT16, has_nan);
+}
+static uint64_t weight_sum_float32(const void *row, size_t n, float maximum) {
+    return serial_weight_sum(row, n, LMC_FLOAT32, maximum);
+}
+static uint64_t weight_sum_float16(const void *row, size_t n, float maximum) {
+    return serial_weight_sum(row, n, LMC_FLOAT16, maximum);
+}
+static uint64_t weight_sum_bfloat16(const void *row, size_t n, float maximum) {
+    return serial_weight_sum(row, n, LMC_BFLOAT16, maximum);
+}
+
+const lmc_row_kernels_t lmc_row_kernels_serial[LMC_DTYPE_COUNT] = {
+    [LMC_FLOAT32] = {maximum_float32, weight_sum_float32},
+    [LMC_FLOAT16] = {maximum_float16, weight_sum_float16},
+    [LMC_BFLOAT16] = {maximum_bfloat16, weight_sum_bfloat16},
+};

@@ -1,0 +1,90 @@
+/* The few vector operations that kernels are written in, for AVX2 + FMA + F16C: 8 lanes. */
+#ifndef LLMCOMP_CORE_VEC_AVX2_H
+#define LLMCOMP_CORE_VEC_AVX2_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define LMC_VLEN 8
+typedef __m256 lmc_vf;
+typedef __m256i lmc_vu;
+typedef struct lmc_vsum {
+    __m256i even, odd;
+} lmc_vsum;
+
+static inline lmc_vf lmc_v_set1(float x) {
+    return _mm256_set1_ps(x);
+}
+static inline lmc_vu lmc_v_set1_u32(uint32_t x) {
+    return _mm256_set1_epi32((int)x);
+}
+static inline lmc_vf lmc_v_load_f32(const void *p) {
+    return _mm256_loadu_ps((const float *)p);
+}
+static inline lmc_vf lmc_v_load_f16(const void *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+static inline lmc_vf lmc_v_load_bf16(const void *p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+static inline lmc_vf lmc_v_add(lmc_vf a, lmc_vf b) {
+    return _mm256_add_ps(a, b);
+}
+static inline lmc_vf lmc_v_sub(lmc_vf a, lmc_vf b) {
+    return _mm256_sub_ps(a, b);
+}
+static inline lmc_vf lmc_v_max(lmc_vf a, lmc_vf b) {
+    return _mm256_max_ps(a, b);
+}
+static inline lmc_vf lmc_v_fma(lmc_vf a, lmc_vf b, lmc_vf c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+static inline lmc_vf lmc_v_fms(lmc_vf a, lmc_vf b, lmc_vf c) {
+    return _mm256_fmsub_ps(a, b, c);
+}
+static inline lmc_vu lmc_v_truncate(lmc_vf a) {
+    return _mm256_cvttps_epi32(a);
+}
+static inline lmc_vu lmc_v_bits(lmc_vf a) {
+    return _mm256_castps_si256(a);
+}
+static inline lmc_vu lmc_v_add_u32(lmc_vu a, lmc_vu b) {
+    return _mm256_add_epi32(a, b);
+}
+static inline lmc_vu lmc_v_sub_u32(lmc_vu a, lmc_vu b) {
+    return _mm256_sub_epi32(a, b);
+}
+/* Logical; zero where the count is 32 or more. */
+static inline lmc_vu lmc_v_shift_right(lmc_vu a, lmc_vu count) {
+    return _mm256_srlv_epi32(a, count);
+}
+
+static inline lmc_vsum lmc_v_sum_zero(void) {
+    return (lmc_vsum){_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+static inline lmc_vsum lmc_v_sum_add(lmc_vsum sum, lmc_vu lanes) {
+    const __m256i low_half = _mm256_set1_epi64x(0xFFFFFFFF);
+    sum.even = _mm256_add_epi64(sum.even, _mm256_and_si256(lanes, low_half));
+    sum.odd = _mm256_add_epi64(sum.odd, _mm256_srli_epi64(lanes, 32));
+    return sum;
+}
+static inline uint64_t lmc_v_sum_total(lmc_vsum sum) {
+    uint64_t lanes[4];
+    _mm256_storeu_si256((__m256i *)lanes, _mm256_add_epi64(sum.even, sum.odd));
+    return lanes[0] + lanes[1] + lanes[2] + lanes[3];
+}
+
+static inline float lmc_v_maximum_of_lanes(lmc_vf a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+/* In no stated order: only for sums whose value does not depend on it. */
+static inline float lmc_v_sum_of_lanes(lmc_vf a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+#endif

@@ -1,0 +1,80 @@
+/* The few vector operations that kernels are written in, for AArch64 Advanced SIMD: 4 lanes. */
+#ifndef LLMCOMP_CORE_VEC_NEON_H
+#define LLMCOMP_CORE_VEC_NEON_H
+
+#include <arm_neon.h>
+#include <stdint.h>
+
+#define LMC_VLEN 4
+typedef float32x4_t lmc_vf;
+typedef uint32x4_t lmc_vu;
+typedef uint64x2_t lmc_vsum;
+
+static inline lmc_vf lmc_v_set1(float x) {
+    return vdupq_n_f32(x);
+}
+static inline lmc_vu lmc_v_set1_u32(uint32_t x) {
+    return vdupq_n_u32(x);
+}
+static inline lmc_vf lmc_v_load_f32(const void *p) {
+    return vreinterpretq_f32_u8(vld1q_u8((const uint8_t *)p));
+}
+static inline lmc_vf lmc_v_load_f16(const void *p) {
+    return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8((const uint8_t *)p)));
+}
+static inline lmc_vf lmc_v_load_bf16(const void *p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8((const uint8_t *)p)), 16));
+}
+static inline lmc_vf lmc_v_add(lmc_vf a, lmc_vf b) {
+    return vaddq_f32(a, b);
+}
+static inline lmc_vf lmc_v_sub(lmc_vf a, lmc_vf b) {
+    return vsubq_f32(a, b);
+}
+/* a where a > b, else b, as on x86: b where either is NaN. */
+static inline lmc_vf lmc_v_max(lmc_vf a, lmc_vf b) {
+    return vbslq_f32(vcgtq_f32(a, b), a, b);
+}
+static inline lmc_vf lmc_v_fma(lmc_vf a, lmc_vf b, lmc_vf c) {
+    return vfmaq_f32(c, a, b);
+}
+static inline lmc_vf lmc_v_fms(lmc_vf a, lmc_vf b, lmc_vf c) {
+    return vfmaq_f32(vnegq_f32(c), a, b);
+}
+static inline lmc_vu lmc_v_truncate(lmc_vf a) {
+    return vreinterpretq_u32_s32(vcvtq_s32_f32(a));
+}
+static inline lmc_vu lmc_v_bits(lmc_vf a) {
+    return vreinterpretq_u32_f32(a);
+}
+static inline lmc_vu lmc_v_add_u32(lmc_vu a, lmc_vu b) {
+    return vaddq_u32(a, b);
+}
+static inline lmc_vu lmc_v_sub_u32(lmc_vu a, lmc_vu b) {
+    return vsubq_u32(a, b);
+}
+/* Logical; zero where the count is 32 or more. The instruction reads the low byte of the negated count,
+ * signed: counts are at most 93, since LMC_DIFFERENCE_FLOOR * log2 e > -93. */
+static inline lmc_vu lmc_v_shift_right(lmc_vu a, lmc_vu count) {
+    return vshlq_u32(a, vnegq_s32(vreinterpretq_s32_u32(count)));
+}
+
+static inline lmc_vsum lmc_v_sum_zero(void) {
+    return vdupq_n_u64(0);
+}
+static inline lmc_vsum lmc_v_sum_add(lmc_vsum sum, lmc_vu lanes) {
+    return vpadalq_u32(sum, lanes);
+}
+static inline uint64_t lmc_v_sum_total(lmc_vsum sum) {
+    return vaddvq_u64(sum);
+}
+
+static inline float lmc_v_maximum_of_lanes(lmc_vf a) {
+    return vmaxvq_f32(a);
+}
+/* In no stated order: only for sums whose value does not depend on it. */
+static inline float lmc_v_sum_of_lanes(lmc_vf a) {
+    return vaddvq_f32(a);
+}
+
+#endif

@@ -1,0 +1,53 @@
+/* The only place that asks the processor what it can do, and the only global table. */
+#include <string.h>
+
+#include "../core/kernels.h"
+
+static const lmc_backend_t backend_serial = {"serial", lmc_row_kernels_serial, &lmc_neox_kernels_serial};
+
+#if defined(__x86_64__)
+static const lmc_backend_t backend_avx2 = {"avx2", lmc_row_kernels_avx2, &lmc_neox_kernels_avx2};
+static const lmc_backend_t backend_avx512 = {"avx512", lmc_row_kernels_avx512, &lmc_neox_kernels_avx512};
+
+static int has_avx2(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+static int has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#elif defined(__aarch64__)
+static const lmc_backend_t backend_neon = {"neon", lmc_row_kernels_neon, &lmc_neox_kernels_neon};
+#endif
+
+const char *lmc_backend_name(const lmc_backend_t *backend) {
+    return backend->name;
+}
+
+const lmc_backend_t *lmc_backend_at(size_t index) {
+    const lmc_backend_t *usable[3];
+    size_t n_usable = 0;
+    usable[n_usable++] = &backend_serial;
+#if defined(__x86_64__)
+    if (has_avx2()) usable[n_usable++] = &backend_avx2;
+    if (has_avx512()) usable[n_usable++] = &backend_avx512;
+#elif defined(__aarch64__)
+    usable[n_usable++] = &backend_neon; /* Advanced SIMD is part of every AArch64 */
+#endif
+    return index < n_usable ? usable[index] : NULL;
+}
+
+size_t lmc_backend_count(void) {
+    size_t count = 0;
+    while (lmc_backend_at(count) != NULL)
+        count++;
+    return count;
+}
+
+const lmc_backend_t *lmc_backend_find(const char *name) {
+    const lmc_backend_t *backend = NULL;
+    for (size_t i = 0; (backend = lmc_backend_at(i)) != NULL; i++) {
+        if (strcmp(backend->name, name) == 0) break;
+    }
+    return backend;
+}

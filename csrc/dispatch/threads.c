@@ -1,0 +1,124 @@
+/* One pool of threads for the process, shared by all callers, started when first needed. A caller that finds
+ * it busy, or cannot start threads, does its tasks alone: the results are the same. */
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+
+#include "llmcomp/backend.h"
+
+#define WORKERS_MAX 255
+
+typedef struct pool_job {
+    lmc_task_fn task;
+    void *argument;
+    size_t n_tasks;
+    atomic_size_t next_task;
+    size_t n_helpers; /* workers 0 .. n_helpers - 1 take part, in slots 1 .. n_helpers */
+} pool_job_t;
+
+static struct {
+    pthread_mutex_t caller; /* held by the caller whose job the pool runs */
+    pthread_mutex_t lock;   /* guards all below */
+    pthread_cond_t job_posted, helper_done;
+    size_t n_workers;
+    pool_job_t *job;
+    unsigned long job_number;
+    size_t n_running;
+} pool = {PTHREAD_MUTEX_INITIALIZER,
+          PTHREAD_MUTEX_INITIALIZER,
+          PTHREAD_COND_INITIALIZER,
+          PTHREAD_COND_INITIALIZER,
+          0,
+          NULL,
+          0,
+          0};
+
+static void run_tasks(pool_job_t *job, size_t slot) {
+    size_t i;
+    while ((i = atomic_fetch_add(&job->next_task, 1)) < job->n_tasks)
+        job->task(job->argument, i, slot);
+}
+
+static void *worker_main(void *argument) {
+    size_t worker = (size_t)argument;
+    unsigned long seen = 0; /* job numbers start at 1 */
+    pthread_mutex_lock(&pool.lock);
+    for (;;) {
+        while (pool.job == NULL || pool.job_number == seen)
+            pthread_cond_wait(&pool.job_posted, &pool.lock);
+        pool_job_t *job = pool.job;
+        seen = pool.job_number;
+        if (worker >= job->n_helpers) continue;
+        pool.n_running++;
+        pthread_mutex_unlock(&pool.lock);
+        run_tasks(job, worker + 1);
+        pthread_mutex_lock(&pool.lock);
+        if (--pool.n_running == 0) pthread_cond_signal(&pool.helper_done);
+    }
+    return NULL;
+}
+
+/* Called with pool.lock held. Signals stay with the caller's threads. */
+static void start_workers(size_t n_wanted) {
+    sigset_t all, saved;
+    pthread_attr_t attributes;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &saved);
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    while (pool.n_workers < n_wanted) {
+        pthread_t thread;
+        if (pthread_create(&thread, &attributes, worker_main, (void *)pool.n_workers) != 0) break;
+        pool.n_workers++;
+    }
+    pthread_attr_destroy(&attributes);
+    pthread_sigmask(SIG_SETMASK, &saved, NULL);
+}
+
+/* Only the forking thread lives on in a child: it starts with an empty pool. */
+static void forget_pool(void) {
+    pthread_mutex_init(&pool.caller, NULL);
+    pthread_mutex_init(&pool.lock, NULL);
+    pthread_cond_init(&pool.job_posted, NULL);
+    pthread_cond_init(&pool.helper_done, NULL);
+    pool.n_workers = 0;
+    pool.job = NULL;
+    pool.n_running = 0;
+}
+
+static void register_fork_handler(void) {
+    pthread_atfork(NULL, NULL, forget_pool);
+}
+
+static void run_on_pool(const lmc_executor_t *self, size_t n_tasks, lmc_task_fn task, void *argument) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pool_job_t job = {.task = task, .argument = argument, .n_tasks = n_tasks};
+    size_t n_wanted = (self->n_slots < n_tasks ? self->n_slots : n_tasks) - 1;
+    pthread_once(&once, register_fork_handler);
+    if (n_wanted == 0 || pthread_mutex_trylock(&pool.caller) != 0) {
+        run_tasks(&job, 0);
+        return;
+    }
+    pthread_mutex_lock(&pool.lock);
+    start_workers(n_wanted);
+    job.n_helpers = n_wanted;
+    pool.job = &job;
+    pool.job_number++;
+    pthread_cond_broadcast(&pool.job_posted);
+    pthread_mutex_unlock(&pool.lock);
+
+    run_tasks(&job, 0);
+
+    pthread_mutex_lock(&pool.lock);
+    pool.job = NULL; /* a worker that wakes up only now has nothing to do */
+    while (pool.n_running > 0)
+        pthread_cond_wait(&pool.helper_done, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+    pthread_mutex_unlock(&pool.caller);
+}
+
+lmc_executor_t lmc_executor_threads(size_t n_threads) {
+    if (n_threads < 1) n_threads = 1;
+    if (n_threads > WORKERS_MAX + 1) n_threads = WORKERS_MAX + 1;
+    return (lmc_executor_t){run_on_pool, n_threads};
+}

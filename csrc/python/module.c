@@ -1,0 +1,161 @@
+/* The module llmcomp._core: its state, the backend and thread settings, and the list of what it offers. */
+#define LMC_PY_IMPORT_ARRAY
+#include "common.h"
+
+#include <stdatomic.h>
+
+/* ---- settings: a default for the process, an override for the thread (use_backend, use_threads) ---- */
+
+static _Atomic(const lmc_backend_t *) default_backend;
+static atomic_size_t default_threads = 1;
+static _Thread_local const lmc_backend_t *override_backend;
+static _Thread_local size_t override_threads;
+
+lmc_context_t lmc_py_context(lmc_executor_t *executor) {
+    const lmc_backend_t *backend =
+        override_backend != NULL ? override_backend : atomic_load(&default_backend);
+    size_t n_threads = override_threads != 0 ? override_threads : atomic_load(&default_threads);
+    *executor = lmc_executor_threads(n_threads);
+    return (lmc_context_t){backend, n_threads > 1 ? executor : NULL};
+}
+
+static const lmc_backend_t *find_backend(PyObject *module, const char *name) {
+    const lmc_backend_t *backend = lmc_backend_find(name);
+    lmc_module_state_t *state = PyModule_GetState(module);
+    if (backend == NULL) PyErr_Format(state->error, "backend \"%s\" is not available on this machine", name);
+    return backend;
+}
+
+static PyObject *backend_names(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    Py_ssize_t count = (Py_ssize_t)lmc_backend_count();
+    PyObject *names = PyTuple_New(count);
+    for (Py_ssize_t i = 0; names != NULL && i < count; i++) {
+        PyObject *name = PyUnicode_FromString(lmc_backend_name(lmc_backend_at((size_t)i)));
+        if (name == NULL)
+            Py_CLEAR(names);
+        else
+            PyTuple_SET_ITEM(names, i, name);
+    }
+    return names;
+}
+
+static PyObject *set_default(PyObject *module, PyObject *arguments) {
+    const char *name;
+    Py_ssize_t n_threads;
+    if (!PyArg_ParseTuple(arguments, "sn", &name, &n_threads)) return NULL;
+    const lmc_backend_t *backend = find_backend(module, name);
+    if (backend == NULL) return NULL;
+    atomic_store(&default_backend, backend);
+    atomic_store(&default_threads, n_threads < 1 ? 1 : (size_t)n_threads);
+    Py_RETURN_NONE;
+}
+
+static PyObject *set_override(PyObject *module, PyObject *arguments) {
+    const char *name;
+    Py_ssize_t n_threads;
+    const lmc_backend_t *backend = NULL;
+    if (!PyArg_ParseTuple(arguments, "zn", &name, &n_threads)) return NULL;
+    if (name != NULL && (backend = find_backend(module, name)) == NULL) return NULL;
+    override_backend = backend;
+    override_threads = n_threads < 0 ? 0 : (size_t)n_threads;
+    Py_RETURN_NONE;
+}
+
+static PyObject *override_in_use(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    const char *name = override_backend == NULL ? NULL : lmc_backend_name(override_backend);
+    return Py_BuildValue("zn", name, (Py_ssize_t)override_threads);
+}
+
+static PyObject *context_in_use(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    lmc_executor_t executor;
+    lmc_context_t context = lmc_py_context(&executor);
+    return Py_BuildValue("sn", lmc_backend_name(context.backend), (Py_ssize_t)executor.n_slots);
+}
+
+static PyMethodDef functions[] = {
+    {"backend_names", backend_names, METH_NOARGS,
+     "Names of the backends that this machine can run, slowest first."},
+    {"set_default", set_default, METH_VARARGS,
+     "set_default(backend, n_threads): for all threads without an override."},
+    {"set_override", set_override, METH_VARARGS,
+     "set_override(backend | None, n_threads | 0): for this thread."},
+    {"override_in_use", override_in_use, METH_NOARGS, "The arguments of this thread's last set_override."},
+    {"context_in_use", context_in_use, METH_NOARGS,
+     "(backend, n_threads) of a call made now from this thread."},
+    {NULL, NULL, 0, NULL},
+};
+
+/* ---- the module ---- */
+
+lmc_module_state_t *lmc_py_state_of_type(PyTypeObject *type) {
+#if PY_VERSION_HEX >= 0x030B0000
+    PyObject *module = PyType_GetModuleByDef(type, &lmc_module_definition);
+#else
+    PyObject *module = PyType_GetModule(type); /* none of our types can be subclassed */
+#endif
+    return module == NULL ? NULL : PyModule_GetState(module);
+}
+
+static int module_exec(PyObject *module) {
+    lmc_module_state_t *state = PyModule_GetState(module);
+    if (PyArray_ImportNumPyAPI() < 0) return -1;
+    PyObject *errors = PyImport_ImportModule("llmcomp.errors");
+    if (errors == NULL) return -1;
+    state->error = PyObject_GetAttrString(errors, "Error");
+    Py_DECREF(errors);
+    if (state->error == NULL) return -1;
+    atomic_store(&default_backend, lmc_backend_at(lmc_backend_count() - 1));
+    if (PyModule_AddIntConstant(module, "VOCAB_SIZE_MAX", (long)LMC_VOCAB_SIZE_MAX) < 0) return -1;
+    return lmc_py_add_coding(module) < 0 || lmc_py_add_neox(module) < 0 ? -1 : 0;
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg) {
+    lmc_module_state_t *state = PyModule_GetState(module);
+    Py_VISIT(state->error);
+    Py_VISIT(state->encoder_type);
+    Py_VISIT(state->decoder_type);
+    Py_VISIT(state->neox_model_type);
+    Py_VISIT(state->neox_session_type);
+    return 0;
+}
+
+static int module_clear(PyObject *module) {
+    lmc_module_state_t *state = PyModule_GetState(module);
+    Py_CLEAR(state->error);
+    Py_CLEAR(state->encoder_type);
+    Py_CLEAR(state->decoder_type);
+    Py_CLEAR(state->neox_model_type);
+    Py_CLEAR(state->neox_session_type);
+    return 0;
+}
+
+static void module_free(void *module) {
+    module_clear((PyObject *)module);
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, module_exec},
+#if PY_VERSION_HEX >= 0x030D0000
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+struct PyModuleDef lmc_module_definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "llmcomp._core",
+    .m_doc = "The C core of llmcomp. Use it through the package's public names.",
+    .m_size = sizeof(lmc_module_state_t),
+    .m_methods = functions,
+    .m_slots = slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC PyInit__core(void) {
+    return PyModuleDef_Init(&lmc_module_definition);
+}

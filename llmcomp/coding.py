@@ -1,0 +1,150 @@
+"""Arrays to integer intervals to payload bytes, and back. Knows nothing of models, tokenizers or files.
+
+The arithmetic is csrc/FORMAT.md's: the weight of a symbol is 1 + floor(2**29 * 2**t) with t = (logit - max) / ln 2,
+by IEEE operations in a fixed order, so that every backend, thread count and machine gets the same integers.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llmcomp import _core
+from llmcomp._core import Decoder, Encoder
+from llmcomp.errors import Error
+
+__all__ = [
+    "Decoder",
+    "Encoder",
+    "backend_in_use",
+    "backends",
+    "code_length",
+    "decode",
+    "encode",
+    "encode_intervals",
+    "intervals",
+    "threads_in_use",
+    "use_backend",
+    "use_threads",
+]
+
+UInt64Array = NDArray[np.uint64]
+
+
+def intervals(
+    logits: Any, tokens: ArrayLike, vocab_size: int | None = None
+) -> tuple[UInt64Array, UInt64Array, UInt64Array]:
+    """The integer interval of each token in the distribution that its row of logits stands for.
+
+    Args:
+        logits: float32, float16 or bfloat16 [..., V]: NumPy, or anything with ``__dlpack__`` on the CPU. Read in place
+            where rows are contiguous and evenly spaced, else from one copy. -inf is allowed and gets the floor weight.
+        tokens: integers [...], each in [0, vocab_size).
+        vocab_size: how many of the V logits of a row are symbols; the rest gets no probability. Default V, at most 2**21.
+
+    Returns:
+        ``(start, freq, total)``, uint64 [...] each: the token owns [start, start + freq) of [0, total);
+        freq >= 1 and total <= 2**51.
+
+    Raises:
+        Error: NaN, +inf, a row of nothing but -inf, or a token out of range, naming the row (counted over all leading
+            axes); a wrong dtype, shape or device.
+    """
+    return _core.intervals(logits, tokens, vocab_size)
+
+
+def code_length(logits: Any, tokens: ArrayLike, vocab_size: int | None = None) -> NDArray[np.float64]:
+    """Bits that each token costs: ``-log2(freq / total)``, float64 [...]. Arguments and errors as `intervals`."""
+    _, freq, total = intervals(logits, tokens, vocab_size)
+    return -np.log2(freq.astype(np.float64) / total.astype(np.float64))
+
+
+def encode(logits: Any, tokens: ArrayLike, vocab_size: int | None = None) -> bytes:
+    """The payload of one stream: logits [T, V] and tokens [T], otherwise as `intervals`.
+
+    The payload has the fewest bytes that decode; it does not hold T. At most 16 bits above the sum of `code_length`,
+    and 1e-4 of it.
+    """
+    return _core.encode(logits, tokens, vocab_size)
+
+
+def decode(payload: bytes, logits: Any, vocab_size: int | None = None) -> NDArray[np.int32]:
+    """The tokens, int32 [T], of a payload of `encode`, where all logits [T, V] are known.
+
+    A payload that is not of these logits gives other tokens, never an error: checksums are the archive's task.
+    """
+    return _core.decode(payload, logits, vocab_size)
+
+
+def encode_intervals(start: ArrayLike, freq: ArrayLike, total: ArrayLike) -> bytes:
+    """The payload of one stream from its intervals, integers [T] each, as `intervals` gives them.
+
+    Raises:
+        Error: an interval that is empty, or not inside a total of at most 2**51, naming its index.
+    """
+    return _core.encode_intervals(start, freq, total)
+
+
+def backends() -> tuple[str, ...]:
+    """The backends that this machine can run, slowest first; the first is always "serial", the specification."""
+    return _core.backend_names()
+
+
+def backend_in_use() -> str:
+    """The backend that a call from this thread uses."""
+    return _core.context_in_use()[0]
+
+
+def threads_in_use() -> int:
+    """The number of threads that a call from this thread uses."""
+    return _core.context_in_use()[1]
+
+
+@contextlib.contextmanager
+def _override(backend: str | None, n_threads: int) -> Iterator[None]:
+    before = _core.override_in_use()
+    _core.set_override(backend or before[0], n_threads or before[1])
+    try:
+        yield
+    finally:
+        _core.set_override(*before)
+
+
+def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
+    """Within ``with use_backend(name):`` this thread computes with that backend. Results are the same with every one.
+
+    Raises:
+        Error: the backend is unknown or not available on this machine.
+    """
+    if name not in backends():
+        raise Error(f"backend {name!r} is not available; this machine has {', '.join(backends())}")
+    return _override(name, 0)
+
+
+def use_threads(n_threads: int) -> contextlib.AbstractContextManager[None]:
+    """Within ``with use_threads(n):`` calls of this thread are spread over n threads. Results do not depend on n."""
+    if n_threads < 1:
+        raise Error(f"n_threads is {n_threads}; expected 1 or more")
+    return _override(None, n_threads)
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _set_defaults_from_environment() -> None:
+    name = os.environ.get("LLMCOMP_BACKEND") or backends()[-1]
+    if name not in backends():
+        raise Error(f"LLMCOMP_BACKEND is {name!r}; expected one of {', '.join(backends())}")
+    threads = os.environ.get("LLMCOMP_THREADS") or str(_usable_cpus())
+    if not threads.isdecimal() or int(threads) < 1:
+        raise Error(f"LLMCOMP_THREADS is {threads!r}; expected a number of 1 or more")
+    _core.set_default(name, int(threads))
+
+
+_set_defaults_from_environment()
