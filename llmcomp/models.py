@@ -50,6 +50,10 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HASH_BLOCK_BYTES = 1 << 22
 
 
+class HubUnreachable(Error):
+    """The hub did not answer, and what was asked for is not in the cache."""
+
+
 @runtime_checkable
 class Model(Protocol):
     """What every model has. `logits`: int [B, T] -> float32 [B, T, n_logits]; `session(n).step`: int [n] -> float32 [n, n_logits].
@@ -302,7 +306,9 @@ def _folder_source(path: Path, step: int | None, revision: str | None) -> ModelS
         return _source_in(_cached_repo(path), step, _cached_snapshot(path, wanted))
     if revision is not None:
         raise Error(f"{path} is a plain folder and has no revision {revision!r}; a step's folder is chosen with step=")
-    steps = {int(match[1]): path / match[0] for child in path.iterdir() if (match := _STEP_FOLDER.fullmatch(child.name))}
+    steps = {
+        int(match[1]): path / match[0] for child in path.iterdir() if (match := _STEP_FOLDER.fullmatch(child.name))
+    }
     if steps and (step is not None or not (path / "config.json").is_file()):
         chosen = max(steps) if step is None else step
         _check_step(str(path), chosen, tuple(sorted(steps)))
@@ -367,6 +373,12 @@ def _file_digest(path: Path) -> str:
     # In the hub's cache a file is a link to a blob that is named by its digest.
     if path.is_symlink() and path.readlink().parent.name == "blobs":
         return path.readlink().name
+    status = path.stat()
+    return _content_digest(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _content_digest(path: Path, n_bytes: int, mtime_ns: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_HASH_BLOCK_BYTES):
@@ -412,7 +424,7 @@ def _hub_listing(repo: str, commit: str, label: str) -> dict[str, SourceFile] | 
     try:
         with _hub_errors(repo, label):
             info = HfApi().model_info(repo, revision=commit, files_metadata=True)
-    except _Unreachable:
+    except HubUnreachable:
         return None
     return {
         file.rfilename: SourceFile(
@@ -429,10 +441,6 @@ def _hub_download(repo: str, filename: str, revision: str, cache_dir: Path | Non
         return Path(hf_hub_download(repo, filename, revision=revision, cache_dir=cache_dir))
 
 
-class _Unreachable(Error):
-    """The hub did not answer."""
-
-
 @contextlib.contextmanager
 def _hub_errors(repo: str, label: str, filename: str = "files") -> Iterator[None]:
     """Turn what huggingface_hub raises into one line that says what to do."""
@@ -446,18 +454,21 @@ def _hub_errors(repo: str, label: str, filename: str = "files") -> Iterator[None
     except errors.GatedRepoError:
         raise Error(f"{repo} is gated: accept its terms at {constants.ENDPOINT}/{repo} and set HF_TOKEN") from None
     except errors.RepositoryNotFoundError:
-        raise Error(f"{constants.ENDPOINT} has no model {repo}, or it is private (HF_TOKEN){_near_names(repo)}") from None
+        raise Error(
+            f"{constants.ENDPOINT} has no model {repo}, or it is private (HF_TOKEN){_near_names(repo)}"
+        ) from None
     except errors.RevisionNotFoundError:
         raise Error(f"{label}: the hub has no such revision") from None
     except errors.HFValidationError as error:
         raise Error(f"{repo!r} is no name of a model on the hub: {error}") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
-        raise _Unreachable(f"{label} is not in the cache ({constants.HF_HUB_CACHE}) and {why}") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        why = f"{constants.ENDPOINT} cannot be reached ({_first_line(error.__cause__ or error)})"
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else why
+        raise HubUnreachable(f"{label}: {filename} is not in the cache {constants.HF_HUB_CACHE} and {why}") from None
     except errors.EntryNotFoundError:
         raise Error(f"{label} holds no {filename}: not a model in Hugging Face's layout") from None
     except transports as error:
-        raise _Unreachable(f"{label}: the download failed and can be started again: {_first_line(error)}") from None
+        raise HubUnreachable(f"{label}: the download failed and can be started again: {_first_line(error)}") from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -162,15 +162,15 @@ def _schema() -> pa.Schema:
     return pa.schema(fields, metadata={_FORMAT_KEY: _FORMAT})
 
 
-def write_rows(path: str | os.PathLike[str], df: pd.DataFrame) -> Path:
+def write_rows(path: str | os.PathLike[str], df: pd.DataFrame, metadata: Mapping[str, str] | None = None) -> Path:
     """Checks the rows and writes them to a Parquet file that appears whole or not at all; returns its path.
 
-    Only the columns of ROW_COLUMNS are written, their units in the file's metadata. The folder is made where it is
+    Only the columns of ROW_COLUMNS are written, their units and `metadata` in the file's metadata. The folder is made where it is
     missing. Written beside under another name, flushed to disk, then renamed over what was there. Error if it fails.
     """
     path = Path(path)
     table = pa.Table.from_pandas(check_rows(df)[list(ROW_COLUMNS)], schema=_schema(), preserve_index=False)
-    table = table.replace_schema_metadata({_FORMAT_KEY: _FORMAT})
+    table = table.replace_schema_metadata({**(metadata or {}), _FORMAT_KEY: _FORMAT})
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,6 +204,16 @@ def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
     rows = pd.concat([_read_file(file) for file in files], ignore_index=True)
     _check_doubles(rows)
     return rows
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The `metadata` that `write_rows` put into a file; Error if it is no readable Parquet file."""
+    try:
+        with open(path, "rb") as file:
+            found = pq.read_schema(file).metadata or {}
+        return {key.decode(): value.decode() for key, value in found.items() if key != _FORMAT_KEY}
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise Error(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
 
 
 def _read_file(path: Path) -> pd.DataFrame:
