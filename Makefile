@@ -1,0 +1,62 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
+C_FILES := $(shell find csrc -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
+
+.PHONY: help demo test check check-slow bench clean format
+help:
+	@echo "make demo        install into $(VENV) and run the main job on the bundled models and samples"
+	@echo "make test        install with the test extra and run the tests"
+	@echo "make check       format, lint, types, layers, stubs"
+	@echo "make check-slow  the tests that take longer"
+	@echo "make bench       the benchmarks"
+	@echo "make format      rewrite the sources in the house style"
+	@echo "make clean       remove what was built"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+# The base install: no torch, nothing downloaded but packages.
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[test]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/llmcomp demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/pytest -m "not slow"
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest llmcomp._core
+	$(BIN)/pytest tests/test_layers.py
+
+check-slow: $(VENV)/.installed-test
+	$(BIN)/pytest -m slow
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/bench_coding.py
+	$(BIN)/python benchmarks/bench_engine.py
+	$(BIN)/python benchmarks/bench_archive.py
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(C_FILES)
+
+clean:
+	rm -rf build dist *.egg-info llmcomp/*.so demo-results
+
+-include csrc/check/check.mk
+-include csrc/cuda/cuda.mk

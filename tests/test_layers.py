@@ -1,0 +1,82 @@
+"""The directions of imports and includes: what may know of what. DESIGN: data flows one way through the house."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "llmcomp"
+
+# Modules of the package that each module may import. A module that is missing here fails the test: give it a place.
+CODING = {"_core", "_cuda", "errors", "cuda"}
+MAY_IMPORT = {
+    "errors": set(),
+    "coding": CODING,
+    "tokens": {"errors"},
+    "download": {"errors"},
+    "datasets": {"errors", "download", "pico"},
+    "pico": {"errors"},
+    "results": {"errors"},
+}
+TORCH_MODULES = {"engine_torch", "pico/train"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules_of_package(path: Path) -> set[str]:
+    names = {name.split(".")[1] for name in imports_of(path) if name.startswith("llmcomp.")}
+    return {name for name in names if (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir() or name[0] == "_"}
+
+
+@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
+def test_module_imports_only_what_is_below_it(module: str) -> None:
+    path = PACKAGE / f"{module}.py"
+    path = path if path.exists() else PACKAGE / module / "__init__.py"
+    assert modules_of_package(path) <= MAY_IMPORT[module]
+
+
+INCLUDE = re.compile(r'#\s*include\s+[<"]([^>"]+)[>"]')
+
+
+def includes_of(path: Path) -> set[str]:
+    return set(INCLUDE.findall(path.read_text()))
+
+
+@pytest.mark.parametrize("folder", ["include", "core", "dispatch", "cuda", "check"])
+def test_only_the_binding_knows_python(folder: str) -> None:
+    for path in (ROOT / "csrc" / folder).rglob("*.[ch]*"):
+        assert not any("Python.h" in name or "numpy" in name for name in includes_of(path)), path
+
+
+def test_the_core_does_not_know_dispatch_or_cuda() -> None:
+    for path in [*(ROOT / "csrc/core").glob("*.[ch]"), *(ROOT / "csrc/include").rglob("*.h")]:
+        assert not any("dispatch" in name or "cuda" in name.lower() for name in includes_of(path)), path
+
+
+def test_only_dispatch_asks_the_processor() -> None:
+    for path in (ROOT / "csrc").rglob("*.[ch]"):
+        if path.parent.name != "dispatch":
+            assert not re.search(r"__builtin_cpu_supports|getauxval|cpuid", path.read_text()), path
+
+
+def test_public_headers_include_only_public_headers() -> None:
+    for path in (ROOT / "csrc/include").rglob("*.h"):
+        assert all(name.startswith("llmcomp/") or name in ("stddef.h", "stdint.h") for name in includes_of(path)), path
+
+
+def test_torch_is_imported_in_one_place() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        if name not in TORCH_MODULES and not name.startswith("pico/"):
+            assert not any(module.split(".")[0] in ("torch", "transformers") for module in imports_of(path)), path
