@@ -70,7 +70,8 @@ def _byte_symbols() -> list[str]:
 
 
 _SYMBOLS = _byte_symbols()
-_BYTE_OF_SYMBOL = {symbol: byte for byte, symbol in enumerate(_SYMBOLS)}
+# For str.translate: symbols to their bytes as Latin-1, characters below 256 that are no symbols out of Latin-1's reach.
+_LATIN1_OF_SYMBOL = dict.fromkeys(range(256), 0x100) | {ord(symbol): byte for byte, symbol in enumerate(_SYMBOLS)}
 
 
 class Tokenizer:
@@ -170,7 +171,10 @@ class Tokenizer:
             yield self._stand_ins.mark(np.array(ids, np.int32))
 
     def _stands_for(self, ids: list[int], data: bytes) -> bool:
-        return b"".join(self._bytes_of.get(token, b"\0" * (len(data) + 1)) for token in ids) == data
+        try:
+            return b"".join(map(self._bytes_of.__getitem__, ids)) == data
+        except KeyError:
+            return False
 
 
 class _StandIns:
@@ -211,7 +215,11 @@ class _StandIns:
         tokenizer.add_tokens(
             [tokenizers.AddedToken(self.symbols[byte], normalized=False) for byte in self.token_of_byte]
         )
-        self._byte_of_raw_id = {tokenizer.token_to_id(self.symbols[byte]): byte for byte in self.token_of_byte}
+        self._byte_of_raw_id = {
+            raw_id: byte
+            for byte in self.token_of_byte
+            if (raw_id := tokenizer.token_to_id(self.symbols[byte])) is not None
+        }
         return tokenizer
 
     def mark(self, raw_ids: Tokens) -> Tokens:
@@ -487,13 +495,16 @@ def _token_bytes(
     """({id: bytes} of the tokens that carry bytes, int64 [vocab_size] of the lengths of all tokens' texts)."""
     bytes_of: dict[int, bytes] = {}
     for entry, token in vocab.items():
-        if all(symbol in _BYTE_OF_SYMBOL for symbol in entry):
-            bytes_of[token] = bytes(_BYTE_OF_SYMBOL[symbol] for symbol in entry)
+        try:
+            bytes_of[token] = entry.translate(_LATIN1_OF_SYMBOL).encode("latin-1")
+        except UnicodeEncodeError:
+            continue  # not of the byte alphabet: a special token of some kind
     texts = dict(bytes_of)
-    for entry in added:
-        texts[entry["id"]] = bytes_of[entry["id"]] = entry["content"].encode()
-        if entry["special"]:
-            del bytes_of[entry["id"]]
+    for added_token in added:
+        token, content = added_token["id"], added_token["content"].encode()
+        texts[token] = bytes_of[token] = content
+        if added_token["special"]:
+            del bytes_of[token]
     vocab_size = 1 + max(max(vocab.values()), max(texts))
     if min(vocab.values()) < 0 or vocab_size > 1 << 24:
         raise Error(f"{origin}: token ids reach from {min(vocab.values())} to {vocab_size - 1}; expected 0 to 2^24 - 1")
