@@ -1,4 +1,4 @@
-"""The engine on PyTorch: any causal language model of transformers. The package's only import of torch outside `llmcomp.pico`.
+"""The engine on PyTorch: any causal language model of transformers. Nothing else imports torch but `llmcomp.pico`.
 
 What holds here: the same machine, the same library versions and the same calls (batch shape, order of steps) give the
 same logits. What does not: one pass and step by step differ in the last bits, and so do other batch shapes, thread
@@ -107,7 +107,7 @@ class TorchModel:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def logits(self, tokens: npt.ArrayLike, as_tensor: bool = False) -> Any:
-        """int [B, T] -> float32 [B, T, n_logits]: a NumPy array, or on request a tensor in the model's dtype and place."""
+        """int [B, T] -> float32 [B, T, n_logits]: NumPy, or on request a tensor in the model's dtype and place."""
         with torch.inference_mode():
             logits = self.module(self._as_tokens(tokens), use_cache=False).logits
         return logits if as_tensor else _as_numpy(logits)
@@ -159,7 +159,7 @@ class TorchModel:
 
     @functools.cached_property
     def _head_is_linear(self) -> bool:
-        """Whether the logits are the head's product with the last states and no more (some models scale or cap them)."""
+        """Whether the logits are the head's product with the last states (some models scale or cap them after it)."""
         tokens = self._as_tokens(np.arange(min(8, self.n_logits))[None])
         with torch.inference_mode():
             output = self.module.base_model(tokens, use_cache=False)

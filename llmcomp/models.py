@@ -1,6 +1,6 @@
 """Names, folders and hub revisions to models: the registry, the look-up, the download and `load_model`.
 
-What a model computes is the engines' business (`engine_exact`, `engine_torch`); bytes, tokens and coding are unknown here.
+What a model computes is the engines' business (`engine_exact`, `engine_torch`); bytes and coding are unknown here.
 A `ModelSource` says what would be loaded (files, sizes, digests) before anything large is read or downloaded.
 """
 
@@ -56,8 +56,9 @@ class HubUnreachable(Error):
 
 @runtime_checkable
 class Model(Protocol):
-    """What every model has. `logits`: int [B, T] -> float32 [B, T, n_logits]; `session(n).step`: int [n] -> float32 [n, n_logits].
+    """What every model has.
 
+    `logits`: int [B, T] -> float32 [B, T, n_logits]. `session(n).step`: int [n] -> float32 [n, n_logits].
     Models that `load_model` made also have name, step, n_params, vocab_size, n_logits, context_length, fingerprint,
     weights_sha256, tokenizer, engine, device, dtype and attention.
     """
@@ -96,7 +97,7 @@ SUITES = {
 
 @functools.cache
 def list_models() -> tuple[ModelEntry, ...]:
-    """Every name that `load_model` knows beside folders and other names of the hub: the pico suite and the Pythia suite."""
+    """Every name that `load_model` knows beside folders and other names of the hub: the pico and the Pythia suite."""
     bundled = [
         ModelEntry(name, "pico", int(name.removeprefix("pico-").removesuffix("k")) * 1000, pico.STEPS, True)
         for name in pico.SUITE_NAMES
@@ -153,7 +154,7 @@ class ModelSource:
 
     @functools.cached_property
     def weights_digest(self) -> str:
-        """SHA-256 over the digests of the weight files alone: equal weights stored in the same form have equal digests."""
+        """SHA-256 over the digests of the weight files alone: equal weights stored in one form have equal digests."""
         digests = [self._digest(file) for file in sorted(self.files) if _is_weight_file(file.name)]
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
@@ -199,8 +200,8 @@ def find_model(
     """Where a checkpoint is and what it weighs; of a hub checkpoint only config.json is downloaded.
 
     `name` is a bundled model, a folder, a name of the registry with or without its owner, or "owner/model" on the hub
-    (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` are respected). `step` chooses the revision "step<step>" there;
-    `revision` names any other branch, tag or commit. Raises `Error` for whatever cannot be found.
+    (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` are respected). `step` chooses the revision "step<step>"
+    there; `revision` names any other branch, tag or commit. Raises `Error` for whatever cannot be found.
     """
     text = os.fspath(name)
     if text in pico.SUITE_NAMES:
@@ -233,8 +234,8 @@ def load_model(
 ) -> Any:
     """Load a model: a bundled pico model, a Hugging Face folder or hub name, or any object with logits() and session().
 
-    `engine="exact"` computes GPT-NeoX models in the C core, bit for bit alike on every machine. `engine="torch"` runs any
-    causal model of transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32", "bfloat16", "float16") with
+    `engine="exact"` computes GPT-NeoX models in the C core, bit for bit alike on every machine. `engine="torch"` runs
+    any causal model of transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32", "bfloat16", "float16") with
     `attention` ("sdpa", "eager"); what it promises is written in `engine_torch`. `step` None means the last step of a
     known suite. An object that is a model already is returned unchanged. Raises `Error`.
     """
@@ -299,8 +300,8 @@ def _bundled_source(name: str, step: int | None) -> ModelSource:
 
 
 def _folder_source(path: Path, step: int | None, revision: str | None) -> ModelSource:
-    """A checkpoint in `path`: the hub's cache layout, a folder of steps (step1000, checkpoint-1000), or its own files."""
-    path = Path(os.path.abspath(path))
+    """A checkpoint in `path`: the hub's cache layout, a folder of steps (step1000, checkpoint-1000), or the files."""
+    path = path if path.is_absolute() else Path.cwd() / path
     if (path / "snapshots").is_dir():
         wanted = revision or ("main" if step is None else f"step{step}")
         return _source_in(_cached_repo(path), step, _cached_snapshot(path, wanted))

@@ -165,8 +165,9 @@ def _schema() -> pa.Schema:
 def write_rows(path: str | os.PathLike[str], df: pd.DataFrame, metadata: Mapping[str, str] | None = None) -> Path:
     """Checks the rows and writes them to a Parquet file that appears whole or not at all; returns its path.
 
-    Only the columns of ROW_COLUMNS are written, their units and `metadata` in the file's metadata. The folder is made where it is
-    missing. Written beside under another name, flushed to disk, then renamed over what was there. Error if it fails.
+    Only the columns of ROW_COLUMNS are written, their units and `metadata` in the file's metadata. The folder is made
+    where it is missing. Written beside under another name, flushed to disk, then renamed over what was there. Error if
+    it fails.
     """
     path = Path(path)
     table = pa.Table.from_pandas(check_rows(df)[list(ROW_COLUMNS)], schema=_schema(), preserve_index=False)
