@@ -33,11 +33,14 @@ static lmc_status row_interval(const lmc_backend_t *backend, const lmc_rows_t *r
     float maximum;
     lmc_status status = row_maximum(kernels, row, rows->vocab_size, &maximum);
     if (status != LMC_OK) return status;
-    *start = kernels->weight_sum(row, t, maximum) + t;
-    *freq = (uint64_t)lmc_weight(lmc_row_element(row, t, rows->dtype), maximum) + 1;
+    lmc_origin_t origin = lmc_origin(maximum);
+    const void *ahead = (const unsigned char *)row + rows->row_stride_bytes; /* most likely the next row */
+    *start = kernels->weight_sum(row, t, origin, ahead) + t;
+    *freq = (uint64_t)lmc_weight(lmc_row_element(row, t, rows->dtype), origin) + 1;
     size_t n_after = rows->vocab_size - t - 1;
-    *total =
-        *start + *freq + kernels->weight_sum(row_offset(row, t + 1, rows->dtype), n_after, maximum) + n_after;
+    const void *after = row_offset(row, t + 1, rows->dtype);
+    *total = *start + *freq + n_after +
+             kernels->weight_sum(after, n_after, origin, row_offset(ahead, t + 1, rows->dtype));
     return LMC_OK;
 }
 
@@ -88,11 +91,12 @@ lmc_status lmc_search_row(const lmc_backend_t *backend, const void *row, lmc_dty
     const lmc_row_kernels_t *kernels = &backend->rows[dtype];
     lmc_status status = row_maximum(kernels, row, vocab_size, &search->maximum);
     if (status != LMC_OK) return status;
+    lmc_origin_t origin = lmc_origin(search->maximum);
     search->total = 0;
     for (size_t first = 0, block = 0; first < vocab_size; first += LMC_SEARCH_BLOCK, block++) {
         size_t n = vocab_size - first < LMC_SEARCH_BLOCK ? vocab_size - first : LMC_SEARCH_BLOCK;
         search->block_sums[block] =
-            kernels->weight_sum(row_offset(row, first, dtype), n, search->maximum) + n;
+            kernels->weight_sum(row_offset(row, first, dtype), n, origin, row_offset(row, first, dtype)) + n;
         search->total += search->block_sums[block];
     }
     return LMC_OK;
@@ -101,20 +105,21 @@ lmc_status lmc_search_row(const lmc_backend_t *backend, const void *row, lmc_dty
 size_t lmc_search_find(const lmc_backend_t *backend, const void *row, lmc_dtype dtype, size_t vocab_size,
                        const lmc_search_t *search, uint64_t value, uint64_t *start, uint64_t *freq) {
     const lmc_row_kernels_t *kernels = &backend->rows[dtype];
+    lmc_origin_t origin = lmc_origin(search->maximum);
     uint64_t sum = 0;
     size_t block = 0;
     while (sum + search->block_sums[block] <= value)
         sum += search->block_sums[block++];
     size_t token = block * LMC_SEARCH_BLOCK;
     while (token + SEARCH_STEP < vocab_size) { /* the last step is left to the loop below */
-        uint64_t step =
-            kernels->weight_sum(row_offset(row, token, dtype), SEARCH_STEP, search->maximum) + SEARCH_STEP;
+        const void *at = row_offset(row, token, dtype);
+        uint64_t step = kernels->weight_sum(at, SEARCH_STEP, origin, at) + SEARCH_STEP;
         if (sum + step > value) break;
         sum += step;
         token += SEARCH_STEP;
     }
     for (;; token++) {
-        *freq = (uint64_t)lmc_weight(lmc_row_element(row, token, dtype), search->maximum) + 1;
+        *freq = (uint64_t)lmc_weight(lmc_row_element(row, token, dtype), origin) + 1;
         /* The second test only matters to a caller who changes the row meanwhile: stay inside it. */
         if (sum + *freq > value || token + 1 == vocab_size) break;
         sum += *freq;

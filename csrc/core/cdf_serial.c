@@ -15,10 +15,10 @@ static inline float serial_maximum(const void *row, size_t n, lmc_dtype dtype, i
     return maximum;
 }
 
-static inline uint64_t serial_weight_sum(const void *row, size_t n, lmc_dtype dtype, float maximum) {
+static inline uint64_t serial_weight_sum(const void *row, size_t n, lmc_dtype dtype, lmc_origin_t origin) {
     uint64_t sum = 0;
     for (size_t i = 0; i < n; i++)
-        sum += lmc_weight(lmc_row_element(row, i, dtype), maximum);
+        sum += lmc_weight(lmc_row_element(row, i, dtype), origin);
     return sum;
 }
 
@@ -31,14 +31,17 @@ static float maximum_float16(const void *row, size_t n, int *has_nan) {
 static float maximum_bfloat16(const void *row, size_t n, int *has_nan) {
     return serial_maximum(row, n, LMC_BFLOAT16, has_nan);
 }
-static uint64_t weight_sum_float32(const void *row, size_t n, float maximum) {
-    return serial_weight_sum(row, n, LMC_FLOAT32, maximum);
+static uint64_t weight_sum_float32(const void *row, size_t n, lmc_origin_t origin, const void *ahead) {
+    (void)ahead;
+    return serial_weight_sum(row, n, LMC_FLOAT32, origin);
 }
-static uint64_t weight_sum_float16(const void *row, size_t n, float maximum) {
-    return serial_weight_sum(row, n, LMC_FLOAT16, maximum);
+static uint64_t weight_sum_float16(const void *row, size_t n, lmc_origin_t origin, const void *ahead) {
+    (void)ahead;
+    return serial_weight_sum(row, n, LMC_FLOAT16, origin);
 }
-static uint64_t weight_sum_bfloat16(const void *row, size_t n, float maximum) {
-    return serial_weight_sum(row, n, LMC_BFLOAT16, maximum);
+static uint64_t weight_sum_bfloat16(const void *row, size_t n, lmc_origin_t origin, const void *ahead) {
+    (void)ahead;
+    return serial_weight_sum(row, n, LMC_BFLOAT16, origin);
 }
 
 const lmc_row_kernels_t lmc_row_kernels_serial[LMC_DTYPE_COUNT] = {

@@ -246,24 +246,45 @@ LMC_FN void lmc_sincos64(double x, double *sine, double *cosine) {
     *cosine = quadrant == 0 ? c : quadrant == 1 ? -s : quadrant == 2 ? -c : s;
 }
 
-/* ---- the weight of a symbol
- * ---------------------------------------------------------------------------------- */
+/* ---- the weight of a symbol ---- */
 
-#define LMC_WEIGHT_SCALE 0x1p+29f
-/* Below this difference every weight is the floor; it keeps -inf and huge logits inside the rounding trick.
- */
-#define LMC_DIFFERENCE_FLOOR (-64.0f)
+/* 2^29 * 2^-g on [-1/2, 1/2] by minimax of the relative error (2.8e-6) with P(0) = 2^29, coefficients rounded one by
+ * one to binary32 while the rest was refitted. */
+#define LMC_WEIGHT_C0 0x1p+29f
+#define LMC_WEIGHT_C1 (-0x1.62e12cp+28f)
+#define LMC_WEIGHT_C2 0x1.ec036ep+26f
+#define LMC_WEIGHT_C3 (-0x1.c9fc68p+24f)
+#define LMC_WEIGHT_C4 0x1.3a0518p+22f
+/* From here on n rounds to 32 or more, and every weight is the floor of one. */
+#define LMC_WEIGHT_T_END 31.5f
+/* A product of a larger maximum with log2 e would be too coarse: such rows are first moved to a maximum of 0. */
+#define LMC_MAXIMUM_IN_PLACE 8192.0f
 
-/* floor(2^29 * 2^t) for t = (logit - maximum) * log2 e <= 0: the weight of a symbol less its floor of one.
- * t = n + f with integer n <= 0; the polynomial in f, cut to an integer, is shifted right by -n. */
-LMC_FN uint32_t lmc_weight(float logit, float maximum) {
-    float difference = lmc_max(lmc_sub(logit, maximum), LMC_DIFFERENCE_FLOOR);
-    float shifted = lmc_fma(difference, LMC_LOG2_E, LMC_ROUND_MAGIC);
-    float n = lmc_sub(shifted, LMC_ROUND_MAGIC);
-    float f = lmc_fma(difference, LMC_LOG2_E, -n);
-    uint32_t mantissa = (uint32_t)(int32_t)LMC_EXP2_POLYNOMIAL(f, LMC_WEIGHT_SCALE);
-    uint32_t shift = LMC_ROUND_MAGIC_BITS - lmc_bits_of(shifted);
-    return shift < 32 ? mantissa >> shift : 0;
+/* Where t = (maximum - logit) * log2 e is counted from: t = fma(-(logit - shift), log2 e, offset). */
+typedef struct lmc_origin {
+    float shift;
+    float offset;
+} lmc_origin_t;
+
+LMC_FN lmc_origin_t lmc_origin(float maximum) {
+    lmc_origin_t origin = {0.0f, 0.0f};
+    if (maximum > LMC_MAXIMUM_IN_PLACE || maximum < -LMC_MAXIMUM_IN_PLACE) origin.shift = maximum;
+    else origin.offset = lmc_mul(maximum, LMC_LOG2_E);
+    return origin;
+}
+
+/* floor(2^29 * 2^-t): the weight of a symbol less its floor of one. t = n + g with integer n; the polynomial in g, cut
+ * to an integer, is shifted right by n. t may be as low as -2^-11, by the rounding of the offset. */
+LMC_FN uint32_t lmc_weight(float logit, lmc_origin_t origin) {
+    float t = lmc_fma(-lmc_sub(logit, origin.shift), LMC_LOG2_E, origin.offset);
+    if (!(t < LMC_WEIGHT_T_END)) return 0;
+    float shifted = lmc_add(t, LMC_ROUND_MAGIC);
+    float g = lmc_sub(t, lmc_sub(shifted, LMC_ROUND_MAGIC));
+    float p = lmc_fma(LMC_WEIGHT_C4, g, LMC_WEIGHT_C3);
+    p = lmc_fma(p, g, LMC_WEIGHT_C2);
+    p = lmc_fma(p, g, LMC_WEIGHT_C1);
+    p = lmc_fma(p, g, LMC_WEIGHT_C0);
+    return (uint32_t)(int32_t)p >> ((lmc_bits_of(shifted) - LMC_ROUND_MAGIC_BITS) & 31u);
 }
 
 #endif

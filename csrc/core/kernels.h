@@ -8,13 +8,15 @@
 
 #include "llmcomp/backend.h"
 #include "llmcomp/cdf.h"
+#include "ieee.h"
 #include "neox_kernels.h"
 
 typedef struct lmc_row_kernels {
     /* Maximum of n >= 1 elements, NaN ignored; *has_nan says whether there was one. */
     float (*maximum)(const void *row, size_t n, int *has_nan);
-    /* Sum of lmc_weight(row[i], maximum) over n elements, in uint64. */
-    uint64_t (*weight_sum)(const void *row, size_t n, float maximum);
+    /* Sum of lmc_weight(row[i], origin) over n elements, in uint64. Meanwhile asks for the n elements at
+     * `ahead` (which need not be valid memory) to be brought into the cache. */
+    uint64_t (*weight_sum)(const void *row, size_t n, lmc_origin_t origin, const void *ahead);
 } lmc_row_kernels_t;
 
 struct lmc_backend {

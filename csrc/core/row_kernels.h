@@ -17,41 +17,50 @@ LMC_INLINE lmc_vf lmc_v_load(const void *row, size_t i, lmc_dtype dtype) {
     return lmc_v_load_bf16(bytes + 2 * i);
 }
 
-/* lmc_weight of ieee.h in every lane. */
-LMC_INLINE lmc_vu lmc_v_weight(lmc_vf logit, lmc_vf maximum) {
-    const lmc_vf magic = lmc_v_set1(LMC_ROUND_MAGIC), log2_e = lmc_v_set1(LMC_LOG2_E);
-    lmc_vf difference = lmc_v_max(lmc_v_sub(logit, maximum), lmc_v_set1(LMC_DIFFERENCE_FLOOR));
-    lmc_vf shifted = lmc_v_fma(difference, log2_e, magic);
-    lmc_vf n = lmc_v_sub(shifted, magic);
-    lmc_vf f = lmc_v_fms(difference, log2_e, n);
-    lmc_vf p =
-        lmc_v_fma(lmc_v_set1(LMC_EXP2_C5 * LMC_WEIGHT_SCALE), f, lmc_v_set1(LMC_EXP2_C4 * LMC_WEIGHT_SCALE));
-    p = lmc_v_fma(p, f, lmc_v_set1(LMC_EXP2_C3 * LMC_WEIGHT_SCALE));
-    p = lmc_v_fma(p, f, lmc_v_set1(LMC_EXP2_C2 * LMC_WEIGHT_SCALE));
-    p = lmc_v_fma(p, f, lmc_v_set1(LMC_EXP2_C1 * LMC_WEIGHT_SCALE));
-    p = lmc_v_fma(p, f, lmc_v_set1(LMC_WEIGHT_SCALE));
-    return lmc_v_shift_right(lmc_v_truncate(p),
-                             lmc_v_sub_u32(lmc_v_set1_u32(LMC_ROUND_MAGIC_BITS), lmc_v_bits(shifted)));
+/* lmc_weight of ieee.h in every lane. n comes from the conversion to an integer, which rounds as the scalar
+ * code does. Where t >= 31.5 it is 32 or more, or what the conversion gives for numbers out of its range, and
+ * the shift leaves 0, whatever the polynomial made of it. */
+LMC_INLINE lmc_vu lmc_v_weight(lmc_vf logit, lmc_origin_t origin) {
+    if (origin.shift != 0.0f) logit = lmc_v_sub(logit, lmc_v_set1(origin.shift));
+    lmc_vf t = lmc_v_fnma(logit, lmc_v_set1(LMC_LOG2_E), lmc_v_set1(origin.offset));
+    lmc_vu n = lmc_v_round(t);
+    lmc_vf g = lmc_v_sub(t, lmc_v_from_int(n));
+    lmc_vf p = lmc_v_fma(lmc_v_set1(LMC_WEIGHT_C4), g, lmc_v_set1(LMC_WEIGHT_C3));
+    p = lmc_v_fma(p, g, lmc_v_set1(LMC_WEIGHT_C2));
+    p = lmc_v_fma(p, g, lmc_v_set1(LMC_WEIGHT_C1));
+    p = lmc_v_fma(p, g, lmc_v_set1(LMC_WEIGHT_C0));
+    return lmc_v_shift_right(lmc_v_truncate(p), n);
 }
 
-/* Four vectors a round: four weights of at most 2^29 fit a 32-bit lane, which is widened once. */
-LMC_INLINE uint64_t lmc_v_weight_sum(const void *row, size_t n, lmc_dtype dtype, float maximum) {
-    const lmc_vf top = lmc_v_set1(maximum);
+/* Four vectors a round: four weights of at most 2^29 * 1.0004 fit a 32-bit lane, which is widened once. */
+LMC_INLINE uint64_t lmc_v_sum_from(const void *row, size_t n, lmc_dtype dtype, lmc_origin_t origin,
+                                   const void *ahead) {
     lmc_vsum sum = lmc_v_sum_zero();
     size_t i = 0;
     for (; i + 4 * LMC_VLEN <= n; i += 4 * LMC_VLEN) {
-        lmc_vu a = lmc_v_weight(lmc_v_load(row, i, dtype), top);
-        lmc_vu b = lmc_v_weight(lmc_v_load(row, i + LMC_VLEN, dtype), top);
-        lmc_vu c = lmc_v_weight(lmc_v_load(row, i + 2 * LMC_VLEN, dtype), top);
-        lmc_vu d = lmc_v_weight(lmc_v_load(row, i + 3 * LMC_VLEN, dtype), top);
+        for (size_t byte = 0; byte < 4 * LMC_VLEN * lmc_dtype_bytes(dtype); byte += 64) {
+            __builtin_prefetch((const unsigned char *)ahead + i * lmc_dtype_bytes(dtype) + byte, 0, 2);
+        }
+        lmc_vu a = lmc_v_weight(lmc_v_load(row, i, dtype), origin);
+        lmc_vu b = lmc_v_weight(lmc_v_load(row, i + LMC_VLEN, dtype), origin);
+        lmc_vu c = lmc_v_weight(lmc_v_load(row, i + 2 * LMC_VLEN, dtype), origin);
+        lmc_vu d = lmc_v_weight(lmc_v_load(row, i + 3 * LMC_VLEN, dtype), origin);
         sum = lmc_v_sum_add(sum, lmc_v_add_u32(lmc_v_add_u32(a, b), lmc_v_add_u32(c, d)));
     }
-    for (; i + LMC_VLEN <= n; i += LMC_VLEN)
-        sum = lmc_v_sum_add(sum, lmc_v_weight(lmc_v_load(row, i, dtype), top));
+    for (; i + LMC_VLEN <= n; i += LMC_VLEN) {
+        sum = lmc_v_sum_add(sum, lmc_v_weight(lmc_v_load(row, i, dtype), origin));
+    }
     uint64_t total = lmc_v_sum_total(sum);
     for (; i < n; i++)
-        total += lmc_weight(lmc_row_element(row, i, dtype), maximum);
+        total += lmc_weight(lmc_row_element(row, i, dtype), origin);
     return total;
+}
+
+/* The subtraction of the shift is compiled away where there is none, which is nearly always. */
+LMC_INLINE uint64_t lmc_v_weight_sum(const void *row, size_t n, lmc_dtype dtype, lmc_origin_t origin,
+                                     const void *ahead) {
+    if (origin.shift != 0.0f) return lmc_v_sum_from(row, n, dtype, origin, ahead);
+    return lmc_v_sum_from(row, n, dtype, (lmc_origin_t){0.0f, origin.offset}, ahead);
 }
 
 LMC_INLINE int lmc_row_has_nan(const void *row, size_t n, lmc_dtype dtype) {
@@ -94,8 +103,8 @@ LMC_INLINE float lmc_v_maximum(const void *row, size_t n, lmc_dtype dtype, int *
     static float maximum_##NAME(const void *row, size_t n, int *has_nan) {                                   \
         return lmc_v_maximum(row, n, DTYPE, has_nan);                                                        \
     }                                                                                                        \
-    static uint64_t weight_sum_##NAME(const void *row, size_t n, float maximum) {                            \
-        return lmc_v_weight_sum(row, n, DTYPE, maximum);                                                     \
+    static uint64_t weight_sum_##NAME(const void *row, size_t n, lmc_origin_t origin, const void *ahead) {   \
+        return lmc_v_weight_sum(row, n, DTYPE, origin, ahead);                                               \
     }
 
 LMC_DEFINE_ROW_KERNELS(LMC_FLOAT32, float32)

@@ -22,9 +22,6 @@ typedef struct lmc_vsum {
 static inline lmc_vf lmc_v_set1(float x) {
     return _mm512_set1_ps(x);
 }
-static inline lmc_vu lmc_v_set1_u32(uint32_t x) {
-    return _mm512_set1_epi32((int)x);
-}
 static inline lmc_vf lmc_v_load_f32(const void *p) {
     return _mm512_loadu_ps(p);
 }
@@ -47,20 +44,22 @@ static inline lmc_vf lmc_v_max(lmc_vf a, lmc_vf b) {
 static inline lmc_vf lmc_v_fma(lmc_vf a, lmc_vf b, lmc_vf c) {
     return _mm512_fmadd_ps(a, b, c);
 }
-static inline lmc_vf lmc_v_fms(lmc_vf a, lmc_vf b, lmc_vf c) {
-    return _mm512_fmsub_ps(a, b, c);
+/* c - a * b */
+static inline lmc_vf lmc_v_fnma(lmc_vf a, lmc_vf b, lmc_vf c) {
+    return _mm512_fnmadd_ps(a, b, c);
+}
+/* To the nearest integer, ties to even; 2^31 as unsigned where that does not fit. */
+static inline lmc_vu lmc_v_round(lmc_vf a) {
+    return _mm512_cvtps_epi32(a);
+}
+static inline lmc_vf lmc_v_from_int(lmc_vu a) {
+    return _mm512_cvtepi32_ps(a);
 }
 static inline lmc_vu lmc_v_truncate(lmc_vf a) {
     return _mm512_cvttps_epi32(a);
 }
-static inline lmc_vu lmc_v_bits(lmc_vf a) {
-    return _mm512_castps_si512(a);
-}
 static inline lmc_vu lmc_v_add_u32(lmc_vu a, lmc_vu b) {
     return _mm512_add_epi32(a, b);
-}
-static inline lmc_vu lmc_v_sub_u32(lmc_vu a, lmc_vu b) {
-    return _mm512_sub_epi32(a, b);
 }
 /* Logical; zero where the count is 32 or more. */
 static inline lmc_vu lmc_v_shift_right(lmc_vu a, lmc_vu count) {

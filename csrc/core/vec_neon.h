@@ -13,9 +13,6 @@ typedef uint64x2_t lmc_vsum;
 static inline lmc_vf lmc_v_set1(float x) {
     return vdupq_n_f32(x);
 }
-static inline lmc_vu lmc_v_set1_u32(uint32_t x) {
-    return vdupq_n_u32(x);
-}
 static inline lmc_vf lmc_v_load_f32(const void *p) {
     return vreinterpretq_f32_u8(vld1q_u8((const uint8_t *)p));
 }
@@ -38,23 +35,26 @@ static inline lmc_vf lmc_v_max(lmc_vf a, lmc_vf b) {
 static inline lmc_vf lmc_v_fma(lmc_vf a, lmc_vf b, lmc_vf c) {
     return vfmaq_f32(c, a, b);
 }
-static inline lmc_vf lmc_v_fms(lmc_vf a, lmc_vf b, lmc_vf c) {
-    return vfmaq_f32(vnegq_f32(c), a, b);
+/* c - a * b */
+static inline lmc_vf lmc_v_fnma(lmc_vf a, lmc_vf b, lmc_vf c) {
+    return vfmsq_f32(c, a, b);
+}
+/* To the nearest integer, ties to even; the conversion saturates, and 64 stands for all from there on, so
+ * that lmc_v_shift_right can take it. */
+static inline lmc_vu lmc_v_round(lmc_vf a) {
+    return vreinterpretq_u32_s32(vminq_s32(vcvtnq_s32_f32(a), vdupq_n_s32(64)));
+}
+static inline lmc_vf lmc_v_from_int(lmc_vu a) {
+    return vcvtq_f32_s32(vreinterpretq_s32_u32(a));
 }
 static inline lmc_vu lmc_v_truncate(lmc_vf a) {
     return vreinterpretq_u32_s32(vcvtq_s32_f32(a));
 }
-static inline lmc_vu lmc_v_bits(lmc_vf a) {
-    return vreinterpretq_u32_f32(a);
-}
 static inline lmc_vu lmc_v_add_u32(lmc_vu a, lmc_vu b) {
     return vaddq_u32(a, b);
 }
-static inline lmc_vu lmc_v_sub_u32(lmc_vu a, lmc_vu b) {
-    return vsubq_u32(a, b);
-}
-/* Logical; zero where the count is 32 or more. The instruction reads the low byte of the negated count,
- * signed: counts are at most 93, since LMC_DIFFERENCE_FLOOR * log2 e > -93. */
+/* Logical; zero where the count is 32 or more, and it is at most 64: the instruction reads the low byte of
+ * the negated count, signed. */
 static inline lmc_vu lmc_v_shift_right(lmc_vu a, lmc_vu count) {
     return vshlq_u32(a, vnegq_s32(vreinterpretq_s32_u32(count)));
 }
