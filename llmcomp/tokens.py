@@ -506,7 +506,7 @@ def _token_bytes(
         texts[token] = bytes_of[token] = content
         if added_token["special"]:
             del bytes_of[token]
-    vocab_size = 1 + max(max(vocab.values()), max(texts))
+    vocab_size = 1 + max(*vocab.values(), *texts)
     if min(vocab.values()) < 0 or vocab_size > 1 << 24:
         raise Error(f"{origin}: token ids reach from {min(vocab.values())} to {vocab_size - 1}; expected 0 to 2^24 - 1")
     lengths = np.zeros(vocab_size, np.int64)
