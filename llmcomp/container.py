@@ -103,7 +103,7 @@ def tag_bytes(segment_bytes: int) -> int:
 
 
 def _check(header_check: int, number: int, n_bytes: int, payload: bytes) -> int:
-    """CRC-32 of the payload xor CRC-32 of where it belongs, so that salvage can search for one without knowing the other.
+    """CRC-32 of the payload xor CRC-32 of where it belongs, so that salvage can search for one before the other.
 
     A CRC finds every burst of up to 32 bits, thus every single flipped bit, not only with high probability.
     """
@@ -116,7 +116,7 @@ def segment_key_check(header_check: int, number: int, n_bytes: int, payload_byte
 
 
 def _stored_is_no_longer(n_bytes: int, coded_bytes: int) -> bool:
-    """A coded payload must save two bytes: so the longest tag, all ones, is free to mark the end, and 0 means stored."""
+    """A coded payload must save two bytes: so the tag of all ones is free to mark the end, and 0 to mean stored."""
     return coded_bytes + 2 > n_bytes
 
 
@@ -270,8 +270,8 @@ class ArchiveWriter:
         self._file.write(raw)
         self.archive_bytes += len(raw)
 
-    def add(self, content: bytes, coded: bytes | None = None) -> None:
-        """Appends a segment: its original bytes, and its payload unless it is to be stored.
+    def add(self, content: bytes, coded: bytes | None = None) -> bool:
+        """Appends a segment: its original bytes, and its payload unless it is to be stored. Returns: is it coded?
 
         A payload that saves less than two bytes is dropped in favour of the original bytes.
         """
@@ -280,18 +280,20 @@ class ArchiveWriter:
             raise Error(f"a segment of {len(content)} bytes: only the last may be shorter than {segment_bytes}")
         self._hasher.update(content)
         self.content_bytes += len(content)
+        if coded is not None and _stored_is_no_longer(len(content), len(coded)):
+            coded = None
         if len(content) < segment_bytes:
             self._short = (content, coded)
-            return
+            return coded is not None
         if self.n_segments and self.n_segments % SEGMENTS_PER_ENTRY == 0:
             self._entries.append(self.archive_bytes)
         self._frame(content, coded)
+        return coded is not None
 
     def _frame(self, content: bytes, coded: bytes | None) -> None:
-        stored = coded is None or _stored_is_no_longer(len(content), len(coded))
-        payload = content if coded is None or stored else coded
+        payload = content if coded is None else coded
         check = _check(self._header_check, self.n_segments, len(content), payload)
-        tag = 0 if stored else len(payload)
+        tag = 0 if coded is None else len(payload)
         self._put(tag.to_bytes(self._tag_bytes, "little") + _CHECK.pack(check) + payload)
         self.n_segments += 1
 

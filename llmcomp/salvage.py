@@ -1,4 +1,4 @@
-"""Finds the intact segments of a damaged or truncated archive; decodes nothing. FORMAT.md, "The archive", has the frames.
+"""Finds the intact segments of a damaged or truncated archive; decodes nothing. The frames are FORMAT.md's.
 
 The header must be whole, since it says what the segments mean. After a damaged frame every following byte is tried as
 the start of the next one: a checksum is the xor of one over the payload and one over the place, so that the segment's
@@ -7,7 +7,6 @@ number is looked up and need not be guessed.
 
 from __future__ import annotations
 
-import struct
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple

@@ -132,7 +132,6 @@ def test_sizes_that_are_promised():
 def test_every_truncation_and_every_flipped_bit(n, segment_bytes, model, every):
     content = random_bytes(n, 7)
     blob = make_archive(content, segment_bytes, model, every)
-    whole = read_all(blob)
     damaged = [blob[:k] for k in range(len(blob))]
     damaged += [
         blob[: bit // 8] + bytes([blob[bit // 8] ^ 1 << bit % 8]) + blob[bit // 8 + 1 :] for bit in range(8 * len(blob))
@@ -186,10 +185,9 @@ def test_parts_of_two_archives_do_not_mix():
     assert len(one) == len(two) == len(other_model)
     first = len(container.header_bytes(Header(16, MODEL)))
     for cut in range(first, len(one)):
-        for other in (other_model,):
-            with pytest.raises(CorruptArchive):
-                read_all(other[:cut] + one[cut:])
-        # Segments of an archive with an equal header are intact; the content's hash is what tells, so the trailer stays.
+        with pytest.raises(CorruptArchive):
+            read_all(other_model[:cut] + one[cut:])
+        # Under an equal header the other's segments are intact: the content's hash tells, so the trailer keeps its own.
         reader = ArchiveReader(io.BytesIO(one[:cut] + two[cut:]))
         try:
             list(reader.segments())
@@ -282,7 +280,7 @@ def test_reading_from_a_pipe():
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_damage_of_many_bytes(data):
-    """Any change at all is found by reading, by the index or by the hash, and reading never yields a changed segment."""
+    """Any change at all is found by reading, and reading never yields a changed segment before."""
     content = random_bytes(data.draw(st.integers(0, 100)), data.draw(st.integers(0, 3)))
     blob = make_archive(content, 16)
     whole = read_all(blob)

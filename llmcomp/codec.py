@@ -1,0 +1,412 @@
+"""compress, decompress and score: bytes in, archives or result rows out, with any model.
+
+Segments and their payloads are segments.py's, an archive's bytes container.py's, files with names archive.py's.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm.auto import tqdm
+
+from llmcomp import coding, container, results, tokens
+from llmcomp.container import ArchiveReader, ArchiveWriter, Header, Segment
+from llmcomp.errors import CorruptArchive, Error
+from llmcomp.models import load_model
+from llmcomp.salvage import salvage_segments
+from llmcomp.segments import MAPPING_DEFAULT, ModelTraits, SegmentCodec
+from llmcomp.windows import BATCH_LOGITS_BYTES
+
+PUBLISHED_MAPPING = "ascii"
+PUBLISHED_CLAMP = 1e-10
+PUBLISHED_RATIOS = (0.01, 10.0)
+# How much is scored between two updates of the progress bar, and how many logits are turned to float64 at once.
+_SCORE_BATCH_BYTES = 1 << 18
+_SOFTMAX_BLOCK_BYTES = 1 << 25
+
+Item = TypeVar("Item")
+OnBytes = Callable[[int], Any]
+
+
+class StreamSummary(NamedTuple):
+    """What went through `compress_stream` or `decompress_stream`; `n_stored` segments are not coded."""
+
+    content_bytes: int
+    archive_bytes: int
+    n_segments: int
+    n_stored: int
+
+
+class SalvageSummary(NamedTuple):
+    """`lost`: the (start, stop) of the original that could not be read; stop None where its size is not known."""
+
+    content_bytes: int
+    n_segments: int
+    lost: list[tuple[int, int | None]]
+
+
+# ---- archives
+
+
+def compress(
+    data: bytes,
+    model: Any,
+    *,
+    mapping: str = MAPPING_DEFAULT,
+    overlap: int | None = None,
+    segment_bytes: int = container.SEGMENT_BYTES_DEFAULT,
+) -> bytes:
+    """The archive of `data`, any bytes, coded with `model`: a name, or an object with logits() and session().
+
+    `mapping`: how bytes become tokens (tokens.MAPPINGS). `overlap`: how many tokens of the window before a window sees
+    as context, default a share of the model's context. `segment_bytes`: what one segment holds; segments are decoded
+    side by side or alone. The same arguments give the same archive whatever the backend and the number of threads.
+
+    Raises:
+        Error: an option out of range, or a model that gives NaN.
+    """
+    target = io.BytesIO()
+    compress_stream(io.BytesIO(data), target, model, mapping=mapping, overlap=overlap, segment_bytes=segment_bytes)
+    return target.getvalue()
+
+
+def decompress(blob: bytes, model: Any = None) -> bytes:
+    """The bytes that `compress` was given. `model` None: the one that the archive names, if bundled or registered.
+
+    Raises:
+        CorruptArchive: the archive is damaged or not one.
+        ModelMismatch: `model` is not what the archive was coded with, and what was.
+    """
+    target = io.BytesIO()
+    decompress_stream(io.BytesIO(blob), target, model)
+    return target.getvalue()
+
+
+def compress_stream(
+    source: BinaryIO,
+    target: BinaryIO,
+    model: Any,
+    *,
+    mapping: str = MAPPING_DEFAULT,
+    overlap: int | None = None,
+    segment_bytes: int = container.SEGMENT_BYTES_DEFAULT,
+    lanes: int | None = None,
+    on_bytes: OnBytes | None = None,
+) -> StreamSummary:
+    """Reads `source` to its end and writes the archive to `target`; neither need be seekable.
+
+    Memory does not depend on the size: `lanes` segments (default: the codec's) with their tokens, and one batch of the
+    model. `on_bytes` is called with every number of original bytes that was coded.
+    """
+    codec = SegmentCodec(load_model(model), mapping, overlap)
+    contents = _segments_of(source, segment_bytes)
+    head = list(itertools.islice(contents, 2))
+    header = Header(segment_bytes, codec.identity)
+    if len(head) < 2:
+        archive, summary = _smallest_archive(b"".join(head), header, codec)
+        target.write(archive)
+        if on_bytes is not None:
+            on_bytes(summary.content_bytes)
+        return summary
+    writer = ArchiveWriter(target, header)
+    n_stored = 0
+    for batch in _batches(itertools.chain(head, contents), lanes or codec.lanes):
+        for content, coded in zip(batch, codec.encode(batch), strict=True):
+            n_stored += not writer.add(content, coded.payload)
+            if on_bytes is not None:
+                on_bytes(len(content))
+    writer.finish()
+    return StreamSummary(writer.content_bytes, writer.archive_bytes, writer.n_segments, n_stored)
+
+
+def _smallest_archive(content: bytes, header: Header, codec: SegmentCodec) -> tuple[bytes, StreamSummary]:
+    """An archive of at most one segment: with the model, or without one where that is no longer."""
+    archives = []
+    payloads = [coded.payload for coded in codec.encode([content])] if content else []
+    for chosen, payload in ((Header(header.segment_bytes, None), None), *((header, payload) for payload in payloads)):
+        file = io.BytesIO()
+        writer = ArchiveWriter(file, chosen)
+        is_coded = writer.add(content, payload) if content else False
+        writer.finish()
+        summary = StreamSummary(len(content), writer.archive_bytes, writer.n_segments, writer.n_segments - is_coded)
+        archives.append((file.getvalue(), summary))
+    return min(archives, key=lambda archive: len(archive[0]))
+
+
+def decompress_stream(
+    source: BinaryIO,
+    target: BinaryIO,
+    model: Any = None,
+    *,
+    lanes: int | None = None,
+    on_bytes: OnBytes | None = None,
+) -> StreamSummary:
+    """Reads one archive from `source` and writes the original bytes to `target`; neither need be seekable.
+
+    `lanes` segments are decoded side by side (default: what the memory for sessions allows). Segments are checked
+    before they are decoded, the whole content at the end: on CorruptArchive, what was written is not to be trusted.
+    """
+    reader = ArchiveReader(source)
+    codec = SegmentCodec.for_archive(reader.header, model)
+    hasher = container.content_hasher()
+    n_segments = n_stored = 0
+    for batch in _batches(reader.segments(), lanes or (codec.lanes if codec else 1)):
+        for content in _contents(batch, codec, on_bytes):
+            hasher.update(content)
+            target.write(content)
+        n_segments += len(batch)
+        n_stored += sum(segment.stored for segment in batch)
+    assert reader.trailer is not None
+    if hasher.digest()[: container.CONTENT_HASH_BYTES] != reader.trailer.content_hash:
+        raise CorruptArchive("the content has not the SHA-256 that the archive tells: parts of archives were exchanged")
+    return StreamSummary(reader.trailer.content_bytes, reader.position, n_segments, n_stored)
+
+
+def salvage_stream(
+    source: BinaryIO, target: BinaryIO, model: Any = None, *, lanes: int | None = None, on_bytes: OnBytes | None = None
+) -> SalvageSummary:
+    """Writes the intact segments of a damaged archive in `source`, which must be seekable, one behind the other."""
+    source.seek(0)
+    header = ArchiveReader(source).header
+    codec = SegmentCodec.for_archive(header, model)
+    lost: list[tuple[int, int | None]] = []
+    content_bytes = n_segments = expected_at = 0
+    for batch in _batches(salvage_segments(source), lanes or (codec.lanes if codec else 1)):
+        for segment, content in zip(batch, _contents(batch, codec, on_bytes), strict=True):
+            target.write(content)
+            at = segment.number * header.segment_bytes
+            if at > expected_at:
+                lost.append((expected_at, at))
+            expected_at = at + segment.n_bytes
+            content_bytes += segment.n_bytes
+            n_segments += 1
+    size = _size_told(source)
+    if size is None or expected_at < size:
+        lost.append((expected_at, size))
+    return SalvageSummary(content_bytes, n_segments, lost)
+
+
+def _size_told(source: BinaryIO) -> int | None:
+    try:
+        return container.ArchiveIndex(source).trailer.content_bytes
+    except CorruptArchive:
+        return None
+
+
+def _contents(batch: list[Segment], codec: SegmentCodec | None, on_bytes: OnBytes | None) -> list[bytes]:
+    contents = [segment.payload for segment in batch] if codec is None else codec.decode_segments(batch, on_bytes)
+    if on_bytes is not None:
+        on_bytes(sum(segment.n_bytes for segment in batch if segment.stored))
+    return contents
+
+
+def _segments_of(source: BinaryIO, segment_bytes: int) -> Iterator[bytes]:
+    """The bytes of `source` in segments; a pipe may give them in smaller parts."""
+    while True:
+        parts = []
+        missing = segment_bytes
+        while missing and (part := source.read(missing)):
+            parts.append(part)
+            missing -= len(part)
+        if parts:
+            yield b"".join(parts)
+        if missing:
+            return
+
+
+def _batches(items: Iterable[Item], n_items: int) -> Iterator[list[Item]]:
+    if n_items < 1:
+        raise Error(f"lanes={n_items}: expected 1 or more")
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, n_items)):
+        yield batch
+
+
+# ---- scores
+
+
+def score(
+    chunks: Sequence[bytes],
+    model: Any,
+    protocol: str = "lossless",
+    mapping: str | None = None,
+    *,
+    overlap: int | None = None,
+    verify: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """One row a chunk (results.ROW_COLUMNS) of what `model` makes of `chunks`: bytes, or a data set with `.chunks`.
+
+    protocol "lossless": each chunk is a stream of its own, with the windows and the bits that an archive's segment
+    would have: all bytes, all tokens, the first token paid for, real payload bytes. `verify` decodes every one again
+    and raises CorruptArchive for the first that is not its chunk. `mapping` None means "bytes".
+
+    protocol "published": the published computation on the same model. b % 128, at most 1,024 tokens (or the model's
+    context, if smaller), first token free, the float64 softmax over all logits, clamped at 1e-10, bits over all bytes,
+    chunks with a ratio outside (0.01, 10) dropped. Nothing is coded and nothing could be decoded.
+
+    Raises:
+        Error: an unknown protocol or mapping, an empty chunk, or a model that gives NaN.
+    """
+    model = load_model(model)
+    data, modality = getattr(chunks, "name", ""), getattr(chunks, "modality", "")
+    chunks = getattr(chunks, "chunks", chunks)
+    if protocol not in results.PROTOCOLS:
+        raise Error(f"no protocol is called {protocol!r}; there are {', '.join(results.PROTOCOLS)}")
+    if protocol == "published" and mapping not in (None, PUBLISHED_MAPPING):
+        raise Error(f"the published protocol has mapping {PUBLISHED_MAPPING!r} only, found {mapping!r}")
+    score_batch: Callable[[list[bytes]], list[dict]]
+    if protocol == "lossless":
+        mapping = mapping or MAPPING_DEFAULT
+        codec = SegmentCodec(model, mapping, overlap)
+        score_batch = lambda batch: _lossless_rows(batch, codec, verify)  # noqa: E731
+    else:
+        mapping = PUBLISHED_MAPPING
+        traits = ModelTraits.of(model)
+        _warn_of_short_context(traits)
+        score_batch = lambda batch: _published_rows(batch, model, traits)  # noqa: E731
+    rows = _scored(chunks, score_batch, progress)
+    facts = {"dataset": data, "modality": modality, "protocol": protocol, "mapping": mapping, **_model_facts(model)}
+    if not rows:
+        return results.empty_rows()
+    return results.check_rows(pd.DataFrame(rows).assign(**facts))
+
+
+def _scored(chunks: Sequence[bytes], score_batch: Callable[[list[bytes]], list[dict]], progress: bool) -> list[dict]:
+    """Rows of all chunks, with their numbers and their shares of the seconds; rows of dropped chunks are missing."""
+    rows: list[dict] = []
+    with tqdm(total=len(chunks), unit="chunk", disable=not progress, delay=2, leave=False) as bar:
+        for numbers in _chunk_batches(chunks):
+            started = time.perf_counter()
+            batch = score_batch([bytes(chunks[number]) for number in numbers])
+            seconds = time.perf_counter() - started
+            n_tokens = sum(row["tokens"] for row in batch)
+            for number, row in zip(numbers, batch, strict=True):
+                if row.pop("kept", True):
+                    rows.append({"chunk": number, "seconds": seconds * row["tokens"] / max(n_tokens, 1), **row})
+            bar.update(len(numbers))
+    return rows
+
+
+def _chunk_batches(chunks: Sequence[bytes]) -> Iterator[list[int]]:
+    numbers: list[int] = []
+    n_bytes = 0
+    for number in range(len(chunks)):
+        if not len(chunks[number]):
+            raise Error(f"chunk {number} is empty: a ratio needs at least one byte")
+        numbers.append(number)
+        n_bytes += len(chunks[number])
+        if n_bytes >= _SCORE_BATCH_BYTES:
+            yield numbers
+            numbers, n_bytes = [], 0
+    if numbers:
+        yield numbers
+
+
+def _model_facts(model: Any) -> dict[str, Any]:
+    from llmcomp import __version__
+
+    traits = ModelTraits.of(model)
+    return {
+        "model": traits.name,
+        "params": getattr(model, "n_params", None),
+        "step": getattr(model, "step", None),
+        "engine": traits.engine,
+        "backend": coding.backend_in_use(),
+        "device": getattr(model, "device", "cpu"),
+        "dtype": getattr(model, "dtype", ""),
+        "weights_sha256": getattr(model, "weights_sha256", ""),
+        "version": __version__,
+    }
+
+
+def _lossless_rows(batch: list[bytes], codec: SegmentCodec, verify: bool) -> list[dict]:
+    coded = codec.encode(batch)
+    if verify:
+        decoded = codec.decode([item.payload for item in coded], [len(chunk) for chunk in batch])
+        if wrong := sum(chunk != content for chunk, content in zip(batch, decoded, strict=True)):
+            raise CorruptArchive(f"{wrong} of {len(batch)} chunks decode to other bytes than were coded")
+    return [
+        {
+            "bytes_in": len(chunk),
+            "bytes_scored": len(chunk),
+            "tokens": item.n_tokens,
+            "ideal_bits": item.ideal_bits,
+            "coded_bytes": len(item.stream),
+            "side_bits": item.side_bits,
+            "ratio": (8 * len(item.stream) + item.side_bits) / (8 * len(chunk)),
+        }
+        for chunk, item in zip(batch, coded, strict=True)
+    ]
+
+
+# ---- the published computation
+
+
+def _warn_of_short_context(traits: ModelTraits) -> None:
+    if traits.context_length < tokens.PUBLISHED_MAX_TOKENS:
+        warnings.warn(
+            f"{traits.label} sees {traits.context_length} tokens: the published protocol is cut there, not at "
+            f"{tokens.PUBLISHED_MAX_TOKENS}; bytes_scored tells what the bits cover",
+            stacklevel=3,
+        )
+
+
+def _published_rows(batch: list[bytes], model: Any, traits: ModelTraits) -> list[dict]:
+    kept_and_covered = [_published_tokens(chunk, traits) for chunk in batch]
+    bits = _published_bits([kept for kept, _ in kept_and_covered], model, traits)
+    rows = []
+    for chunk, (kept, covered), ideal_bits in zip(batch, kept_and_covered, bits, strict=True):
+        ratio = ideal_bits / (8 * len(chunk))
+        row: dict[str, Any] = {"bytes_in": len(chunk), "bytes_scored": covered, "tokens": max(len(kept) - 1, 0)}
+        row |= {"ideal_bits": ideal_bits, "coded_bytes": None, "side_bits": 0, "ratio": ratio}
+        rows.append({**row, "kept": PUBLISHED_RATIOS[0] < ratio < PUBLISHED_RATIOS[1]})
+    return rows
+
+
+def _published_tokens(chunk: bytes, traits: ModelTraits) -> tuple[npt.NDArray[np.int32], int]:
+    """The tokens that the model sees, and how many bytes they cover."""
+    kept, covered = tokens.published_tokens(chunk, traits.tokenizer)
+    if len(kept) > traits.context_length:
+        kept = kept[: traits.context_length]
+        covered = min(int(traits.tokenizer.text_lengths(kept).sum()), len(chunk))
+    return kept, covered
+
+
+def _published_bits(streams: list[npt.NDArray[np.int32]], model: Any, traits: ModelTraits) -> list[float]:
+    """Sum of -log2 of the clamped probabilities of all tokens but the first. Streams of like length share a batch."""
+    bits = [0.0] * len(streams)
+    order = sorted((i for i in range(len(streams)) if len(streams[i]) > 1), key=lambda i: -len(streams[i]))
+    n_logits = getattr(model, "n_logits", traits.vocab_size)
+    while order:
+        longest = len(streams[order[0]])
+        n_rows = max(1, BATCH_LOGITS_BYTES // (4 * n_logits * longest))
+        inputs = np.zeros((len(order[:n_rows]), longest), np.int32)
+        for row, i in enumerate(order[:n_rows]):
+            inputs[row, : len(streams[i])] = streams[i]
+        logits = np.asarray(model.logits(inputs))
+        for row, i in enumerate(order[:n_rows]):
+            bits[i] = _softmax_bits(logits[row, : len(streams[i]) - 1], streams[i][1:])
+        del order[:n_rows]
+    return bits
+
+
+def _softmax_bits(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Sum of -log2 max(softmax(logits)[target], 1e-10) over the rows of logits [T, V], in float64."""
+    total = 0.0
+    n_rows = max(1, _SOFTMAX_BLOCK_BYTES // (8 * logits.shape[1]))
+    for at in range(0, len(targets), n_rows):
+        block = logits[at : at + n_rows].astype(np.float64)
+        block -= block.max(1, keepdims=True)
+        chosen = block[np.arange(len(block)), targets[at : at + n_rows]]
+        probabilities = np.exp(chosen) / np.exp(block).sum(1)
+        total -= np.log2(np.maximum(probabilities, PUBLISHED_CLAMP)).sum()
+    return float(total)

@@ -1,0 +1,291 @@
+"""Segments of bytes to payloads and back with one model: what archives and scores are both made of.
+
+A segment is cut into tokens by a mapping, the tokens are coded through the windows of windows.py. Where payloads lie
+in an archive is container.py's business; files, streams and tables are codec.py's and archive.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcomp import coding, container, tokens
+from llmcomp.container import Header, ModelId, Segment
+from llmcomp.errors import CorruptArchive, Error, ModelMismatch
+from llmcomp.models import as_model, list_models, load_model
+from llmcomp.windows import WindowedModel
+
+ARITHMETIC_VERSION = 1
+# Codes of engines in an archive; 0 is any object with logits() and session() that names no engine.
+ENGINE_CODES = {"": 0, "exact": 1, "torch": 2}
+MAPPING_DEFAULT = "bytes"
+# Measured by benchmarks/bench_archive.py.
+OVERLAP_SHARE_DEFAULT = 0.25
+CONTEXT_LENGTH_DEFAULT = 2048
+LANES_DEFAULT = 64
+# What the sessions of one decoding batch may hold, where the model tells.
+SESSION_BYTES_MAX = 256 << 20
+# The side byte of mapping bytes with a vocabulary that lacks some.
+_NO_STAND_INS, _STAND_INS = b"\x00", b"\x80"
+
+
+# ---- what is needed of a model
+
+
+class ModelTraits(NamedTuple):
+    """What the codec needs to know of a model; attributes that a model does not have get the defaults named here."""
+
+    name: str  # its class's name
+    revision: str  # "step<step>", else ""
+    weights_hash: bytes  # of `fingerprint`; zeros: equality is then by name, and the caller's promise
+    tokenizer: Any  # ByteTokenizer()
+    engine: str  # ""
+    context_length: int  # 2,048
+    vocab_size: int  # the tokenizer's
+    bos_token: int  # the tokenizer's, else 0
+
+    @classmethod
+    def of(cls, model: Any) -> ModelTraits:
+        tokenizer = getattr(model, "tokenizer", None) or tokens.ByteTokenizer()
+        fingerprint = getattr(model, "fingerprint", None)
+        step = getattr(model, "step", None)
+        bos_token = getattr(tokenizer, "bos_token", None)
+        traits = cls(
+            name=str(getattr(model, "name", "") or type(model).__name__),
+            revision="" if step is None else f"step{step}",
+            weights_hash=_hash_prefix(fingerprint, container.WEIGHTS_HASH_BYTES),
+            tokenizer=tokenizer,
+            engine=str(getattr(model, "engine", "") or ""),
+            context_length=int(getattr(model, "context_length", 0) or CONTEXT_LENGTH_DEFAULT),
+            vocab_size=int(tokenizer.vocab_size),
+            bos_token=int(bos_token if bos_token is not None else getattr(model, "bos_token", None) or 0),
+        )
+        n_logits = int(getattr(model, "n_logits", traits.vocab_size))
+        if n_logits < traits.vocab_size:
+            raise Error(f"{traits.name} gives {n_logits} logits, but its tokenizer has {traits.vocab_size} tokens")
+        return traits
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.revision}".strip()
+
+
+def _hash_prefix(fingerprint: str | None, n_bytes: int) -> bytes:
+    """The first bytes of a hexadecimal SHA-256; of any other text, the first of its own SHA-256; zeros for None."""
+    if not fingerprint:
+        return bytes(n_bytes)
+    try:
+        raw = bytes.fromhex(fingerprint)
+    except ValueError:
+        raw = b""
+    return (raw if len(raw) >= n_bytes else hashlib.sha256(fingerprint.encode()).digest())[:n_bytes]
+
+
+def _check_identity(wanted: ModelId, traits: ModelTraits) -> None:
+    """ModelMismatch unless that model decodes what `wanted` coded; both are named with what differs."""
+    found = _identity(traits, wanted.mapping, wanted.context_length, wanted.overlap)
+    by_name = not any(wanted.weights_hash)
+    differing = [
+        field
+        for field in ("arithmetic_version", "engine", "weights_hash", "tokenizer_hash", "vocab_size", "bos_token")
+        if getattr(found, field) != getattr(wanted, field)
+    ]
+    if by_name and (wanted.name, wanted.revision) != (found.name, found.revision):
+        differing.append("name")
+    if wanted.context_length > traits.context_length:
+        differing.append(f"context of {wanted.context_length} tokens, found {traits.context_length}")
+    if differing:
+        raise ModelMismatch(
+            f"the archive needs {_describe(wanted)}; found {_describe(found)} (different: {', '.join(differing)})"
+        )
+
+
+def _describe(identity: ModelId) -> str:
+    engine = next((name for name, code in ENGINE_CODES.items() if code == identity.engine and name), "")
+    weights = f"weights {identity.weights_hash.hex()[:12]}" if any(identity.weights_hash) else "weights not recorded"
+    parts = [identity.name, identity.revision, f"engine {engine}" if engine else "", weights]
+    return ", ".join(part for part in parts if part)
+
+
+def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: int) -> ModelId:
+    if traits.engine not in ENGINE_CODES:
+        raise Error(
+            f"no archive knows engine {traits.engine!r}; expected one of {', '.join(filter(None, ENGINE_CODES))}"
+        )
+    return ModelId(
+        name=traits.name,
+        revision=traits.revision,
+        weights_hash=traits.weights_hash,
+        tokenizer_hash=_hash_prefix(traits.tokenizer.fingerprint, container.TOKENIZER_HASH_BYTES),
+        arithmetic_version=ARITHMETIC_VERSION,
+        engine=ENGINE_CODES[traits.engine],
+        mapping=mapping,
+        context_length=context_length,
+        overlap=overlap,
+        vocab_size=traits.vocab_size,
+        bos_token=traits.bos_token,
+    )
+
+
+# ---- segments
+
+
+class Coded(NamedTuple):
+    """A coded segment: `side` bytes that the mapping needs, and the coder's `stream`. Their sum is the payload."""
+
+    side: bytes
+    stream: bytes
+    side_bits: int
+    n_tokens: int
+    ideal_bits: float
+
+    @property
+    def payload(self) -> bytes:
+        return self.side + self.stream
+
+
+class SegmentCodec:
+    """Segments of bytes <-> payloads with one model, one mapping and one window plan.
+
+    The payload of a segment depends on nothing else: not on the segments beside it, lanes, threads or backend.
+    """
+
+    def __init__(
+        self, model: Any, mapping: str = MAPPING_DEFAULT, overlap: int | None = None, context_length: int | None = None
+    ):
+        self.traits = ModelTraits.of(as_model(model))
+        self._mapping = tokens.get_mapping(mapping)
+        context_length = self.traits.context_length if context_length is None else context_length
+        if overlap is None:
+            overlap = int(context_length * OVERLAP_SHARE_DEFAULT)
+        self.identity = _identity(self.traits, tokens.MAPPINGS.index(mapping), context_length, overlap)
+        # A vocabulary that has no token for some bytes: one side bit a segment tells whether stand-ins are in use.
+        self._has_stand_ins = mapping == "bytes" and self.traits.tokenizer.needs_stand_ins(bytes(range(256)))
+        self._model = WindowedModel(
+            model,
+            vocab_size=self.traits.vocab_size,
+            bos_token=self.traits.bos_token,
+            context_length=context_length,
+            overlap=overlap,
+            is_stepwise=self.traits.engine == "torch",
+        )
+        self._lanes = _default_lanes(model)
+
+    @classmethod
+    def for_archive(cls, header: Header, model: Any = None) -> SegmentCodec | None:
+        """The codec that decodes an archive, or None where it needs no model; ModelMismatch for another model.
+
+        Without `model`, the one that the header names is loaded if it is a bundled model or one of the registry:
+        a name from a file is never taken for a path.
+        """
+        if header.model is None:
+            return None
+        wanted = header.model
+        if wanted.mapping >= len(tokens.MAPPINGS):
+            raise CorruptArchive(f"the archive's header has mapping {wanted.mapping}, which this llmcomp does not know")
+        model = _model_of_header(wanted) if model is None else load_model(model)
+        traits = ModelTraits.of(model)
+        _check_identity(wanted, traits)
+        return cls(model, tokens.MAPPINGS[wanted.mapping], wanted.overlap, wanted.context_length)
+
+    @property
+    def lanes(self) -> int:
+        """How many segments are decoded side by side unless the caller says otherwise."""
+        return self._lanes
+
+    def encode(self, contents: Sequence[bytes]) -> list[Coded]:
+        """The coded form of every segment. Error where the mapping or the model cannot code one."""
+        encoded = [self._mapping.encode(content, self.traits.tokenizer) for content in contents]
+        coded = []
+        for item, parts in zip(encoded, self._model.intervals([item.tokens for item in encoded]), strict=True):
+            side, side_bits = (item.side or _NO_STAND_INS, 1) if self._has_stand_ins else (item.side, item.side_bits)
+            ideal_bits = -np.log2(parts[1].astype(np.float64) / parts[2].astype(np.float64)).sum()
+            stream = coding.encode_intervals(*parts)
+            coded.append(Coded(side, stream, side_bits, len(item.tokens), float(ideal_bits)))
+        return coded
+
+    def decode(
+        self,
+        payloads: Sequence[bytes],
+        n_bytes: Sequence[int],
+        on_step: Callable[[int], Any] | None = None,
+    ) -> list[bytes]:
+        """The contents of segments of `n_bytes` each, from their payloads; CorruptArchive where they do not fit."""
+        sides = [self._side(payload, n) for payload, n in zip(payloads, n_bytes, strict=True)]
+        streams = self._model.decode(
+            [payload[len(side) :] for payload, side in zip(payloads, sides, strict=True)],
+            n_bytes,
+            self._token_bytes,
+            [int(self._uses_stand_ins(side)) for side in sides],
+            on_step,
+        )
+        return [self._join(*parts) for parts in zip(streams, sides, n_bytes, strict=True)]
+
+    def decode_segments(self, segments: Sequence[Segment], on_step: Callable[[int], Any] | None = None) -> list[bytes]:
+        """The contents of an archive's segments, stored ones included; CorruptArchive names the first that fails."""
+        coded = [segment for segment in segments if not segment.stored]
+        try:
+            contents = self.decode([s.payload for s in coded], [s.n_bytes for s in coded], on_step)
+        except CorruptArchive as error:
+            first, last = segments[0].number, segments[-1].number
+            raise CorruptArchive(
+                f"segments {first} to {last} do not decode, though their checksums are right ({error}): the model "
+                "computes something else here than where they were coded"
+            ) from None
+        decoded = iter(contents)
+        return [segment.payload if segment.stored else next(decoded) for segment in segments]
+
+    def _side(self, payload: bytes, n_bytes: int) -> bytes:
+        length = {"bytes": int(self._has_stand_ins), "latin1": 0}.get(self._mapping.name, -(-n_bytes // 8))
+        if len(payload) < length or (self._has_stand_ins and payload[:1] not in (_NO_STAND_INS, _STAND_INS)):
+            raise CorruptArchive(f"a payload of {len(payload)} bytes does not begin with its {length} side bytes")
+        return payload[:length]
+
+    def _uses_stand_ins(self, side: bytes) -> bool:
+        return self._has_stand_ins and side == _STAND_INS
+
+    @functools.cached_property
+    def _token_bytes(self) -> npt.NDArray[np.int64]:
+        """How many original bytes each token completes, -1 where it stands for none: int64 [2, vocab_size].
+
+        The second row holds where stand-ins are in use. Under latin1 a byte above 127 is complete with the second of
+        its two UTF-8 bytes, which may come with the next token.
+        """
+        table = np.full((2, self.traits.vocab_size), -1, np.int64)
+        is_latin1 = self._mapping.name == "latin1"
+        for stand_ins in (False, True)[: 1 + self._has_stand_ins]:
+            for token in range(self.traits.vocab_size):
+                with contextlib.suppress(Error):
+                    raw = self.traits.tokenizer.decode_bytes([token], stand_ins=stand_ins)
+                    table[int(stand_ins), token] = sum(byte < 0xC0 for byte in raw) if is_latin1 else len(raw)
+        return table
+
+    def _join(self, stream: npt.NDArray[np.int32], side: bytes, n_bytes: int) -> bytes:
+        if self._has_stand_ins and not self._uses_stand_ins(side):
+            side = b""
+        try:
+            return self._mapping.decode(stream, side, n_bytes, self.traits.tokenizer)
+        except Error as error:
+            raise CorruptArchive(str(error)) from None
+
+
+def _default_lanes(model: Any) -> int:
+    session_bytes = getattr(model, "session_bytes", None)
+    if session_bytes is None:
+        return LANES_DEFAULT
+    return max(1, min(LANES_DEFAULT, SESSION_BYTES_MAX // max(1, int(session_bytes(1)))))
+
+
+def _model_of_header(wanted: ModelId) -> Any:
+    if wanted.name not in {entry.name for entry in list_models()}:
+        raise Error(
+            f"the archive needs {_describe(wanted)}, which is neither bundled nor in the registry: name the model"
+        )
+    step = wanted.revision.removeprefix("step")
+    return load_model(wanted.name, step=int(step) if step.isdecimal() else None)

@@ -1,0 +1,233 @@
+"""Streams of tokens of any length through a model that sees `context_length` inputs: the window plan and how it is run.
+
+Here token ids and logits meet the coder; bytes, mappings and archives are unknown. Encoding scores all windows of all
+streams in padded batches; decoding walks all streams in lockstep, since their windows begin at the same positions.
+
+    context_length = 8, overlap = 2 (b: the start token, C: fed as context, x: coded)
+
+    tokens     0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16
+    window 1   x x x x x x x x                             inputs b 0 1 2 3 4 5 6
+    window 2               C C x x x  x  x  x              inputs b 6 7 8 9 10 11 12
+    window 3                          C  C  x  x  x        inputs b 12 13 14 15
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcomp import coding
+from llmcomp.errors import CorruptArchive, Error
+
+# A batch holds at most so many bytes of logits where the model has no fused `intervals`, else so many rows.
+BATCH_LOGITS_BYTES = 64 << 20
+BATCH_ROWS = 8192
+# Mapping latin1 needs two bytes of UTF-8, thus at most two tokens, for a byte; no other mapping needs more than one.
+TOKENS_PER_BYTE_MAX = 2
+
+Tokens = npt.NDArray[np.int32]
+
+
+class Window(NamedTuple):
+    """Tokens `start` .. `stop` - 1 are coded; those from `context_start` on are fed before, behind the start token."""
+
+    context_start: int
+    start: int
+    stop: int
+
+
+def plan_windows(n_tokens: int, context_length: int, overlap: int) -> list[Window]:
+    """The windows of a stream; a window has `stop - context_start` <= `context_length` inputs.
+
+    Position by position it is the same for every stream, however long: a decoder needs no length to follow it.
+    """
+    if not 0 <= overlap < context_length:
+        raise Error(
+            f"overlap {overlap}: expected 0 .. {context_length - 1}, below the context of {context_length} tokens"
+        )
+    windows = []
+    start = 0
+    while start < n_tokens:
+        context_start = max(0, start - overlap)
+        stop = min(n_tokens, context_start + context_length)
+        windows.append(Window(context_start, start, stop))
+        start = stop
+    return windows
+
+
+class WindowedModel:
+    """A model, the symbols that are coded with it, its start token and its windows.
+
+    `is_stepwise` is for models whose one-pass logits differ in bits from their step-by-step logits: both sides then
+    step through one stream at a time.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        vocab_size: int,
+        bos_token: int,
+        context_length: int,
+        overlap: int,
+        is_stepwise: bool = False,
+    ):
+        plan_windows(0, context_length, overlap)
+        self._model = model
+        self._vocab_size = vocab_size
+        self._bos_token = bos_token
+        self._context_length = context_length
+        self._overlap = overlap
+        self._is_stepwise = is_stepwise
+
+    # ---- scoring and encoding
+
+    def intervals(self, streams: Sequence[Tokens]) -> list[npt.NDArray[np.uint64]]:
+        """For every stream of T tokens its intervals, uint64 [3, T]: start, freq and total."""
+        results = [np.zeros((3, len(stream)), np.uint64) for stream in streams]
+        if self._is_stepwise:
+            for stream, result in zip(streams, results, strict=True):
+                self._step_through(stream, result)
+            return results
+        windows = [
+            (number, window)
+            for number, stream in enumerate(streams)
+            for window in plan_windows(len(stream), self._context_length, self._overlap)
+        ]
+        windows.sort(key=lambda item: item[1].context_start - item[1].stop)
+        while windows:
+            n_inputs = windows[0][1].stop - windows[0][1].context_start
+            n_rows = max(1, self._batch_rows() // n_inputs)
+            self._score_batch([(streams[n], results[n], window) for n, window in windows[:n_rows]], n_inputs)
+            del windows[:n_rows]
+        return results
+
+    def encode(self, streams: Sequence[Tokens]) -> list[bytes]:
+        """The payload of every stream, int [T] each."""
+        return [coding.encode_intervals(*parts) for parts in self.intervals(streams)]
+
+    def _batch_rows(self) -> int:
+        if hasattr(self._model, "intervals"):
+            return BATCH_ROWS
+        return BATCH_LOGITS_BYTES // (4 * getattr(self._model, "n_logits", self._vocab_size))
+
+    def _score_batch(self, batch: list[tuple[Tokens, np.ndarray, Window]], n_inputs: int) -> None:
+        """Fills the results of windows whose longest has `n_inputs` inputs."""
+        tokens = np.full((len(batch), n_inputs), self._bos_token, np.int32)
+        targets = np.zeros((len(batch), n_inputs), np.int32)
+        lengths = np.zeros(len(batch), np.int64)
+        for row, (stream, _, window) in enumerate(batch):
+            lengths[row] = n = window.stop - window.context_start
+            targets[row, :n] = stream[window.context_start : window.stop]
+            tokens[row, 1:n] = targets[row, : n - 1]
+        if hasattr(self._model, "intervals"):
+            parts = np.stack(self._model.intervals(tokens, targets, lengths, vocab_size=self._vocab_size))
+        else:
+            parts = self._intervals_of_logits(self._model.logits(tokens), targets, lengths)
+        for row, (_, result, window) in enumerate(batch):
+            first, last = window.start - window.context_start, window.stop - window.context_start
+            result[:, window.start : window.stop] = parts[:, row, first:last]
+
+    def _intervals_of_logits(self, logits: Any, targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        parts = np.zeros((3, *targets.shape), np.uint64)
+        for row, n in enumerate(lengths):
+            parts[:, row, :n] = coding.intervals(logits[row, :n], targets[row, :n], self._vocab_size)
+        return parts
+
+    def _step_through(self, stream: Tokens, result: np.ndarray) -> None:
+        """Fills the result of one stream by the same calls as `decode` of that stream alone."""
+        for window in plan_windows(len(stream), self._context_length, self._overlap):
+            session, logits = self._open_window(stream[None, window.context_start : window.start])
+            for at in range(window.start, window.stop):
+                token = stream[at : at + 1]
+                result[:, at : at + 1] = coding.intervals(logits, token, self._vocab_size)
+                if at + 1 < window.stop:
+                    logits = session.step(token)
+
+    # ---- decoding
+
+    def _open_window(self, context: np.ndarray) -> tuple[Any, Any]:
+        """A new session that has read the start token and `context`, int [B, k], and its logits after them."""
+        session = self._model.session(len(context))
+        logits = session.step(np.full(len(context), self._bos_token, np.int32))
+        for column in context.T:
+            logits = session.step(np.ascontiguousarray(column))
+        return session, logits
+
+    def decode(
+        self,
+        payloads: Sequence[bytes],
+        n_bytes: Sequence[int],
+        token_bytes: npt.NDArray[np.int64],
+        tables: Sequence[int],
+        on_step: Callable[[int], Any] | None = None,
+    ) -> list[Tokens]:
+        """The tokens of streams of which only the number of bytes is known.
+
+        `token_bytes` (int64 [n_tables, vocab_size]) tells how many bytes a token completes, -1 for one that cannot
+        occur; stream i goes by row `tables[i]` and ends when it has its `n_bytes[i]`. `on_step` is called with the
+        bytes that each step completed. CorruptArchive names the first stream with a token that cannot stand there.
+        """
+        if self._is_stepwise and len(payloads) > 1:
+            alone = zip(payloads, n_bytes, tables, strict=True)
+            return [self.decode([p], [n], token_bytes, [table], on_step)[0] for p, n, table in alone]
+        walk = _Walk(payloads, n_bytes, token_bytes, tables)
+        while walk.active.any():
+            context = walk.recent(self._overlap)
+            lanes = np.flatnonzero(walk.active)
+            session, logits = self._open_window(context[lanes])
+            for left in range(self._context_length - context.shape[1] - 1, -1, -1):
+                tokens = walk.pull(lanes, logits, on_step)
+                if not left or not walk.active.any():
+                    break
+                logits = session.step(np.maximum(tokens[lanes], 0))
+        return walk.streams()
+
+
+class _Walk:
+    """What is decoded so far of streams in lockstep, and which of them still go on."""
+
+    def __init__(
+        self, payloads: Sequence[bytes], n_bytes: Sequence[int], token_bytes: np.ndarray, tables: Sequence[int]
+    ):
+        self._decoder = coding.Decoder(payloads, token_bytes.shape[1])
+        self._left = np.array(n_bytes, np.int64)
+        self._tokens_max = TOKENS_PER_BYTE_MAX * self._left
+        self._n_tokens = np.zeros(len(payloads), np.int64)
+        # What the decoder returns for streams that are not active, -1, is the index of the appended 0.
+        self._token_bytes = np.pad(token_bytes, ((0, 0), (0, 1)))
+        self._tables = np.array(tables, np.int64)
+        self._steps: list[Tokens] = []
+        self.active = self._left > 0
+
+    def recent(self, n_tokens: int) -> Tokens:
+        """The last tokens, at most `n_tokens`, of every stream: int32 [B, k]."""
+        n_tokens = min(n_tokens, len(self._steps))
+        return np.stack(self._steps[-n_tokens:], 1) if n_tokens else np.zeros((len(self.active), 0), np.int32)
+
+    def pull(self, lanes: np.ndarray, logits: Any, on_step: Callable[[int], Any] | None) -> Tokens:
+        """One token more of every active stream; `logits` has one row a lane, int32 [B] is returned."""
+        if len(lanes) < len(self.active):
+            rows = np.zeros((len(self.active), logits.shape[1]), np.float32)
+            rows[lanes] = logits
+            logits = rows
+        tokens = self._decoder.pull(logits, self.active)
+        n_new = self._token_bytes[self._tables, tokens]
+        self._left -= n_new
+        self._n_tokens += self.active
+        wrong = (n_new < 0) | (self._left < 0) | (self._n_tokens > self._tokens_max)
+        if wrong.any():
+            stream = int(wrong.argmax())
+            raise CorruptArchive(f"stream {stream} holds token {tokens[stream]} where it cannot stand")
+        self._steps.append(tokens)
+        self.active = self._left > 0
+        if on_step is not None:
+            on_step(int(n_new.sum()))
+        return tokens
+
+    def streams(self) -> list[Tokens]:
+        tokens = np.stack(self._steps, 1) if self._steps else np.zeros((len(self.active), 0), np.int32)
+        return [row[:n] for row, n in zip(tokens, self._n_tokens, strict=True)]

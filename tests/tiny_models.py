@@ -1,0 +1,64 @@
+"""Models small enough to check by hand: any object with logits() and session() is a model."""
+
+from __future__ import annotations
+
+import numpy as np
+
+TRAINING_TEXT = b"""The archive keeps every byte. The model guesses the next token, the coder pays for what it did not guess.
+A window begins with the start token, and then come the tokens themselves, one after the other. [[Link]] and &quot;text&quot;.
+""" * 3
+
+
+class TinyModel:
+    """Logits from the token before (counts in `TRAINING_TEXT`, so that text shrinks) and from a hash of all tokens since
+    the window began, so that a wrong window, context or lane gives other logits."""
+
+    def __init__(self, context_length: int = 24, seed: int = 0, tokenizer=None, name: str = "tiny", **attributes):
+        self.name = name
+        self.context_length = context_length
+        self.n_logits = 256 if tokenizer is None else tokenizer.vocab_size + 5
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
+        rng = np.random.default_rng(seed)
+        known = (
+            np.frombuffer(TRAINING_TEXT, np.uint8).astype(np.int64)
+            if tokenizer is None
+            else tokenizer.encode_bytes(TRAINING_TEXT)
+        )
+        counts = np.full((self.n_logits, self.n_logits), 0.01, np.float32)
+        np.add.at(counts, (known[:-1], known[1:]), 1)
+        self._by_token = np.log(counts).astype(np.float32)
+        self._by_state = rng.normal(0, 0.5, (64, self.n_logits)).astype(np.float32)
+        self.__dict__.update(attributes)
+
+    def row(self, state: int, token: int) -> tuple[int, np.ndarray]:
+        state = (state * 1103515245 + int(token) + 12345) % (1 << 31)
+        return state, self._by_token[token] + self._by_state[state >> 5 & 63]
+
+    def logits(self, tokens):
+        tokens = np.asarray(tokens)
+        assert tokens.shape[1] <= self.context_length
+        out = np.empty((*tokens.shape, self.n_logits), np.float32)
+        for b in range(len(tokens)):
+            state = 0
+            for t in range(tokens.shape[1]):
+                state, out[b, t] = self.row(state, tokens[b, t])
+        return out
+
+    def session(self, n_streams: int) -> TinySession:
+        return TinySession(self, n_streams)
+
+
+class TinySession:
+    def __init__(self, model: TinyModel, n_streams: int):
+        self._model = model
+        self._states = [0] * n_streams
+        self._n_seen = 0
+
+    def step(self, tokens):
+        self._n_seen += 1
+        assert self._n_seen <= self._model.context_length
+        out = np.empty((len(self._states), self._model.n_logits), np.float32)
+        for b, token in enumerate(tokens):
+            self._states[b], out[b] = self._model.row(self._states[b], token)
+        return out
