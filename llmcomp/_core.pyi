@@ -1,7 +1,7 @@
 """Types of the C extension. The public documentation is in coding.py and engine_exact.py."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,3 +35,44 @@ class Decoder:
     @property
     def n_streams(self) -> int: ...
     def pull(self, logits: Any, active: NDArray[np.bool_] | None = None) -> NDArray[np.int32]: ...
+
+class NeoxModel:
+    def __init__(
+        self,
+        n_layers: int,
+        n_heads: int,
+        hidden: int,
+        intermediate: int,
+        n_embeddings: int,
+        n_logits: int,
+        context_length: int,
+        rotary_dims: int,
+        rotary_base: float,
+        layer_norm_epsilon: float,
+        parallel_residual: bool,
+        tensors: tuple[np.ndarray | None, ...],
+    ) -> None: ...
+    def logits(self, tokens: ArrayLike, lengths: ArrayLike | None = None) -> NDArray[np.float32]: ...
+    def intervals(
+        self,
+        tokens: ArrayLike,
+        targets: ArrayLike,
+        lengths: ArrayLike | None = None,
+        vocab_size: int | None = None,
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]: ...
+    def session(self, n_streams: int, n_tokens: int, /) -> NeoxSession: ...
+
+@final
+class NeoxSession:
+    @property
+    def n_streams(self) -> int: ...
+    @property
+    def positions(self) -> NDArray[np.int64]: ...
+    def step(
+        self,
+        tokens: ArrayLike,
+        active: NDArray[np.bool_] | None = None,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]: ...
+    def prefill(self, stream: int, tokens: ArrayLike, /) -> NDArray[np.float32]: ...
+    def reset(self, stream: int | None = None, /) -> None: ...

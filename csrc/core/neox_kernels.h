@@ -1,6 +1,6 @@
-/* The kernels of the GPT-NeoX forward pass that a backend brings. A panel holds LMC_LANES tokens, feature-major:
- * panel[feature * LMC_LANES + lane]. Every kernel is one serial program per lane, so that neither the instruction set nor
- * the company that a token keeps can change its bits. */
+/* The kernels of the GPT-NeoX forward pass that a backend brings. A panel holds LMC_LANES tokens,
+ * feature-major: panel[feature * LMC_LANES + lane]. Every kernel is one serial program per lane, so that
+ * neither the instruction set nor the company that a token keeps can change its bits. */
 #ifndef LLMCOMP_CORE_NEOX_KERNELS_H
 #define LLMCOMP_CORE_NEOX_KERNELS_H
 
@@ -11,23 +11,23 @@
 
 #define LMC_LANES 16
 
-/* output[row] = bias[row] + chain of fma over k, ascending from +0, of weights[row * row_stride + k * k_stride] and
- * input[k], for each panel and lane. The chain may be cut: a later call with resume set goes on from the output; only
- * the last call has the bias (NULL: none is added). n_k may be 0. */
+/* output[row] = bias[row] + chain of fma over k, ascending from +0, of weights[row * row_stride + k *
+ * k_stride] and input[k], for each panel and lane. The chain may be cut: a later call with resume set goes on
+ * from the output; only the last call has the bias (NULL: none is added). n_k may be 0. */
 typedef struct lmc_product {
     const float *weights;
     ptrdiff_t row_stride, k_stride;
     size_t n_rows, n_k;
-    const float *input;  /* n_panels of [n_k][LMC_LANES], input_stride floats apart */
-    float *output;       /* n_panels of [n_rows][LMC_LANES], output_stride floats apart */
+    const float *input; /* n_panels of [n_k][LMC_LANES], input_stride floats apart */
+    float *output;      /* n_panels of [n_rows][LMC_LANES], output_stride floats apart */
     size_t input_stride, output_stride, n_panels;
-    size_t n_lanes;      /* lanes from this one on need not be computed */
-    const float *bias;   /* [n_rows] */
+    size_t n_lanes;    /* lanes from this one on need not be computed */
+    const float *bias; /* [n_rows] */
     int resume;
 } lmc_product_t;
 
-/* Keys and values of one head of one stream: key j is keys[(j / 16) * head_dim * 16 + d * 16 + j % 16] (blocks of 16 keys,
- * feature-major), value j is values[j * head_dim + d]. */
+/* Keys and values of one head of one stream: key j is keys[(j / 16) * head_dim * 16 + d * 16 + j % 16]
+ * (blocks of 16 keys, feature-major), value j is values[j * head_dim + d]. */
 typedef struct lmc_attention {
     const float *keys, *values;
     size_t head_dim;
@@ -38,24 +38,26 @@ typedef struct lmc_neox_kernels {
     void (*product)(const lmc_product_t *product);
     /* Exact widening of n elements. */
     void (*widen)(const void *source, lmc_dtype dtype, size_t n, float *target);
-    void (*layer_norm)(const float *input, size_t n_features, const float *gain, const float *bias, float epsilon,
-                       float *output);
+    void (*layer_norm)(const float *input, size_t n_features, const float *gain, const float *bias,
+                       float epsilon, float *output);
     void (*gelu)(float *values, size_t n_values);
     /* x += y */
     void (*add)(float *x, const float *y, size_t n_values);
-    /* Turns the first 2 * n_pairs features of one head: pair i is features i and i + n_pairs; the angle of a lane is
-     * cosines[i * table_stride + lane], sines[...]. */
-    void (*rotate)(float *head, size_t n_pairs, const float *cosines, const float *sines, size_t table_stride);
-    /* One panel of 16 consecutive queries of one stream: lane i sees the keys before n_before and, of the panel's own
-     * n_own keys that follow them, those up to i. scores has room for n_before + n_own keys, rounded up to 16, x 16. */
+    /* Turns the first 2 * n_pairs features of one head: pair i is features i and i + n_pairs; the angle of a
+     * lane is cosines[i * table_stride + lane], sines[...]. */
+    void (*rotate)(float *head, size_t n_pairs, const float *cosines, const float *sines,
+                   size_t table_stride);
+    /* One panel of 16 consecutive queries of one stream: lane i sees the keys before n_before and, of the
+     * panel's own n_own keys that follow them, those up to i. scores has room for n_before + n_own keys,
+     * rounded up to 16, x 16. */
     void (*attend_panel)(const lmc_attention_t *attention, const float *query, size_t n_before, size_t n_own,
                          float *scores, float *output);
-    /* One query (contiguous) that sees n_keys; output is one lane of a panel. scores has room for n_keys rounded up to
-     * 16, and head_dim more. */
+    /* One query (contiguous) that sees n_keys; output is one lane of a panel. scores has room for n_keys
+     * rounded up to 16, and head_dim more. */
     void (*attend_stream)(const lmc_attention_t *attention, const float *query, size_t n_keys, float *scores,
                           float *output_lane);
-    /* rows[lane * row_stride + feature] = panel[feature][lane] for lane < n_lanes. */
-    void (*transpose)(const float *panel, size_t n_features, size_t n_lanes, float *rows, size_t row_stride);
+    /* rows[lane][feature] = panel[feature][lane] for lane < n_lanes. */
+    void (*transpose)(const float *panel, size_t n_features, size_t n_lanes, float *const *rows);
 } lmc_neox_kernels_t;
 
 #endif

@@ -1,7 +1,7 @@
-/* The exact engine: the GPT-NeoX forward pass, whose bits depend on the weights and the tokens alone. FORMAT.md has the
- * arithmetic. One pass over whole sequences, one pass that leaves its keys and values in a cache, and steps of many
- * independent streams over that cache give the same bits, for any batch, padding, backend and number of threads.
- * The caller owns all memory; the _bound functions say how much. */
+/* The exact engine: the GPT-NeoX forward pass, whose bits depend on the weights and the tokens alone.
+ * FORMAT.md has the arithmetic. One pass over whole sequences, one pass that leaves its keys and values in a
+ * cache, and steps of many independent streams over that cache give the same bits, for any batch, padding,
+ * backend and number of threads. The caller owns all memory; the _bound functions say how much. */
 #ifndef LLMCOMP_NEOX_H
 #define LLMCOMP_NEOX_H
 
@@ -24,8 +24,8 @@ typedef struct lmc_neox_config {
     int parallel_residual;
 } lmc_neox_config_t;
 
-/* Elements in row-major order, in the byte order of this machine, aligned for their type. NULL data: all +0 (a bias
- * that the model does not have). */
+/* Elements in row-major order, in the byte order of this machine, aligned for their type. NULL data: all +0
+ * (a bias that the model does not have). */
 typedef struct lmc_neox_tensor {
     const void *data;
     lmc_dtype dtype;
@@ -41,13 +41,14 @@ typedef struct lmc_neox_layer {
 } lmc_neox_layer_t;
 
 typedef struct lmc_neox_weights {
-    const lmc_neox_layer_t *layers;              /* [n_layers] */
-    lmc_neox_tensor_t embedding;                 /* [n_embeddings][hidden] */
-    lmc_neox_tensor_t final_gain, final_bias;    /* [hidden] */
-    lmc_neox_tensor_t head;                      /* [n_logits][hidden] */
+    const lmc_neox_layer_t *layers;           /* [n_layers] */
+    lmc_neox_tensor_t embedding;              /* [n_embeddings][hidden] */
+    lmc_neox_tensor_t final_gain, final_bias; /* [hidden] */
+    lmc_neox_tensor_t head;                   /* [n_logits][hidden] */
 } lmc_neox_weights_t;
 
-/* A model ready to run: the weights where they lie, and the tables made from them. Filled by lmc_neox_model_init. */
+/* A model ready to run: the weights where they lie, and the tables made from them. Filled by
+ * lmc_neox_model_init. */
 typedef struct lmc_neox_model {
     lmc_neox_config_t config;
     lmc_neox_weights_t weights;
@@ -64,8 +65,9 @@ lmc_status lmc_neox_model_init(const lmc_context_t *context, const lmc_neox_conf
                                const lmc_neox_weights_t *weights, void *tables, size_t tables_bytes,
                                lmc_neox_model_t *model);
 
-/* Where a pass puts what it finds; row (s, t) belongs to the token after token t of sequence s. Either logits, or
- * targets and the three numbers of lmc_intervals; arrays are [n_sequences][row_stride] like the tokens. */
+/* Where a pass puts what it finds; row (s, t) belongs to the token after token t of sequence s. Either
+ * logits, or targets and the three numbers of lmc_intervals; arrays are [n_sequences][row_stride] like the
+ * tokens. */
 typedef struct lmc_neox_sink {
     float *logits; /* [n_sequences][row_stride][n_logits] or NULL */
     const int64_t *targets;
@@ -79,15 +81,18 @@ typedef struct lmc_neox_batch {
     size_t n_sequences, n_tokens, row_stride;
 } lmc_neox_batch_t;
 
-/* Sequences from their first position on. On LMC_ERROR_TOKEN (a token or a target) and on the errors of lmc_intervals,
- * *error_row is sequence * row_stride + t. Rows at and beyond a sequence's length are not written. */
-size_t lmc_neox_pass_bound(const lmc_neox_config_t *config, size_t n_sequences, size_t n_tokens, size_t n_slots,
-                           int fused_intervals);
-lmc_status lmc_neox_pass(const lmc_context_t *context, const lmc_neox_model_t *model, const lmc_neox_batch_t *batch,
-                         const lmc_neox_sink_t *sink, void *workspace, size_t workspace_bytes, size_t *error_row);
+/* Sequences from their first position on. On LMC_ERROR_TOKEN (a token or a target) and on the errors of
+ * lmc_intervals, *error_row is sequence * row_stride + t. Rows at and beyond a sequence's length are not
+ * written. */
+size_t lmc_neox_pass_bound(const lmc_neox_config_t *config, size_t n_sequences, size_t n_tokens,
+                           size_t n_slots, int fused_intervals);
+lmc_status lmc_neox_pass(const lmc_context_t *context, const lmc_neox_model_t *model,
+                         const lmc_neox_batch_t *batch, const lmc_neox_sink_t *sink, void *workspace,
+                         size_t workspace_bytes, size_t *error_row);
 
-/* Keys and values of n_streams independent streams. positions[s] is the number of tokens that stream s has seen: set
- * it to 0 to start stream s again, or to anything smaller to go back. Nothing else in it is the caller's business. */
+/* Keys and values of n_streams independent streams. positions[s] is the number of tokens that stream s has
+ * seen: set it to 0 to start stream s again, or to anything smaller to go back. Nothing else in it is the
+ * caller's business. */
 typedef struct lmc_neox_cache {
     float *keys, *values;
     size_t *positions;
@@ -96,18 +101,19 @@ typedef struct lmc_neox_cache {
 
 /* Memory from calloc is best: pages that no token has reached are never touched. */
 size_t lmc_neox_cache_bound(const lmc_neox_config_t *config, size_t n_streams, size_t n_tokens);
-lmc_status lmc_neox_cache_init(const lmc_neox_config_t *config, size_t n_streams, size_t n_tokens, void *memory,
-                               size_t memory_bytes, lmc_neox_cache_t *cache);
+lmc_status lmc_neox_cache_init(const lmc_neox_config_t *config, size_t n_streams, size_t n_tokens,
+                               void *memory, size_t memory_bytes, lmc_neox_cache_t *cache);
 
 /* Appends n_tokens >= 1 tokens to one stream; logits [n_logits] follow the last one (NULL: not wanted).
- * LMC_ERROR_CAPACITY if the stream would outgrow the cache or the context; on an error the stream is as before. */
+ * LMC_ERROR_CAPACITY if the stream would outgrow the cache or the context; on an error the stream is as
+ * before. */
 size_t lmc_neox_prefill_bound(const lmc_neox_config_t *config, size_t n_tokens, size_t n_slots);
-lmc_status lmc_neox_prefill(const lmc_context_t *context, const lmc_neox_model_t *model, lmc_neox_cache_t *cache,
-                            size_t stream, const int64_t *tokens, size_t n_tokens, float *logits, void *workspace,
-                            size_t workspace_bytes, size_t *error_row);
+lmc_status lmc_neox_prefill(const lmc_context_t *context, const lmc_neox_model_t *model,
+                            lmc_neox_cache_t *cache, size_t stream, const int64_t *tokens, size_t n_tokens,
+                            float *logits, void *workspace, size_t workspace_bytes, size_t *error_row);
 
-/* Appends one token to every stream that is active (NULL: all); logits [n_streams][n_logits], rows of streams that are
- * not active are not written. *error_row is the stream. */
+/* Appends one token to every stream that is active (NULL: all); logits [n_streams][n_logits], rows of streams
+ * that are not active are not written. *error_row is the stream. */
 size_t lmc_neox_step_bound(const lmc_neox_config_t *config, size_t n_streams, size_t n_slots);
 lmc_status lmc_neox_step(const lmc_context_t *context, const lmc_neox_model_t *model, lmc_neox_cache_t *cache,
                          const int64_t *tokens, const uint8_t *active, float *logits, void *workspace,

@@ -1,0 +1,395 @@
+/* The layers of GPT-NeoX, on groups of panels. Only the order of work is decided here, never that of a sum:
+ * sums live in the kernels. No memory is allocated and nothing is checked. */
+#include <string.h>
+
+#include "neox_forward.h"
+#include "parallel.h"
+
+static const lmc_neox_kernels_t *kernels_of(const lmc_forward_t *forward) {
+    return forward->backend->neox;
+}
+
+size_t lmc_layer_vectors_length(const lmc_neox_config_t *config) {
+    return 9 * config->hidden + config->intermediate;
+}
+
+lmc_layer_vectors_t lmc_layer_vectors_at(const lmc_neox_model_t *model, size_t layer) {
+    size_t hidden = model->config.hidden;
+    float *at = model->vectors + layer * lmc_layer_vectors_length(&model->config);
+    return (lmc_layer_vectors_t){.attention_norm_gain = at,
+                                 .attention_norm_bias = at + hidden,
+                                 .mlp_norm_gain = at + 2 * hidden,
+                                 .mlp_norm_bias = at + 3 * hidden,
+                                 .qkv_bias = at + 4 * hidden,
+                                 .dense_bias = at + 7 * hidden,
+                                 .mlp_out_bias = at + 8 * hidden,
+                                 .mlp_in_bias = at + 9 * hidden};
+}
+
+/* ---- work inside a group
+ * ---------------------------------------------------------------------------------------- */
+
+static void run_in_group(const lmc_group_t *group, size_t n_tasks, lmc_task_fn task, void *argument) {
+    const lmc_executor_t *inner = group->forward->inner;
+    if (inner != NULL) {
+        lmc_run_tasks(inner, n_tasks, task, argument);
+    } else {
+        for (size_t i = 0; i < n_tasks; i++)
+            task(argument, i, group->slot);
+    }
+}
+
+static size_t lanes_of(const lmc_group_t *group) {
+    const lmc_panel_t *panels = group->forward->panels + group->first_panel;
+    return group->n_panels == 1 ? panels[0].n_lanes : LMC_LANES;
+}
+
+static float *group_hidden(const lmc_group_t *group) {
+    return group->forward->hidden + group->first_panel * group->forward->model->config.hidden * LMC_LANES;
+}
+
+static lmc_group_buffers_t *buffers_of(const lmc_group_t *group) {
+    return &group->forward->groups[group->slot];
+}
+
+/* ---- the matrix product of a group
+ * ------------------------------------------------------------------------------- */
+
+typedef struct lmc_matrix {
+    const lmc_group_t *group;
+    lmc_neox_tensor_t weight; /* [n_rows][n_k] */
+    const float *bias;
+    size_t n_rows, n_k;
+    const float *input; /* panels of n_k features */
+    float *output;      /* panels of n_rows features; NULL: rows are written to the lanes of logits */
+    int with_gelu;
+    float *const *logits; /* [n_panels * LMC_LANES] */
+} lmc_matrix_t;
+
+static void store_logits(const lmc_matrix_t *matrix, size_t first_row, size_t n_rows, const float *block) {
+    const lmc_group_t *group = matrix->group;
+    for (size_t i = 0; i < group->n_panels; i++) {
+        size_t n_lanes = group->forward->panels[group->first_panel + i].n_lanes;
+        float *rows[LMC_LANES];
+        for (size_t lane = 0; lane < n_lanes; lane++)
+            rows[lane] = matrix->logits[i * LMC_LANES + lane] + first_row;
+        kernels_of(group->forward)->transpose(block + i * n_rows * LMC_LANES, n_rows, n_lanes, rows);
+    }
+}
+
+/* One block of rows for all panels of the group: a block of weights is read (and widened) once. */
+static void matrix_block(void *argument, size_t block, size_t slot) {
+    const lmc_matrix_t *matrix = (const lmc_matrix_t *)argument;
+    const lmc_group_t *group = matrix->group;
+    const lmc_neox_kernels_t *kernels = kernels_of(group->forward);
+    const lmc_task_buffers_t *buffers = &group->forward->tasks[slot];
+    size_t first_row = block * LMC_BLOCK_ROWS, left = matrix->n_rows - first_row;
+    size_t n_rows = left < LMC_BLOCK_ROWS ? left : LMC_BLOCK_ROWS;
+    int to_panels = matrix->output != NULL;
+    lmc_product_t product = {.n_rows = n_rows,
+                             .k_stride = 1,
+                             .n_panels = group->n_panels,
+                             .n_lanes = lanes_of(group),
+                             .input_stride = matrix->n_k * LMC_LANES,
+                             .output = to_panels ? matrix->output + first_row * LMC_LANES : buffers->output,
+                             .output_stride = (to_panels ? matrix->n_rows : n_rows) * LMC_LANES};
+    for (size_t k = 0; k < matrix->n_k; k += LMC_BLOCK_K) {
+        size_t k_left = matrix->n_k - k;
+        product.n_k = k_left < LMC_BLOCK_K ? k_left : LMC_BLOCK_K;
+        product.input = matrix->input + k * LMC_LANES;
+        product.resume = k > 0;
+        product.bias = k_left <= LMC_BLOCK_K && matrix->bias != NULL ? matrix->bias + first_row : NULL;
+        size_t offset = first_row * matrix->n_k + k;
+        if (matrix->weight.dtype == LMC_FLOAT32) {
+            product.weights = (const float *)matrix->weight.data + offset;
+            product.row_stride = (ptrdiff_t)matrix->n_k;
+        } else {
+            for (size_t row = 0; row < n_rows; row++) {
+                const uint16_t *halves = (const uint16_t *)matrix->weight.data + offset + row * matrix->n_k;
+                kernels->widen(halves, matrix->weight.dtype, product.n_k,
+                               buffers->weights + row * product.n_k);
+            }
+            product.weights = buffers->weights;
+            product.row_stride = (ptrdiff_t)product.n_k;
+        }
+        kernels->product(&product);
+    }
+    if (!to_panels) store_logits(matrix, first_row, n_rows, buffers->output);
+    for (size_t i = 0; matrix->with_gelu && i < group->n_panels; i++)
+        kernels->gelu(product.output + i * product.output_stride, n_rows * LMC_LANES);
+}
+
+static void run_matrix(const lmc_matrix_t *matrix) {
+    size_t n_blocks = (matrix->n_rows + LMC_BLOCK_ROWS - 1) / LMC_BLOCK_ROWS;
+    run_in_group(matrix->group, n_blocks, matrix_block, (void *)matrix);
+}
+
+static void apply_linear(const lmc_group_t *group, lmc_neox_tensor_t weight, const float *bias, size_t n_rows,
+                         size_t n_k, const float *input, float *output, int with_gelu) {
+    lmc_matrix_t matrix = {.group = group,
+                           .weight = weight,
+                           .bias = bias,
+                           .n_rows = n_rows,
+                           .n_k = n_k,
+                           .input = input,
+                           .output = output,
+                           .with_gelu = with_gelu};
+    run_matrix(&matrix);
+}
+
+/* ---- norms and residuals, a panel a task
+ * ---------------------------------------------------------------------------- */
+
+typedef struct lmc_panelwise {
+    const lmc_group_t *group;
+    const float *gain, *bias;
+    float *input, *output;
+} lmc_panelwise_t;
+
+static void norm_panel(void *argument, size_t index, size_t slot) {
+    (void)slot;
+    const lmc_panelwise_t *norm = (const lmc_panelwise_t *)argument;
+    const lmc_neox_config_t *config = &norm->group->forward->model->config;
+    size_t offset = index * config->hidden * LMC_LANES;
+    kernels_of(norm->group->forward)
+        ->layer_norm(norm->input + offset, config->hidden, norm->gain, norm->bias, config->layer_norm_epsilon,
+                     norm->output + offset);
+}
+
+static void normalise(const lmc_group_t *group, const float *gain, const float *bias, float *input) {
+    lmc_panelwise_t norm = {group, gain, bias, input, buffers_of(group)->normed};
+    run_in_group(group, group->n_panels, norm_panel, &norm);
+}
+
+static void add_to(const lmc_group_t *group, float *x, const float *y) {
+    kernels_of(group->forward)->add(x, y, group->n_panels * group->forward->model->config.hidden * LMC_LANES);
+}
+
+/* ---- embedding
+ * ---------------------------------------------------------------------------------------------------- */
+
+static void embed_panel(void *argument, size_t index, size_t slot) {
+    const lmc_group_t *group = (const lmc_group_t *)argument;
+    const lmc_forward_t *forward = group->forward;
+    const lmc_panel_t *panel = &forward->panels[group->first_panel + index];
+    lmc_neox_tensor_t embedding = forward->model->weights.embedding;
+    size_t hidden = forward->model->config.hidden;
+    size_t element_bytes = embedding.dtype == LMC_FLOAT32 ? 4 : 2;
+    float *out = group_hidden(group) + index * hidden * LMC_LANES, *vector = forward->tasks[slot].vector;
+    memset(out, 0, hidden * LMC_LANES * sizeof *out);
+    for (size_t lane = 0; lane < panel->n_lanes; lane++) {
+        const char *row = (const char *)embedding.data + (size_t)panel->tokens[lane] * hidden * element_bytes;
+        kernels_of(forward)->widen(row, embedding.dtype, hidden, vector);
+        for (size_t i = 0; i < hidden; i++)
+            out[i * LMC_LANES + lane] = vector[i];
+    }
+}
+
+void lmc_group_embed(const lmc_group_t *group) {
+    run_in_group(group, group->n_panels, embed_panel, (void *)group);
+}
+
+/* ---- queries, keys, values
+ * ------------------------------------------------------------------------------------------- */
+
+typedef struct lmc_layer_task {
+    const lmc_group_t *group;
+    size_t layer;
+} lmc_layer_task_t;
+
+/* Elements before the keys (or values) of one head of one stream in a layer. */
+static size_t cache_offset(const lmc_forward_t *forward, size_t layer, size_t stream, size_t head) {
+    const lmc_neox_cache_t *cache = &forward->cache;
+    const lmc_neox_config_t *config = &forward->model->config;
+    size_t index = ((layer % forward->cache_layers) * cache->n_streams + stream) * config->n_heads + head;
+    return index * cache->capacity * forward->model->head_dim;
+}
+
+static void rotate_head(const lmc_forward_t *forward, const lmc_panel_t *panel, float *gathered, float *query,
+                        float *key) {
+    const lmc_neox_model_t *model = forward->model;
+    size_t n_pairs = model->config.rotary_dims / 2, stride = model->table_length;
+    const float *cosines = model->cosines + panel->positions[0], *sines = model->sines + panel->positions[0];
+    if (forward->stepping) {
+        float *gathered_sines = gathered + n_pairs * LMC_LANES;
+        for (size_t i = 0; i < n_pairs; i++) {
+            for (size_t lane = 0; lane < LMC_LANES; lane++) {
+                size_t position = panel->positions[lane];
+                gathered[i * LMC_LANES + lane] = model->cosines[i * stride + position];
+                gathered_sines[i * LMC_LANES + lane] = model->sines[i * stride + position];
+            }
+        }
+        cosines = gathered, sines = gathered_sines, stride = LMC_LANES;
+    }
+    kernels_of(forward)->rotate(query, n_pairs, cosines, sines, stride);
+    kernels_of(forward)->rotate(key, n_pairs, cosines, sines, stride);
+}
+
+static void store_keys(const lmc_forward_t *forward, const lmc_panel_t *panel, size_t layer, size_t head,
+                       const float *key) {
+    size_t head_dim = forward->model->head_dim;
+    if (!forward->stepping && panel->n_lanes == LMC_LANES && panel->positions[0] % LMC_LANES == 0) {
+        float *target = forward->cache.keys + cache_offset(forward, layer, panel->streams[0], head);
+        memcpy(target + panel->positions[0] * head_dim, key, head_dim * LMC_LANES * sizeof *key);
+        return;
+    }
+    for (size_t lane = 0; lane < panel->n_lanes; lane++) {
+        size_t position = panel->positions[lane], in_block = position % LMC_LANES;
+        float *target = forward->cache.keys + cache_offset(forward, layer, panel->streams[lane], head) +
+                        (position - in_block) * head_dim + in_block;
+        for (size_t d = 0; d < head_dim; d++)
+            target[d * LMC_LANES] = key[d * LMC_LANES + lane];
+    }
+}
+
+static void store_values(const lmc_forward_t *forward, const lmc_panel_t *panel, size_t layer, size_t head,
+                         const float *value) {
+    size_t head_dim = forward->model->head_dim;
+    float *rows[LMC_LANES];
+    for (size_t lane = 0; lane < panel->n_lanes; lane++) {
+        rows[lane] = forward->cache.values + cache_offset(forward, layer, panel->streams[lane], head) +
+                     panel->positions[lane] * head_dim;
+    }
+    kernels_of(forward)->transpose(value, head_dim, panel->n_lanes, rows);
+}
+
+/* One head of one panel: rotates its query and key, keeps the query, puts key and value into the cache. */
+static void place_head(void *argument, size_t index, size_t slot) {
+    const lmc_layer_task_t *task = (const lmc_layer_task_t *)argument;
+    const lmc_group_t *group = task->group;
+    const lmc_forward_t *forward = group->forward;
+    size_t n_heads = forward->model->config.n_heads, hidden = forward->model->config.hidden;
+    size_t panel_index = index / n_heads, head = index % n_heads,
+           head_floats = forward->model->head_dim * LMC_LANES;
+    const lmc_panel_t *panel = &forward->panels[group->first_panel + panel_index];
+    float *query = buffers_of(group)->wide + panel_index * 3 * hidden * LMC_LANES + head * 3 * head_floats;
+    rotate_head(forward, panel, forward->tasks[slot].vector, query, query + head_floats);
+    memcpy(forward->queries + (group->first_panel + panel_index) * hidden * LMC_LANES + head * head_floats,
+           query, head_floats * sizeof *query);
+    store_keys(forward, panel, task->layer, head, query + head_floats);
+    store_values(forward, panel, task->layer, head, query + 2 * head_floats);
+}
+
+void lmc_group_project(const lmc_group_t *group, size_t layer) {
+    const lmc_neox_config_t *config = &group->forward->model->config;
+    lmc_layer_vectors_t vectors = lmc_layer_vectors_at(group->forward->model, layer);
+    const lmc_neox_layer_t *weights = &group->forward->model->weights.layers[layer];
+    lmc_layer_task_t task = {group, layer};
+    normalise(group, vectors.attention_norm_gain, vectors.attention_norm_bias, group_hidden(group));
+    apply_linear(group, weights->qkv_weight, vectors.qkv_bias, 3 * config->hidden, config->hidden,
+                 buffers_of(group)->normed, buffers_of(group)->wide, 0);
+    run_in_group(group, group->n_panels * config->n_heads, place_head, &task);
+}
+
+/* ---- attention, MLP, residuals
+ * ------------------------------------------------------------------------------------ */
+
+static void attend_head(void *argument, size_t index, size_t slot) {
+    const lmc_layer_task_t *task = (const lmc_layer_task_t *)argument;
+    const lmc_group_t *group = task->group;
+    const lmc_forward_t *forward = group->forward;
+    const lmc_neox_model_t *model = forward->model;
+    size_t panel_index = index % group->n_panels, head = index / group->n_panels, head_dim = model->head_dim;
+    const lmc_panel_t *panel = &forward->panels[group->first_panel + panel_index];
+    size_t offset = head * head_dim * LMC_LANES, panel_floats = model->config.hidden * LMC_LANES;
+    const float *query = forward->queries + (group->first_panel + panel_index) * panel_floats + offset;
+    float *output = buffers_of(group)->attended + panel_index * panel_floats + offset;
+    lmc_attention_t attention = {
+        .head_dim = head_dim, .scale = model->softmax_scale, .floor = model->softmax_floor};
+    size_t n_streams = forward->stepping ? panel->n_lanes : 1;
+    for (size_t lane = 0; lane < n_streams; lane++) {
+        size_t in_cache = cache_offset(forward, task->layer, panel->streams[lane], head);
+        attention.keys = forward->cache.keys + in_cache;
+        attention.values = forward->cache.values + in_cache;
+        if (forward->stepping) {
+            float *vector = forward->tasks[slot].vector;
+            for (size_t d = 0; d < head_dim; d++)
+                vector[d] = query[d * LMC_LANES + lane];
+            kernels_of(forward)->attend_stream(&attention, vector, panel->positions[lane] + 1,
+                                               forward->tasks[slot].scores, output + lane);
+        } else {
+            kernels_of(forward)->attend_panel(&attention, query, panel->positions[0], panel->n_lanes,
+                                              forward->tasks[slot].scores, output);
+        }
+    }
+}
+
+void lmc_group_finish(const lmc_group_t *group, size_t layer) {
+    const lmc_neox_config_t *config = &group->forward->model->config;
+    lmc_layer_vectors_t vectors = lmc_layer_vectors_at(group->forward->model, layer);
+    const lmc_neox_layer_t *weights = &group->forward->model->weights.layers[layer];
+    const lmc_group_buffers_t *buffers = buffers_of(group);
+    float *hidden = group_hidden(group);
+    lmc_layer_task_t task = {group, layer};
+    run_in_group(group, group->n_panels * config->n_heads, attend_head, &task);
+    apply_linear(group, weights->dense_weight, vectors.dense_bias, config->hidden, config->hidden,
+                 buffers->attended, buffers->residual, 0);
+    /* Parallel: x = (mlp(x) + attention) + x. Sequential: x = attention + x, then x = mlp(x) + x. */
+    if (!config->parallel_residual) add_to(group, hidden, buffers->residual);
+    normalise(group, vectors.mlp_norm_gain, vectors.mlp_norm_bias, hidden);
+    apply_linear(group, weights->mlp_in_weight, vectors.mlp_in_bias, config->intermediate, config->hidden,
+                 buffers->normed, buffers->wide, 1);
+    apply_linear(group, weights->mlp_out_weight, vectors.mlp_out_bias, config->hidden, config->intermediate,
+                 buffers->wide, buffers->attended, 0);
+    if (config->parallel_residual) add_to(group, buffers->attended, buffers->residual);
+    add_to(group, hidden, buffers->attended);
+}
+
+/* ---- head
+ * --------------------------------------------------------------------------------------------------------------
+ */
+
+static void intervals_of_panel(void *argument, size_t index, size_t slot) {
+    (void)slot;
+    const lmc_group_t *group = (const lmc_group_t *)argument;
+    const lmc_forward_t *forward = group->forward;
+    const lmc_neox_sink_t *sink = &forward->sink;
+    const lmc_panel_t *panel = &forward->panels[group->first_panel + index];
+    size_t n_logits = forward->model->config.n_logits, row = panel->rows[0], failed = 0;
+    lmc_context_t context = {forward->backend, NULL};
+    lmc_rows_t rows = {.data = buffers_of(group)->logits + index * LMC_LANES * n_logits,
+                       .row_stride_bytes = (ptrdiff_t)(n_logits * sizeof(float)),
+                       .n_rows = panel->n_lanes,
+                       .vocab_size = sink->vocab_size,
+                       .dtype = LMC_FLOAT32};
+    forward->statuses[group->first_panel + index] =
+        lmc_intervals(&context, &rows, sink->targets + row, NULL, sink->start + row, sink->freq + row,
+                      sink->total + row, &failed);
+    forward->error_rows[group->first_panel + index] = row + failed;
+}
+
+static void head_of_panels(const lmc_group_t *group, const float *normed) {
+    const lmc_forward_t *forward = group->forward;
+    const lmc_neox_config_t *config = &forward->model->config;
+    float *rows[LMC_GROUP_PANELS * LMC_LANES];
+    for (size_t i = 0; i < group->n_panels * LMC_LANES; i++) {
+        const lmc_panel_t *panel = &forward->panels[group->first_panel + i / LMC_LANES];
+        size_t lane = i % LMC_LANES;
+        if (lane >= panel->n_lanes)
+            rows[i] = NULL;
+        else if (forward->sink.logits != NULL)
+            rows[i] = forward->sink.logits + panel->rows[lane] * config->n_logits;
+        else
+            rows[i] = buffers_of(group)->logits + i * config->n_logits;
+    }
+    lmc_matrix_t matrix = {.group = group,
+                           .weight = forward->model->weights.head,
+                           .n_rows = config->n_logits,
+                           .n_k = config->hidden,
+                           .input = normed,
+                           .logits = rows};
+    run_matrix(&matrix);
+    if (forward->sink.logits == NULL) run_in_group(group, group->n_panels, intervals_of_panel, (void *)group);
+}
+
+void lmc_group_head(const lmc_group_t *group) {
+    const lmc_neox_model_t *model = group->forward->model;
+    const float *gain = model->vectors + model->config.n_layers * lmc_layer_vectors_length(&model->config);
+    normalise(group, gain, gain + model->config.hidden, group_hidden(group));
+    size_t step = group->forward->head_panels;
+    for (size_t i = 0; i < group->n_panels; i += step) {
+        size_t left = group->n_panels - i;
+        lmc_group_t part = {group->forward, group->first_panel + i, left < step ? left : step, group->slot};
+        head_of_panels(&part, buffers_of(group)->normed + i * model->config.hidden * LMC_LANES);
+    }
+}
