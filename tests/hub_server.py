@@ -78,7 +78,8 @@ def neox_tensors(config: dict, seed: int) -> dict[str, np.ndarray]:
         tensors |= linear(f"{at}.attention.dense", width, width)
         tensors |= linear(f"{at}.mlp.dense_h_to_4h", inner, width) | linear(f"{at}.mlp.dense_4h_to_h", width, inner)
     tensors |= norm("gpt_neox.final_layer_norm")
-    tensors["embed_out.weight"] = rng.normal(0, width**-0.5, (vocab, width)).astype(np.float32)
+    if not config["tie_word_embeddings"]:
+        tensors["embed_out.weight"] = rng.normal(0, width**-0.5, (vocab, width)).astype(np.float32)
     return tensors
 
 

@@ -1,0 +1,208 @@
+"""The torch engine against transformers itself: logits, steps, pauses, blocks of intervals, weights, bad files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_server import neox_config, neox_tensors, write_checkpoint
+
+torch = pytest.importorskip("torch", reason="the torch engine is an extra")
+transformers = pytest.importorskip("transformers", reason="the torch engine is an extra")
+
+from llmcomp.engine_torch import TorchModel, read_pickled_weights  # noqa: E402
+from llmcomp.errors import Error  # noqa: E402
+from llmcomp.models import load_model  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("torch") / "tiny" / "step5", seed=5, num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> TorchModel:
+    return load_model(folder, engine="torch")
+
+
+def some_tokens(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 262, shape)
+
+
+def test_attributes(model: TorchModel, folder: Path) -> None:
+    tensors = neox_tensors(neox_config(num_hidden_layers=2), 5)
+    assert (model.name, model.step, model.engine, model.device, model.dtype) == ("tiny", 5, "torch", "cpu", "float32")
+    assert model.n_params == sum(tensor.size for tensor in tensors.values())
+    # 256 bytes, 5 merges and <|endoftext|>; the file's 272 rows are padded.
+    assert (model.vocab_size, model.n_logits, model.context_length) == (262, 272, 128)
+    assert load_model(folder, engine="torch").fingerprint == model.fingerprint
+
+
+def test_tied_weights_count_once(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 1, tie_word_embeddings=True)
+    tensors = neox_tensors(neox_config(tie_word_embeddings=True), 1)
+    assert "embed_out.weight" not in tensors
+    assert load_model(folder, engine="torch").n_params == sum(tensor.size for tensor in tensors.values())
+
+
+def test_logits_are_those_of_transformers(model: TorchModel, folder: Path) -> None:
+    reference = transformers.GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = some_tokens((3, 17))
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(tokens)).logits.numpy()
+    found = model.logits(tokens)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert torch.is_tensor(model.logits(tokens, as_tensor=True))
+
+
+def test_steps_with_pauses_agree_with_one_pass(model: TorchModel) -> None:
+    tokens = some_tokens((3, 20))
+    expected = model.logits(tokens)
+    session, at, rng = model.session(3), np.zeros(3, int), np.random.default_rng(1)
+    while at.min() < 20:
+        active = (at < 20) & (rng.random(3) < 0.6)
+        rows = session.step(tokens[np.arange(3), np.minimum(at, 19)], active)
+        for stream in range(3):
+            if active[stream]:
+                np.testing.assert_allclose(rows[stream], expected[stream, at[stream]], atol=1e-4)
+            else:
+                assert not rows[stream].any()
+        at += active
+
+
+def test_a_stream_that_was_reset_forgets(model: TorchModel) -> None:
+    tokens = some_tokens((2, 6))
+    session = model.session(2)
+    for t in range(4):
+        session.step(tokens[:, t])
+    session.reset(1)
+    rows = session.step(tokens[:, 4])
+    np.testing.assert_allclose(rows[0], model.logits(tokens)[0, 4], atol=1e-4)
+    np.testing.assert_allclose(rows[1], model.logits(tokens[1:, 4:5])[0, 0], atol=1e-4)
+
+
+def test_the_same_calls_give_the_same_bits(model: TorchModel) -> None:
+    tokens = some_tokens((2, 9))
+    assert (model.logits(tokens) == model.logits(tokens)).all()
+    first, second = model.session(2), model.session(2)
+    for t in range(9):
+        assert (first.step(tokens[:, t]) == second.step(tokens[:, t])).all()
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_intervals_in_blocks(model: TorchModel, monkeypatch: pytest.MonkeyPatch, linear: bool) -> None:
+    """Against the softmax in float64; 29-bit weights and 262 tokens leave less than 1e-4 bits a token."""
+    monkeypatch.setattr("llmcomp.engine_torch._BLOCK_ROWS", 7)
+    assert model._head_is_linear
+    monkeypatch.setattr(model, "_head_is_linear", linear)
+    tokens, targets, lengths = some_tokens((3, 11)), some_tokens((3, 11), 1), np.array([11, 4, 0])
+    start, freq, total = model.intervals(tokens, targets, lengths)
+    logits = model.logits(tokens)[..., :262].astype(np.float64)
+    for row in range(3):
+        for at in range(11):
+            if at >= lengths[row]:
+                assert (start[row, at], freq[row, at], total[row, at]) == (0, 0, 0)
+                continue
+            weights = logits[row, at]
+            ideal = math.log2(math.fsum(np.exp(weights - weights.max()))) - (
+                (weights[targets[row, at]] - weights.max()) / math.log(2)
+            )
+            assert -math.log2(int(freq[row, at]) / int(total[row, at])) == pytest.approx(ideal, abs=1e-4)
+            assert int(start[row, at]) + int(freq[row, at]) <= int(total[row, at])
+
+
+def test_another_architecture(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(vocab_size=256, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    reference = transformers.GPT2LMHeadModel(config).eval()
+    reference.save_pretrained(tmp_path)
+    model = load_model(tmp_path, engine="torch", attention="eager")
+    tokens = np.random.default_rng(0).integers(0, 256, (2, 10))
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(tokens)).logits.numpy()
+    np.testing.assert_allclose(model.logits(tokens), expected, atol=1e-4)
+    session = model.session(2)
+    for t in range(10):
+        np.testing.assert_allclose(session.step(tokens[:, t]), expected[:, t], atol=1e-4)
+    assert (model.vocab_size, model.tokenizer.bos_token) == (256, None)
+    with pytest.raises(Error, match="'gpt2' model, the exact engine computes 'gpt_neox' only"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_pickled_weights(tmp_path: Path, dtype: str) -> None:
+    tensors = {name: torch.from_numpy(array) for name, array in neox_tensors(neox_config(), 3).items()}
+    stored = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
+    buffer = {"gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool)}
+    names = sorted(stored)
+    torch.save({name: stored[name] for name in names[:5]} | buffer, tmp_path / "pytorch_model-00001-of-00002.bin")
+    torch.save({name: stored[name] for name in names[5:]}, tmp_path / "pytorch_model-00002-of-00002.bin")
+    found = read_pickled_weights(tmp_path)
+    assert set(found) == set(stored)
+    for name, array in found.items():
+        assert array.dtype == (np.float16 if dtype == "float16" else np.float32)
+        assert (array == stored[name].float().numpy()).all()
+
+
+def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "harmed",))
+
+    torch.save({"weight": Harmful()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(Error, match=r"pytorch_model\.bin"):
+        read_pickled_weights(tmp_path)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_truncated_and_missing_weights(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 1)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Error, match="transformers cannot load this model"):
+        load_model(tmp_path, engine="torch")
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    (tmp_path / "config.json").write_text(json.dumps(neox_config(num_hidden_layers=2)))
+    with pytest.raises(Error, match="weights are missing"):
+        load_model(tmp_path, engine="torch")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (np.array([[1, 272]]), "272"),
+        (np.array([[-1]]), "-1"),
+        (np.zeros((1, 129), int), "129 tokens"),
+        (np.zeros(3, int), r"\(3,\)"),
+        (np.zeros((1, 3)), "float64"),
+    ],
+)
+def test_bad_tokens(model: TorchModel, tokens: np.ndarray, words: str) -> None:
+    with pytest.raises(Error, match=words):
+        model.logits(tokens)
+
+
+def test_bad_options(folder: Path) -> None:
+    with pytest.raises(Error, match="no dtype is called 'int8'"):
+        load_model(folder, engine="torch", dtype="int8")
+    with pytest.raises(Error, match="no attention is called 'none'"):
+        load_model(folder, engine="torch", attention="none")
+    with pytest.raises(Error, match="nowhere"):
+        load_model(folder, engine="torch", device="nowhere")
+
+
+def test_a_session_ends_with_the_context(tmp_path: Path) -> None:
+    model = load_model(write_checkpoint(tmp_path, 1, max_position_embeddings=4), engine="torch")
+    session = model.session(1)
+    for _ in range(4):
+        session.step([1])
+    with pytest.raises(Error, match="has read 4 tokens"):
+        session.step([1])
