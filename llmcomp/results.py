@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import Error
+from llmcomp.errors import Error
 
 PROTOCOLS = ("lossless", "published")
 STREAM_CHUNK = -1  # the chunk number of a row that covers all chunks of a data set as one stream (baselines)
