@@ -152,12 +152,15 @@ class Tokenizer:
         return self._lengths[np.asarray(tokens, np.int64)]
 
     def encode_text(self, text: str) -> Tokens:
-        """The tokenizer exactly as its file says: normaliser, special tokens and all. Not always invertible."""
+        """The tokenizer as its file says, normaliser and special tokens in the text too. Not always invertible.
+
+        No start or end tokens are added, as in the published computation.
+        """
         if self._as_published is None:
             self._as_published = tokenizers.Tokenizer.from_str(self._json.decode())
             self._as_published.no_truncation()
             self._as_published.no_padding()
-        return np.array(self._as_published.encode(text).ids, np.int32)
+        return np.array(self._as_published.encode(text, add_special_tokens=False).ids, np.int32)
 
     def _encode_text_stretch(self, text: str) -> Iterator[Tokens]:
         pieces = list(_text_pieces(text))
