@@ -6,8 +6,7 @@
 #include "range_coder.h"
 
 void lmc_encoder_init(lmc_encoder_t *encoder, uint8_t *bytes, size_t capacity_bytes) {
-    *encoder =
-        (lmc_encoder_t){.low = 0, .range = UINT64_MAX, .bytes = bytes, .capacity_bytes = capacity_bytes};
+    lmc_range_begin_encoder(encoder, bytes, capacity_bytes);
 }
 
 lmc_status lmc_encoder_put(lmc_encoder_t *encoder, size_t n, const uint64_t *start, const uint64_t *freq,
@@ -30,9 +29,7 @@ lmc_status lmc_encoder_end(lmc_encoder_t *encoder) {
 }
 
 void lmc_decoder_init(lmc_decoder_t *decoder, const uint8_t *bytes, size_t n_bytes) {
-    *decoder = (lmc_decoder_t){.code = 0, .range = UINT64_MAX, .bytes = bytes, .n_bytes = n_bytes};
-    for (int i = 0; i < 8; i++)
-        decoder->code = decoder->code << 8 | lmc_range_next_byte(decoder);
+    lmc_range_begin_decoder(decoder, bytes, n_bytes);
 }
 
 lmc_status lmc_decoder_value(const lmc_decoder_t *decoder, uint64_t total, uint64_t *value) {

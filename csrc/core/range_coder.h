@@ -25,17 +25,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "ieee.h"
 #include "llmcomp/cdf.h"
 #include "llmcomp/coder.h"
 
 #define LMC_RANGE_MIN ((uint64_t)1 << 56)
 
-static inline int lmc_interval_is_valid(uint64_t start, uint64_t freq, uint64_t total) {
+LMC_FN int lmc_interval_is_valid(uint64_t start, uint64_t freq, uint64_t total) {
     return freq > 0 && total <= LMC_TOTAL_MAX && start < total && freq <= total - start;
 }
 
 /* The share of range that belongs to an interval, in place. Returns r * start. */
-static inline uint64_t lmc_range_narrow(uint64_t *range, uint64_t start, uint64_t freq, uint64_t total) {
+LMC_FN uint64_t lmc_range_narrow(uint64_t *range, uint64_t start, uint64_t freq, uint64_t total) {
     uint64_t r = *range / total;
     uint64_t below = r * start;
     *range = start + freq == total ? *range - below : r * freq;
@@ -43,17 +44,29 @@ static inline uint64_t lmc_range_narrow(uint64_t *range, uint64_t start, uint64_
 }
 
 /* Bytes that must be shifted out so that range >= 2^56 again; range > 0. */
-static inline unsigned lmc_range_spare_bytes(uint64_t range) {
+LMC_FN unsigned lmc_range_spare_bytes(uint64_t range) {
+#if defined(__CUDA_ARCH__)
+    return (unsigned)__clzll((long long)range) >> 3;
+#else
     return (unsigned)__builtin_clzll(range) >> 3;
+#endif
 }
 
-static inline void lmc_carry(uint8_t *bytes, size_t n_bytes) {
+LMC_FN void lmc_range_begin_encoder(lmc_encoder_t *encoder, uint8_t *bytes, size_t capacity_bytes) {
+    encoder->low = 0;
+    encoder->range = UINT64_MAX;
+    encoder->bytes = bytes;
+    encoder->n_bytes = 0;
+    encoder->capacity_bytes = capacity_bytes;
+}
+
+LMC_FN void lmc_carry(uint8_t *bytes, size_t n_bytes) {
     while (++bytes[--n_bytes] == 0) {
     }
 }
 
 /* The caller has seen to room for LMC_STEP_BYTES_MAX bytes and to a valid interval. */
-static inline void lmc_range_put(lmc_encoder_t *encoder, uint64_t start, uint64_t freq, uint64_t total) {
+LMC_FN void lmc_range_put(lmc_encoder_t *encoder, uint64_t start, uint64_t freq, uint64_t total) {
     uint64_t below = lmc_range_narrow(&encoder->range, start, freq, total);
     encoder->low += below;
     if (encoder->low < below) lmc_carry(encoder->bytes, encoder->n_bytes);
@@ -68,7 +81,7 @@ static inline void lmc_range_put(lmc_encoder_t *encoder, uint64_t start, uint64_
 /* The number with the most zero bytes in [low, low + range): for k = 0, 1, ... kept bytes, low rounded up to
  * a multiple of 2^(64 - 8k). k = 8 keeps low itself, so the loop ends. Since k - 1 bytes did not do, the last
  * kept byte is not zero; for k = 0 the zeros before it go too. */
-static inline void lmc_range_end(lmc_encoder_t *encoder) {
+LMC_FN void lmc_range_end(lmc_encoder_t *encoder) {
     for (unsigned k = 0; k <= 8; k++) {
         uint64_t mask = k == 0 ? UINT64_MAX : k == 8 ? 0 : UINT64_MAX >> (8 * k);
         uint64_t rest = (0 - encoder->low) & mask; /* what rounding up adds */
@@ -83,17 +96,27 @@ static inline void lmc_range_end(lmc_encoder_t *encoder) {
         encoder->n_bytes--;
 }
 
-static inline uint64_t lmc_range_next_byte(lmc_decoder_t *decoder) {
+LMC_FN uint64_t lmc_range_next_byte(lmc_decoder_t *decoder) {
     return decoder->position < decoder->n_bytes ? decoder->bytes[decoder->position++] : 0;
 }
 
+LMC_FN void lmc_range_begin_decoder(lmc_decoder_t *decoder, const uint8_t *bytes, size_t n_bytes) {
+    decoder->code = 0;
+    decoder->range = UINT64_MAX;
+    decoder->bytes = bytes;
+    decoder->n_bytes = n_bytes;
+    decoder->position = 0;
+    for (int i = 0; i < 8; i++)
+        decoder->code = decoder->code << 8 | lmc_range_next_byte(decoder);
+}
+
 /* The value in [0, total) whose interval is the next symbol. */
-static inline uint64_t lmc_range_value(const lmc_decoder_t *decoder, uint64_t total) {
+LMC_FN uint64_t lmc_range_value(const lmc_decoder_t *decoder, uint64_t total) {
     uint64_t value = decoder->code / (decoder->range / total);
     return value < total ? value : total - 1;
 }
 
-static inline void lmc_range_take(lmc_decoder_t *decoder, uint64_t start, uint64_t freq, uint64_t total) {
+LMC_FN void lmc_range_take(lmc_decoder_t *decoder, uint64_t start, uint64_t freq, uint64_t total) {
     decoder->code -= lmc_range_narrow(&decoder->range, start, freq, total);
     unsigned n_spare = lmc_range_spare_bytes(decoder->range);
     for (unsigned i = 0; i < n_spare; i++)
