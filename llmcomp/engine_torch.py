@@ -75,6 +75,8 @@ class TorchModel:
 
     @functools.cached_property
     def vocab_size(self) -> int:
+        if self._tokenizer_path is None:
+            return self.n_logits
         try:
             return min(self.tokenizer.vocab_size, self.n_logits)
         except Error:

@@ -147,8 +147,8 @@ def test_broken_config(tmp_path: Path, config: bytes) -> None:
 
 def test_hub_revision_by_step(hub: Hub) -> None:
     files = {step: neox_files(step) for step in (1000, 8000)}
-    for step in files:
-        hub.add(REPO, f"step{step}", files[step])
+    for step, content in files.items():
+        hub.add(REPO, f"step{step}", content)
     source = find_model(REPO, 8000)
     expected = sum(len(files[8000][name]) for name in ("tokenizer.json", "model.safetensors"))
     assert source.bytes_to_download == expected
@@ -236,7 +236,7 @@ def test_missing_repository_revision_and_gate(hub: Hub) -> None:
     with pytest.raises(Error, match=r"holds no config\.json"):
         find_model("org/empty")
     hub.token = "hf_secret"
-    with pytest.raises(Error, match="gated.*HF_TOKEN"):
+    with pytest.raises(Error, match=r"gated.*HF_TOKEN"):
         find_model(REPO, 1)
 
 
