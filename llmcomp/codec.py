@@ -32,6 +32,8 @@ PUBLISHED_RATIOS = (0.01, 10.0)
 _SCORE_BATCH_BYTES = 1 << 18
 _SOFTMAX_BLOCK_BYTES = 1 << 25
 
+_READ_BYTES = 1 << 20
+
 Item = TypeVar("Item")
 OnBytes = Callable[[int], Any]
 
@@ -106,32 +108,85 @@ def compress_stream(
     Memory does not depend on the size: `lanes` segments (default: the codec's) with their tokens, and one batch of the
     model. `on_bytes` is called with every number of original bytes that was coded.
     """
-    codec = SegmentCodec(load_model(model), mapping, overlap)
-    contents = _segments_of(source, segment_bytes)
-    head = list(itertools.islice(contents, 2))
-    header = Header(segment_bytes, codec.identity)
-    if len(head) < 2:
-        archive, summary = _smallest_archive(b"".join(head), header, codec)
-        target.write(archive)
-        if on_bytes is not None:
-            on_bytes(summary.content_bytes)
-        return summary
-    writer = ArchiveWriter(target, header)
-    n_stored = 0
-    for batch in _batches(itertools.chain(head, contents), lanes or codec.lanes):
-        for content, coded in zip(batch, codec.encode(batch), strict=True):
-            n_stored += not writer.add(content, coded.payload)
-            if on_bytes is not None:
-                on_bytes(len(content))
-    writer.finish()
-    return StreamSummary(writer.content_bytes, writer.archive_bytes, writer.n_segments, n_stored)
+    compressor = StreamCompressor(
+        target, model, mapping=mapping, overlap=overlap, segment_bytes=segment_bytes, lanes=lanes, on_bytes=on_bytes
+    )
+    while part := source.read(_READ_BYTES):
+        compressor.write(part)
+    return compressor.finish()
+
+
+class StreamCompressor:
+    """Takes bytes as they come and writes their archive to `target`. Arguments as for `compress_stream`.
+
+    The archive is not whole before `finish` returns. Bytes are coded when more than `lanes` segments have gathered.
+    """
+
+    def __init__(
+        self,
+        target: BinaryIO,
+        model: Any,
+        *,
+        mapping: str = MAPPING_DEFAULT,
+        overlap: int | None = None,
+        segment_bytes: int = container.SEGMENT_BYTES_DEFAULT,
+        lanes: int | None = None,
+        on_bytes: OnBytes | None = None,
+    ):
+        self._codec = SegmentCodec(load_model(model), mapping, overlap)
+        self._header = Header(segment_bytes, self._codec.identity)
+        container.header_bytes(self._header)
+        self._batch_bytes = segment_bytes * lanes_of(self._codec, lanes)
+        self._target = target
+        self._on_bytes = on_bytes
+        self._pending = bytearray()
+        self._writer: ArchiveWriter | None = None
+        self._n_stored = 0
+
+    def write(self, data: bytes) -> int:
+        """Takes all of `data`; returns its length."""
+        for at in range(0, len(data), _READ_BYTES):
+            self._pending += data[at : at + _READ_BYTES]
+            # More than a batch, so that something is left for `finish`: it alone knows what the last segment is.
+            while len(self._pending) > self._batch_bytes:
+                self._code(self._batch_bytes)
+        return len(data)
+
+    def finish(self) -> StreamSummary:
+        """Codes what is left and writes the end of the archive."""
+        if self._writer is None and len(self._pending) <= self._header.segment_bytes:
+            archive, summary = _smallest_archive(bytes(self._pending), self._header, self._codec)
+            self._target.write(archive)
+            self._count(summary.content_bytes)
+            return summary
+        self._code(len(self._pending))
+        assert self._writer is not None
+        self._writer.finish()
+        return StreamSummary(
+            self._writer.content_bytes, self._writer.archive_bytes, self._writer.n_segments, self._n_stored
+        )
+
+    def _code(self, n_bytes: int) -> None:
+        if self._writer is None:
+            self._writer = ArchiveWriter(self._target, self._header)
+        step = self._header.segment_bytes
+        contents = [bytes(self._pending[at : min(at + step, n_bytes)]) for at in range(0, n_bytes, step)]
+        del self._pending[:n_bytes]
+        for content, coded in zip(contents, self._codec.encode(contents), strict=True):
+            self._n_stored += not self._writer.add(content, coded.payload)
+            self._count(len(content))
+
+    def _count(self, n_bytes: int) -> None:
+        if self._on_bytes is not None:
+            self._on_bytes(n_bytes)
 
 
 def _smallest_archive(content: bytes, header: Header, codec: SegmentCodec) -> tuple[bytes, StreamSummary]:
     """An archive of at most one segment: with the model, or without one where that is no longer."""
+    candidates: list[tuple[Header, bytes | None]] = [(Header(header.segment_bytes, None), None)]
+    candidates += [(header, coded.payload) for coded in codec.encode([content] if content else [])]
     archives = []
-    payloads = [coded.payload for coded in codec.encode([content])] if content else []
-    for chosen, payload in ((Header(header.segment_bytes, None), None), *((header, payload) for payload in payloads)):
+    for chosen, payload in candidates:
         file = io.BytesIO()
         writer = ArchiveWriter(file, chosen)
         is_coded = writer.add(content, payload) if content else False
@@ -158,7 +213,7 @@ def decompress_stream(
     codec = SegmentCodec.for_archive(reader.header, model)
     hasher = container.content_hasher()
     n_segments = n_stored = 0
-    for batch in _batches(reader.segments(), lanes or (codec.lanes if codec else 1)):
+    for batch in _batches(reader.segments(), lanes_of(codec, lanes)):
         for content in _contents(batch, codec, on_bytes):
             hasher.update(content)
             target.write(content)
@@ -179,7 +234,7 @@ def salvage_stream(
     codec = SegmentCodec.for_archive(header, model)
     lost: list[tuple[int, int | None]] = []
     content_bytes = n_segments = expected_at = 0
-    for batch in _batches(salvage_segments(source), lanes or (codec.lanes if codec else 1)):
+    for batch in _batches(salvage_segments(source), lanes_of(codec, lanes)):
         for segment, content in zip(batch, _contents(batch, codec, on_bytes), strict=True):
             target.write(content)
             at = segment.number * header.segment_bytes
@@ -208,26 +263,19 @@ def _contents(batch: list[Segment], codec: SegmentCodec | None, on_bytes: OnByte
     return contents
 
 
-def _segments_of(source: BinaryIO, segment_bytes: int) -> Iterator[bytes]:
-    """The bytes of `source` in segments; a pipe may give them in smaller parts."""
-    while True:
-        parts = []
-        missing = segment_bytes
-        while missing and (part := source.read(missing)):
-            parts.append(part)
-            missing -= len(part)
-        if parts:
-            yield b"".join(parts)
-        if missing:
-            return
-
-
 def _batches(items: Iterable[Item], n_items: int) -> Iterator[list[Item]]:
-    if n_items < 1:
-        raise Error(f"lanes={n_items}: expected 1 or more")
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, n_items)):
         yield batch
+
+
+def lanes_of(codec: SegmentCodec | None, lanes: int | None) -> int:
+    """How many segments are decoded side by side: what the caller says, else what the memory for sessions allows."""
+    if lanes is None:
+        return 1 if codec is None else codec.lanes
+    if lanes < 1:
+        raise Error(f"lanes={lanes}: expected 1 or more")
+    return lanes
 
 
 # ---- scores

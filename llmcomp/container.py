@@ -437,6 +437,24 @@ class ArchiveIndex:
         self._offsets = {0: self._first, number: source.position}
         return self._read(frames, number)
 
+    def n_stored(self) -> int:
+        """How many segments are not coded; walks over all frames without reading payloads."""
+        n_stored = 0
+        source = _Source(self._file, self._first)
+        frames = _Frames(source, self.header, self._header_check)
+        for number in range(self.n_segments):
+            self._seek(source, source.position)
+            n_bytes = self.header.segment_bytes
+            tag = frames.tag()
+            if number == self.n_segments - 1 and self.last_bytes and tag == frames.end_tag:
+                n_bytes, _ = source.varint("the last segment's size", self.header.segment_bytes - 1)
+                tag = frames.tag()
+            source.position += _CHECK.size + frames.payload_bytes(number, n_bytes, tag)
+            n_stored += tag == 0
+        if source.position > self.tail_at:
+            raise CorruptArchive(f"the segments reach to {source.position}, into the index at {self.tail_at}")
+        return n_stored
+
     def _read(self, frames: _Frames, number: int) -> Segment:
         is_last = number == self.n_segments - 1 and self.last_bytes > 0
         tag = frames.tag()

@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from llmcomp import coding, container, tokens
 from llmcomp.container import Header, ModelId, Segment
+from llmcomp.engine_exact import ARITHMETIC
 from llmcomp.errors import CorruptArchive, Error, ModelMismatch
 from llmcomp.models import as_model, list_models, load_model
 from llmcomp.windows import WindowedModel
 
-ARITHMETIC_VERSION = 1
 # Codes of engines in an archive; 0 is any object with logits() and session() that names no engine.
 ENGINE_CODES = {"": 0, "exact": 1, "torch": 2}
 MAPPING_DEFAULT = "bytes"
@@ -47,7 +47,7 @@ class ModelTraits(NamedTuple):
     tokenizer: Any  # ByteTokenizer()
     engine: str  # ""
     context_length: int  # 2,048
-    vocab_size: int  # the tokenizer's
+    vocab_size: int  # the tokenizer's, where that is not larger
     bos_token: int  # the tokenizer's, else 0
 
     @classmethod
@@ -56,20 +56,16 @@ class ModelTraits(NamedTuple):
         fingerprint = getattr(model, "fingerprint", None)
         step = getattr(model, "step", None)
         bos_token = getattr(tokenizer, "bos_token", None)
-        traits = cls(
+        return cls(
             name=str(getattr(model, "name", "") or type(model).__name__),
             revision="" if step is None else f"step{step}",
             weights_hash=_hash_prefix(fingerprint, container.WEIGHTS_HASH_BYTES),
             tokenizer=tokenizer,
             engine=str(getattr(model, "engine", "") or ""),
             context_length=int(getattr(model, "context_length", 0) or CONTEXT_LENGTH_DEFAULT),
-            vocab_size=int(tokenizer.vocab_size),
+            vocab_size=min(int(tokenizer.vocab_size), int(getattr(model, "vocab_size", tokenizer.vocab_size))),
             bos_token=int(bos_token if bos_token is not None else getattr(model, "bos_token", None) or 0),
         )
-        n_logits = int(getattr(model, "n_logits", traits.vocab_size))
-        if n_logits < traits.vocab_size:
-            raise Error(f"{traits.name} gives {n_logits} logits, but its tokenizer has {traits.vocab_size} tokens")
-        return traits
 
     @property
     def label(self) -> str:
@@ -123,7 +119,7 @@ def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: i
         revision=traits.revision,
         weights_hash=traits.weights_hash,
         tokenizer_hash=_hash_prefix(traits.tokenizer.fingerprint, container.TOKENIZER_HASH_BYTES),
-        arithmetic_version=ARITHMETIC_VERSION,
+        arithmetic_version=ARITHMETIC,
         engine=ENGINE_CODES[traits.engine],
         mapping=mapping,
         context_length=context_length,
@@ -175,7 +171,7 @@ class SegmentCodec:
             overlap=overlap,
             is_stepwise=self.traits.engine == "torch",
         )
-        self._lanes = _default_lanes(model)
+        self._lanes = _default_lanes(model, context_length)
 
     @classmethod
     def for_archive(cls, header: Header, model: Any = None) -> SegmentCodec | None:
@@ -275,11 +271,11 @@ class SegmentCodec:
             raise CorruptArchive(str(error)) from None
 
 
-def _default_lanes(model: Any) -> int:
-    session_bytes = getattr(model, "session_bytes", None)
-    if session_bytes is None:
-        return LANES_DEFAULT
-    return max(1, min(LANES_DEFAULT, SESSION_BYTES_MAX // max(1, int(session_bytes(1)))))
+def _default_lanes(model: Any, context_length: int) -> int:
+    """As many as SESSION_BYTES_MAX allows, where the model's config tells what keys and values take; float32 each."""
+    config = getattr(model, "config", None)
+    n_values = 2 * getattr(config, "n_layers", 0) * getattr(config, "hidden", 0) * context_length
+    return max(1, min(LANES_DEFAULT, SESSION_BYTES_MAX // (4 * n_values))) if n_values else LANES_DEFAULT
 
 
 def _model_of_header(wanted: ModelId) -> Any:

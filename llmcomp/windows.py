@@ -82,6 +82,8 @@ class WindowedModel:
         self._context_length = context_length
         self._overlap = overlap
         self._is_stepwise = is_stepwise
+        self._session: Any = None
+        self._n_session_streams = 0
 
     # ---- scoring and encoding
 
@@ -150,11 +152,19 @@ class WindowedModel:
     # ---- decoding
 
     def _open_window(self, context: np.ndarray) -> tuple[Any, Any]:
-        """A new session that has read the start token and `context`, int [B, k], and its logits after them."""
-        session = self._model.session(len(context))
-        logits = session.step(np.full(len(context), self._bos_token, np.int32))
-        for column in context.T:
-            logits = session.step(np.ascontiguousarray(column))
+        """A session that has read the start token and `context`, int [B, k], and nothing else; its logits then."""
+        session = self._session
+        if session is not None and self._n_session_streams == len(context) and hasattr(session, "reset"):
+            session.reset()
+        else:
+            self._session = None
+            self._session = session = self._model.session(len(context))
+            self._n_session_streams = len(context)
+        inputs = np.pad(context, ((0, 0), (1, 0)), constant_values=self._bos_token)
+        if hasattr(session, "prefill") and not self._is_stepwise:
+            return session, np.stack([session.prefill(stream, row) for stream, row in enumerate(inputs)])
+        for column in np.ascontiguousarray(inputs.T):
+            logits = session.step(column)
         return session, logits
 
     def decode(

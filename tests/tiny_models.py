@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-TRAINING_TEXT = b"""The archive keeps every byte. The model guesses the next token, the coder pays for what it did not guess.
-A window begins with the start token, and then come the tokens themselves, one after the other. [[Link]] and &quot;text&quot;.
-""" * 3
+TRAINING_TEXT = (
+    b"""The archive keeps every byte. The model guesses the next token, the coder pays for what it did not guess.
+A window begins with the start token, and then come the tokens themselves, one by one. [[Link]] and &quot;text&quot;.
+"""
+    * 3
+)
 
 
 class TinyModel:
-    """Logits from the token before (counts in `TRAINING_TEXT`, so that text shrinks) and from a hash of all tokens since
-    the window began, so that a wrong window, context or lane gives other logits."""
+    """Logits from the token before (counts in `TRAINING_TEXT`, so that text shrinks) and from a hash of all tokens
+    since the window began, so that a wrong window, context or lane gives other logits."""
 
     def __init__(self, context_length: int = 24, seed: int = 0, tokenizer=None, name: str = "tiny", **attributes):
         self.name = name
