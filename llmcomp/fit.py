@@ -27,7 +27,9 @@ FORMS: Mapping[str, Form] = {
     "additive": Form("additive", "CR(P, S) = a + b P^-alpha + c S^-beta"),
     # Kaplan et al. 2020 (arXiv 2001.08361), eq. 1.6: no irreducible term.
     "kaplan": Form("kaplan", "CR(P, S) = b P^-alpha + c S^-beta", intercept=False),
-    "interaction": Form("interaction", "CR(P, S) = a + b P^-alpha + c S^-beta + d P^-alpha S^-beta", fourth="interaction"),
+    "interaction": Form(
+        "interaction", "CR(P, S) = a + b P^-alpha + c S^-beta + d P^-alpha S^-beta", fourth="interaction"
+    ),
     # Small models get worse late: a term that grows with the steps and shrinks with the size.
     "upturn": Form("upturn", "CR(P, S) = a + b P^-alpha + c S^-beta + d S / P", fourth="upturn", fourth_nonneg=True),
     # The additive law as Hoffmann et al. fitted theirs: Huber's loss, threshold 1e-3, on the logarithm.
@@ -104,7 +106,9 @@ class _Method:
 def _groups(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame | None, tuple[str, ...]]]:
     """(name, cells to fit, their rows or None, notes) of every data set, protocol and mapping in the table."""
     cells, rows = _as_cells(table)
-    usable = cells["params"].notna() & cells["step"].notna() & (cells["step"].fillna(0) > 0) & (cells["unit"] == "chunk")
+    usable = (
+        cells["params"].notna() & cells["step"].notna() & (cells["step"].fillna(0) > 0) & (cells["unit"] == "chunk")
+    )
     if not usable.any():
         raise Error("nothing to fit: no cell has both params and a step above 0")
     groups = {key: group for key, group in cells[usable].groupby(list(GROUP_KEY), sort=False)}
@@ -157,7 +161,9 @@ def _check_design(name: str, cells: pd.DataFrame, form: Form) -> None:
     bad = ~np.isfinite(ratio) | (ratio <= 0)
     if bad.any():
         row = cells[bad].iloc[0]
-        raise Error(f"{where}ratio of P = {row['params']:g}, S = {row['step']:g} is {row['ratio']}, expected a number above 0")
+        raise Error(
+            f"{where}ratio of P = {row['params']:g}, S = {row['step']:g} is {row['ratio']}, expected a number above 0"
+        )
     if not (cells["params"] > 0).all():
         raise Error(f"{where}params must be above 0")
     n_sizes, n_steps = cells["params"].nunique(), cells["step"].nunique()
@@ -474,7 +480,11 @@ class ScalingLaw:
 
     def _table(self) -> list[list[str]]:
         level = f"{100 * self.level:g} %"
-        columns = [(f"{level} profile", self.ci), (f"{level} cells", self.ci_cells), (f"{level} chunks", self.ci_chunks)]
+        columns = [
+            (f"{level} profile", self.ci),
+            (f"{level} cells", self.ci_cells),
+            (f"{level} chunks", self.ci_chunks),
+        ]
         shown = [(title, ci) for title, ci in columns if ci is not None]
         head = ["", "value", *(title for title, _ in shown)]
         unused = {exponent for exponent, term in (("alpha", self.b), ("beta", self.c)) if term == 0}
@@ -596,7 +606,9 @@ class ScalingLaws(Mapping[str, ScalingLaw]):
     def to_frame(self) -> pd.DataFrame:
         """One row a law: coefficients, R^2, rms error, whether the exponents are identified."""
         rows = {
-            name: dict(law.values) | {"r2": law.r2, "rmse": law.rmse} | {f"{k} identified": v for k, v in law.identified.items()}
+            name: dict(law.values)
+            | {"r2": law.r2, "rmse": law.rmse}
+            | {f"{k} identified": v for k, v in law.identified.items()}
             for name, law in self.items()
         }
         return pd.DataFrame.from_dict(rows, orient="index")
@@ -613,7 +625,10 @@ class ScalingLaws(Mapping[str, ScalingLaw]):
         """A LaTeX tabular, one row a law; needs no package."""
         keys = list(next(iter(self.values())).values)
         head = ["", *(_TEX[key] for key in keys), "$R^2$"]
-        return _latex(head, [[_tex_text(n), *(_tex_number(law.values[k]) for k in keys), f"{law.r2:.3f}"] for n, law in self.items()])
+        return _latex(
+            head,
+            [[_tex_text(n), *(_tex_number(law.values[k]) for k in keys), f"{law.r2:.3f}"] for n, law in self.items()],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {name: law.to_dict() for name, law in self.items()}
@@ -692,7 +707,13 @@ def _html_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    return "<table><thead>" + row(head, "th") + "</thead><tbody>" + "".join(row(r, "td") for r in body) + "</tbody></table>"
+    return (
+        "<table><thead>"
+        + row(head, "th")
+        + "</thead><tbody>"
+        + "".join(row(r, "td") for r in body)
+        + "</tbody></table>"
+    )
 
 
 def _tex_number(value: float) -> str:
@@ -716,7 +737,9 @@ def _tex_text(text: str) -> str:
 def _latex(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = [" & ".join(row) + r" \\" for row in (head, *body)]
     spec = "l" + "r" * (len(head) - 1)
-    return "\n".join([rf"\begin{{tabular}}{{{spec}}}", r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}"])
+    return "\n".join(
+        [rf"\begin{{tabular}}{{{spec}}}", r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}"]
+    )
 
 
 def _closed(ci: Mapping[str, Interval]) -> dict[str, list[float | None]]:

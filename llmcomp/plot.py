@@ -68,7 +68,9 @@ def _styled(draw: Callable[P, R]) -> Callable[P, R]:
     return drawn
 
 
-def _axes(given: Any, n_columns: int = 1, n_rows: int = 1, inches: tuple[float, float] = PANEL_INCHES, **kwargs: Any) -> Any:
+def _axes(
+    given: Any, n_columns: int = 1, n_rows: int = 1, inches: tuple[float, float] = PANEL_INCHES, **kwargs: Any
+) -> Any:
     """The given Axes as an array [n_rows, n_columns], or new ones of a new pyplot figure (so that notebooks show it)."""
     if given is None:
         from matplotlib import pyplot
@@ -85,7 +87,9 @@ def _axes(given: Any, n_columns: int = 1, n_rows: int = 1, inches: tuple[float, 
 
 
 def _short(value: float) -> str:
-    """1400000000 -> 1.4B, 13000 -> 13k."""
+    """1400000000 -> 1.4B, 13000 -> 13k, 2048 -> 2,048."""
+    if 1e3 <= value < 1e4 and value % 100:
+        return f"{value:,.0f}"
     for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.3g}{letter}"
@@ -93,7 +97,7 @@ def _short(value: float) -> str:
 
 
 def _colours(n: int) -> list[Any]:
-    return [matplotlib.colormaps["cividis"](x) for x in np.linspace(0.0, 0.85, max(n, 2))][:n]
+    return [matplotlib.colormaps["cividis"](x) for x in np.linspace(0.0, 0.8, max(n, 2))][:n]
 
 
 def _title(cells: pd.DataFrame) -> str:
@@ -117,6 +121,19 @@ def _log_axis(axis: Any, values: ArrayLike, label: str) -> None:
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
     axis.set_label_text(label)
+
+
+def _legend(ax: Axes, title: str) -> None:
+    """Beside the panel, where no curve can run through it."""
+    ax.legend(title=title, loc="center left", bbox_to_anchor=(1.0, 0.5), borderaxespad=0.3, handlelength=1.4)
+
+
+def _keep_last_legend(panels: Sequence[Axes]) -> None:
+    """One legend for a row of panels whose series are the same."""
+    entries = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in panels]
+    for ax, entry in zip(panels[:-1], entries, strict=False):
+        if entry == entries[-1]:
+            ax.get_legend().remove()
 
 
 def _fine(values: ArrayLike, n: int = 60) -> Any:
@@ -189,7 +206,7 @@ def _against(law: Any, ax: Axes, x_name: str, by: str) -> Axes:
     _log_axis(ax.xaxis, law.cells[x_name], PARAMS_LABEL if x_name == "params" else STEP_LABEL)
     ax.set_ylabel(RATIO_LABEL)
     ax.set_title(_title(law.cells))
-    ax.legend(title="S" if by == "step" else "P", ncols=2, handletextpad=0.2, columnspacing=0.8)
+    _legend(ax, "S" if by == "step" else "P")
     return ax
 
 
@@ -202,8 +219,10 @@ def law(source: Any, axes: Any = None) -> Any:
         ratio_against_params(one, grid[0, column])
         ratio_against_step(one, grid[1, column])
         grid[1, column].set_title("")
-    for ax in grid[:, 1:].ravel():
-        ax.set_ylabel("")
+    for row in grid:
+        _keep_last_legend(row)
+        for ax in row[1:]:
+            ax.set_ylabel("")
     return grid
 
 
@@ -211,7 +230,7 @@ def law(source: Any, axes: Any = None) -> Any:
 def surfaces(source: Any, axes: Any = None) -> Any:
     """The law's surface over P and S with the cells as points, all laws side by side; an array of 3-D Axes."""
     laws = _list_laws(source)
-    grid = _axes(axes, len(laws), inches=(3.1, 3.0), subplot_kw={"projection": "3d"})[0]
+    grid = _axes(axes, len(laws), inches=(3.1, 2.9), subplot_kw={"projection": "3d"})[0]
     for ax, one in zip(grid, laws, strict=True):
         _surface(ax, one)
     return grid
@@ -232,14 +251,14 @@ def _surface(ax: Axes3D, law: Any) -> None:
         shown = [v for i, v in enumerate(distinct) if i == len(distinct) - 1 or math.log(distinct[-1] / v) > 0.25 * math.log(distinct[-1] / distinct[0])]  # fmt: skip
         shown = shown if len(shown) <= 4 else [shown[0], shown[len(shown) // 2], shown[-1]]
         axis.set_major_locator(FixedLocator([math.log10(v) for v in shown]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: _short(10**value)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: _short(round(10**value, 6))))
         axis.set_label_text(label)
     ax.tick_params(labelsize=7.5, pad=-1)
-    ax.set_zlabel("ratio", labelpad=-2)
+    ax.text2D(0.02, 0.86, "ratio", transform=ax.transAxes)  # a label of the z axis is cut off by the layout
     ax.xaxis.labelpad = ax.yaxis.labelpad = -2
     ax.view_init(elev=22, azim=40)
-    ax.set_box_aspect(None, zoom=0.86)
-    ax.set_title(f"{_title(cells)}, $R^2$ = {law.r2:.3f}")
+    ax.set_box_aspect((1.0, 1.0, 0.85), zoom=0.92)
+    ax.set_title(f"{_title(cells)}, $R^2$ = {law.r2:.3f}", y=0.97)
 
 
 @_styled
@@ -249,33 +268,51 @@ def residuals(law: Any, ax: Axes | None = None) -> Axes:
     ax.axhspan(-law.rmse, law.rmse, color="0.92", linewidth=0)
     ax.axhline(0.0, color="0.3", linewidth=0.8)
     for value, cells, colour, marker in _series(law.cells, "params"):
-        ax.plot(cells["step"].astype(float), cells["residual"], marker=marker, color=colour, linewidth=0.8, label=_short(value))
+        ax.plot(
+            cells["step"].astype(float),
+            cells["residual"],
+            marker=marker,
+            color=colour,
+            linewidth=0.8,
+            label=_short(value),
+        )
     _log_axis(ax.xaxis, law.cells["step"], STEP_LABEL)
     ax.set_ylabel("observed - fitted ratio")
     ax.set_title(_title(law.cells))
-    ax.margins(y=0.28)
-    ax.legend(title="P; band: rms error", ncols=3, handlelength=1.2, columnspacing=0.8, loc="upper center")
+    _legend(ax, "P (band:\nrms error)")
     return ax
 
 
 # ---- the cells ----
 
 
+def _spread(values: Sequence[float], gap: float) -> list[float]:
+    """Ascending values moved apart to at least `gap`, each cluster kept about its own mean."""
+    clusters: list[list[float]] = []
+    for value in values:
+        clusters.append([value])
+        while len(clusters) > 1:
+            below, above = clusters[-2:]
+            top = sum(below) / len(below) + 0.5 * gap * (len(below) - 1)
+            bottom = sum(above) / len(above) - 0.5 * gap * (len(above) - 1)
+            if bottom - top >= gap:
+                break
+            clusters[-2:] = [below + above]
+    return [sum(c) / len(c) + gap * (i - 0.5 * (len(c) - 1)) for c in clusters for i in range(len(c))]
+
+
 def _draw_baselines(ax: Axes, baselines: pd.DataFrame) -> None:
-    """Horizontal lines, named at the right end outside the panel; names that would touch are moved apart."""
+    """Horizontal lines, named beside the panel; names that would touch are moved apart and tied to their lines."""
     found = baselines.sort_values("ratio").reset_index(drop=True)
-    for i, row in found.iterrows():
-        ax.axhline(row["ratio"], color="0.35", linewidth=0.9, linestyle=_LINES[int(i) % len(_LINES)], zorder=1)
-    if found.empty:
-        return
     low, high = ax.get_ylim()
-    gap = 0.062 * (high - low)
-    heights = found["ratio"].to_numpy(float).copy()
-    for i in range(1, len(heights)):
-        heights[i] = max(heights[i], heights[i - 1] + gap)
-    for height, (_, row) in zip(heights, found.iterrows(), strict=True):
-        name = str(row["model"]) + (" (one stream)" if row["unit"] == "stream" else "")
-        ax.annotate(name, (1.0, height), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5, annotation_clip=False)  # fmt: skip
+    heights = _spread(found["ratio"].tolist(), 0.068 * (high - low))
+    for i, (height, (_, row)) in enumerate(zip(heights, found.iterrows(), strict=True)):
+        ratio = float(row["ratio"])
+        ax.axhline(ratio, color="0.35", linewidth=0.9, linestyle=_LINES[i % len(_LINES)], zorder=1)
+        name = f"{row['model']}{' (one stream)' if row['unit'] == 'stream' else ''} {ratio:.3f}"
+        where = ax.get_yaxis_transform()
+        ax.plot([1.0, 1.04], [ratio, height], color="0.5", linewidth=0.6, transform=where, clip_on=False)
+        ax.text(1.05, height, name, transform=where, va="center", fontsize=7.5)
 
 
 @_styled
@@ -288,7 +325,8 @@ def training_dynamics(table: pd.DataFrame, axes: Any = None) -> Any:
             ax.errorbar(one["step"].astype(float), one["ratio"], one["stderr"].fillna(0.0), marker=marker, color=colour, capsize=2, linewidth=1.0, label=_short(value))  # fmt: skip
         _log_axis(ax.xaxis, cells["step"], STEP_LABEL)
         ax.set_title(_title(cells))
-        ax.legend(title="P; bars: std. error", ncols=2, columnspacing=0.8)
+        _legend(ax, "P (bars:\nstd. error)")
+    _keep_last_legend(grid)
     grid[0].set_ylabel(RATIO_LABEL)
     return grid
 
@@ -339,7 +377,7 @@ def chunk_distribution(rows: pd.DataFrame, axes: Any = None) -> Any:
 @_styled
 def adjusted_ratio(table: pd.DataFrame, axes: Any = None, bytes_per_param: float = 2.0) -> Any:
     """Ratio with the model's own bytes added, (compressed + model) / original, against the size of the data: the curve
-    of a model crosses a baseline where it starts to pay. Last step of every size; bytes_per_param 2 is float16."""
+    of a model crosses the best baseline where it starts to pay. Last step of every size; 2 bytes a parameter: float16."""
     groups = _groups(table)
     grid = _axes(axes, len(groups), inches=(3.3, 2.7))[0]
     for ax, (cells, lines) in zip(grid, groups, strict=True):
@@ -350,10 +388,10 @@ def adjusted_ratio(table: pd.DataFrame, axes: Any = None, bytes_per_param: float
             ratio = one["ratio"].iloc[0] + bytes_per_param * value / data_bytes
             ax.plot(data_bytes, ratio, color=colour, label=_short(value))
         ax.axhline(1.0, color="black", linewidth=0.8)
-        ax.set(xscale="log", ylim=(0.0, 2.0), xlabel="bytes of data")
-        _draw_baselines(ax, lines[lines["ratio"] < 2.0])
+        ax.set(xscale="log", ylim=(0.0, 2.5), xlabel="bytes of data")
+        _draw_baselines(ax, lines[lines["ratio"] < 2.5].nsmallest(1, "ratio"))
         ax.set_title(f"{_title(cells)}, step {_short(float(last['step'].iloc[0]))}")
-        ax.legend(title=f"P, {bytes_per_param:g} bytes each", loc="upper right")
+        ax.legend(title=f"P, {bytes_per_param:g} bytes each", loc="upper right", labelspacing=0.25)
     grid[0].set_ylabel("(compressed + model) / original")
     return grid
 
@@ -383,39 +421,41 @@ def waterfall_parts(table: pd.DataFrame) -> pd.DataFrame:
     parts = [("published", start), ("tokens cut", start / covered - start), ("dropped bit", 1 / 8)]
     so_far = start / covered + 1 / 8
     if "ascii" in lossless.index and target != "ascii":
-        parts.append(("first token,\ncontext", float(lossless["ascii"]) - so_far))
-        parts.append((f"mapping\n{target}", float(lossless[target] - lossless["ascii"])))
+        parts.append(("first token, context", float(lossless["ascii"]) - so_far))
+        parts.append((f"mapping {target}", float(lossless[target] - lossless["ascii"])))
     else:
-        name = "first token,\ncontext" if target == "ascii" else "first token,\nother mapping"
+        name = "first token, context" if target == "ascii" else "first token, mapping"
         parts.append((name, float(lossless[target]) - so_far))
-    parts.append((f"lossless\n({target})", float(lossless[target])))
+    parts.append((f"lossless ({target})", float(lossless[target])))
     frame = pd.DataFrame(parts, columns=["part", "ratio"])
     return frame.assign(total=[True] + [False] * (len(parts) - 2) + [True])
 
 
 @_styled
 def waterfall(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """From the published to the lossless ratio of one model and step, part by part (see waterfall_parts)."""
+    """From the published to the lossless ratio of one model and step, part by part downwards (see waterfall_parts)."""
     parts = waterfall_parts(table)
-    ax = _axes(ax, inches=(4.4, 3.0))[0, 0]
-    level = 0.0
+    ax = _axes(ax, inches=(4.0, 2.6))[0, 0]
     dark, light = _colours(2)
+    level = 0.0
     for i, row in enumerate(parts.itertuples()):
-        bottom = 0.0 if row.total else min(level, level + row.ratio)
-        ax.bar(i, abs(row.ratio), bottom=bottom, width=0.65, color=dark if row.total else light, edgecolor="black", linewidth=0.6, hatch="" if row.total or row.ratio >= 0 else "///", zorder=2)  # fmt: skip
-        new = row.ratio if row.total else level + row.ratio
+        start, end = (0.0, row.ratio) if row.total else (level, level + row.ratio)
+        hatch = "" if row.total or row.ratio >= 0 else "////"
+        ax.barh(i, abs(end - start), left=min(start, end), height=0.65, color=dark if row.total else light, edgecolor="black", linewidth=0.6, hatch=hatch, zorder=2)  # fmt: skip
         text = f"{row.ratio:.3f}" if row.total else f"{row.ratio:+.3f}"
-        ax.annotate(text, (i, max(new, level if i and not row.total else new)), xytext=(0, 2), textcoords="offset points", ha="center", va="bottom")  # fmt: skip
+        ax.annotate(text, (max(start, end), i), xytext=(3, 0), textcoords="offset points", va="center")
         if i < len(parts) - 1:
-            ax.plot([i + 0.325, i + 0.675], [new, new], color="0.3", linewidth=0.7)
-        level = new
-    ax.set_xticks(range(len(parts)), [part.replace(" ", "\n") if "\n" not in part else part for part in parts["part"]])
-    ax.tick_params(axis="x", labelsize=7.5)
-    ax.grid(axis="x", visible=False)
-    ax.set_ylabel(RATIO_LABEL)
-    ax.margins(y=0.12)
+            ax.plot([end, end], [i + 0.325, i + 0.675], color="0.3", linewidth=0.7)
+        level = end
+    ax.set_yticks(range(len(parts)), list(parts["part"]))
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.margins(x=0.27)
+    ax.set_xlim(left=0.0)
+    ax.set_xlabel(RATIO_LABEL)
     first = results.cells(table).iloc[0]
-    ax.set_title(f"{first['modality']}: {first['dataset']}, {first['model']}, step {_short(float(first['step']))}")
+    name = _title(pd.DataFrame([first])).partition("\n")[0]
+    ax.set_title(f"{name}\n{first['model']}, step {_short(float(first['step']))}")
     return ax
 
 
@@ -430,15 +470,28 @@ def samples(chunks: Mapping[str, bytes], axes: Any = None, image_shape: tuple[in
         ax.set_title(f"{modality}, {len(data):,} bytes")
         ax.grid(visible=False)
         if modality == "image":
-            ax.imshow(np.frombuffer(data, np.uint8)[: math.prod(image_shape)].reshape(image_shape), cmap="gray", vmin=0, vmax=255)
-            ax.set(xlabel="pixels", ylabel="pixels")
+            ax.imshow(
+                np.frombuffer(data, np.uint8)[: math.prod(image_shape)].reshape(image_shape),
+                cmap="gray",
+                vmin=0,
+                vmax=255,
+            )
+            ax.set(xlabel="pixels", ylabel="pixels", anchor="N")
         elif modality == "speech":
             wave = np.frombuffer(data[: len(data) // 2 * 2], "<i2")
             ax.plot(1e3 * np.arange(len(wave)) / rate_hz, wave, color="black", linewidth=0.7)
             ax.set(xlabel="milliseconds", ylabel="16-bit sample")
         else:
-            lines = textwrap.wrap(data.decode("utf-8", errors="replace"), 40)[:15]
-            ax.text(0.0, 1.0, "\n".join(lines).replace("$", r"\$"), family="monospace", fontsize=6.5, va="top", transform=ax.transAxes)
+            lines = textwrap.wrap(data.decode("utf-8", errors="replace"), 40)[:19]
+            ax.text(
+                0.0,
+                1.0,
+                "\n".join(lines).replace("$", r"\$"),
+                family="monospace",
+                fontsize=6.5,
+                va="top",
+                transform=ax.transAxes,
+            )
             ax.set_axis_off()
     return grid
 
@@ -455,12 +508,28 @@ def ratio_by_position(bits: Mapping[str, ArrayLike] | ArrayLike, ax: Axes | None
     for i, (name, values) in enumerate(named.items()):
         array = np.asarray(values, dtype=float)
         if array.ndim != 2 or not np.isfinite(array).any():
-            raise Error(f"bits by position: expected an array [chunks, positions] with values, found shape {array.shape}")
+            raise Error(
+                f"bits by position: expected an array [chunks, positions] with values, found shape {array.shape}"
+            )
         edges = np.unique(np.geomspace(1, array.shape[1] + 1, 25).astype(int))
         parts = [array[:, low - 1 : high - 1] for low, high in zip(edges[:-1], edges[1:], strict=True)]
-        kept = [(math.sqrt(low * (high - 1)), part[np.isfinite(part)]) for low, high, part in zip(edges[:-1], edges[1:], parts, strict=True)]
-        x, y, error = zip(*((at, part.mean(), part.std() / math.sqrt(len(part))) for at, part in kept if len(part)), strict=True)
-        ax.errorbar(x, y, error, marker=_MARKERS[i % len(_MARKERS)], color=_colours(len(named))[i], capsize=1.5, linewidth=1.0, label=name)
+        kept = [
+            (math.sqrt(low * (high - 1)), part[np.isfinite(part)])
+            for low, high, part in zip(edges[:-1], edges[1:], parts, strict=True)
+        ]
+        x, y, error = zip(
+            *((at, part.mean(), part.std() / math.sqrt(len(part))) for at, part in kept if len(part)), strict=True
+        )
+        ax.errorbar(
+            x,
+            y,
+            error,
+            marker=_MARKERS[i % len(_MARKERS)],
+            color=_colours(len(named))[i],
+            capsize=1.5,
+            linewidth=1.0,
+            label=name,
+        )
     ax.set(xscale="log", xlabel=f"position in the chunk ({unit}s)", ylabel=f"bits per {unit}", ylim=(0, None))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     if any(named):
@@ -520,7 +589,9 @@ def _matching(laws: Any, protocol: str, mapping: str) -> dict[str, Any]:
     return {one.name: one for one in found if tuple(one.cells.iloc[0][["protocol", "mapping"]]) == (protocol, mapping)}
 
 
-def _figure(n_columns: int, n_rows: int = 1, inches: tuple[float, float] = PANEL_INCHES, **kwargs: Any) -> tuple[Figure, Any]:
+def _figure(
+    n_columns: int, n_rows: int = 1, inches: tuple[float, float] = PANEL_INCHES, **kwargs: Any
+) -> tuple[Figure, Any]:
     """A figure outside pyplot's list, so that writing many of them keeps none open."""
     figure = Figure(figsize=(inches[0] * n_columns, inches[1] * n_rows), layout="constrained")
     return figure, figure.subplots(n_rows, n_columns, squeeze=False, **kwargs)
@@ -541,7 +612,7 @@ def _figures(table: pd.DataFrame, laws: Mapping[str, Any]) -> Iterator[tuple[str
             draw(table, axes)
             yield name, figure
         if laws:
-            figure, axes = _figure(len(laws), 1, (3.1, 3.0), subplot_kw={"projection": "3d"})
+            figure, axes = _figure(len(laws), 1, (3.1, 2.9), subplot_kw={"projection": "3d"})
             surfaces(laws, axes)
             yield "surfaces", figure
             figure, axes = _figure(len(laws), 2)
@@ -550,14 +621,21 @@ def _figures(table: pd.DataFrame, laws: Mapping[str, Any]) -> Iterator[tuple[str
             figure, axes = _figure(len(laws))
             for ax, one in zip(axes[0], laws.values(), strict=True):
                 residuals(one, ax)
+            _keep_last_legend(axes[0])
+            for ax in axes[0, 1:]:
+                ax.set_ylabel("")
             yield "residuals", figure
+
+
+def _part_names(ax: Axes) -> list[str]:
+    return [label.get_text() for label in ax.get_yticklabels()]
 
 
 def _waterfalls(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """The largest model at its last step, where it was scored under both protocols; one panel a data set."""
-    models, _ = _split(table)
-    chosen = []
-    for _, cells in models.groupby("dataset", sort=True):
+    chosen: list[pd.DataFrame] = []
+    groups = pd.concat([cells for cells, _ in _groups(table)])
+    for _, cells in groups.groupby("dataset", sort=False):
         largest = _last_step(cells).iloc[-1]
         part = cells[(cells["model"] == largest["model"]) & (cells["step"] == largest["step"])]
         try:
@@ -567,9 +645,11 @@ def _waterfalls(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         chosen.append(part)
     if chosen:
         with matplotlib.rc_context(dict(STYLE)):
-            figure, axes = _figure(len(chosen), 1, (4.4, 3.0))
+            figure, axes = _figure(len(chosen), 1, (3.1, 2.4))
             for ax, part in zip(axes[0], chosen, strict=True):
                 waterfall(part, ax)
+                if ax is not axes[0, 0] and _part_names(ax) == _part_names(axes[0, 0]):
+                    ax.tick_params(labelleft=False)
         yield "published-to-lossless", figure
 
 

@@ -67,7 +67,9 @@ class Problem:
         fourth = (self.form.fourth_nonneg,) * (self.form.fourth is not None)
         return (self.a_nonneg,) * self.form.intercept + (True, True) + fourth
 
-    def columns(self, alpha: Array, beta: Array, params: Array | None = None, steps: Array | None = None) -> list[Array]:
+    def columns(
+        self, alpha: Array, beta: Array, params: Array | None = None, steps: Array | None = None
+    ) -> list[Array]:
         """The columns at the cells (or at given P and S), each [..., n] for exponents [...], scaled to 1 at the means."""
         p = np.log(self.params if params is None else params) - self.log_params_mean
         s = np.log(self.steps if steps is None else steps) - self.log_steps_mean
@@ -304,7 +306,9 @@ def _polish(problem: Problem, y: Array, w: Array, x: Array) -> Array:
 
     low, high = np.log(EXPONENT_RANGE)
     inside = np.clip(x, low + 1e-9, high - 1e-9)
-    found = optimize.least_squares(residuals, inside, jac="3-point", bounds=(low, high), xtol=1e-13, ftol=1e-14, gtol=None)
+    found = optimize.least_squares(
+        residuals, inside, jac="3-point", bounds=(low, high), xtol=1e-13, ftol=1e-14, gtol=None
+    )
     return np.asarray(found.x if found.cost <= 0.5 * (residuals(x) ** 2).sum() else x)
 
 
@@ -379,7 +383,9 @@ class Region:
         def value(sign: float) -> Callable[[Array, Array], Array]:
             def at(u: Array, v: Array) -> Array:
                 alpha, beta = np.exp(u), np.exp(v)
-                return self._coefficient_extreme(alpha, beta, index, sign) * self._problem.unscale(alpha, beta)[:, index]
+                return (
+                    self._coefficient_extreme(alpha, beta, index, sign) * self._problem.unscale(alpha, beta)[:, index]
+                )
 
             return at
 
