@@ -276,6 +276,8 @@ class ArchiveWriter:
         A payload that saves less than two bytes is dropped in favour of the original bytes.
         """
         segment_bytes = self._header.segment_bytes
+        if coded == b"":
+            raise Error("a coded segment has no bytes, which would mean stored")
         if self._short is not None or not 0 < len(content) <= segment_bytes:
             raise Error(f"a segment of {len(content)} bytes: only the last may be shorter than {segment_bytes}")
         self._hasher.update(content)

@@ -133,7 +133,10 @@ def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: i
 
 
 class Coded(NamedTuple):
-    """A coded segment: `side` bytes that the mapping needs, and the coder's `stream`. Their sum is the payload."""
+    """A coded segment: `side` bytes that the mapping needs, and the coder's `stream`; one after the other the payload.
+
+    A payload is never empty: the decoder reads zeros behind the end of a stream, so one of no bytes is also one zero.
+    """
 
     side: bytes
     stream: bytes
@@ -143,7 +146,7 @@ class Coded(NamedTuple):
 
     @property
     def payload(self) -> bytes:
-        return self.side + self.stream
+        return self.side + self.stream or b"\0"
 
 
 class SegmentCodec:
