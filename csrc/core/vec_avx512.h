@@ -2,12 +2,7 @@
 #ifndef LLMCOMP_CORE_VEC_AVX512_H
 #define LLMCOMP_CORE_VEC_AVX512_H
 
-#if defined(LMC_EMULATE_AVX512)
-#define SIMDE_ENABLE_NATIVE_ALIASES
-#include <simde/x86/avx512.h>
-#include <simde/x86/fma.h>
-#include <simde/x86/f16c.h>
-#else
+#if !defined(LMC_EMULATE_AVX512) /* the checks bring their own where the processor has none */
 #include <immintrin.h>
 #endif
 #include <stdint.h>
