@@ -39,7 +39,7 @@ CORPUS = [
     "The naïve café costs 12 € today; der Zug fährt über die Brücke für Größe.\n",
     "for i in range(10):\n        print(i)   # été, señor, ação, mañana, þæt, ÿ\n",
     "Привет, мир! 你好 世界。 The other theory then gathers there, and another one.\n",
-    "éüöøõùúûýáóíñç" * 4 + "çñíóáýûúùõøöüé" * 4 + "\n",
+    "\n".join("éüöøõùúûýáóíñç") + "\n",
 ] * 3
 
 
