@@ -421,14 +421,15 @@ def _stretches(data: bytes) -> Iterator[tuple[bool, Any]]:
 def _text_pieces(text: str) -> Iterator[str]:
     """Pieces of at most MAX_PIECE_SYMBOLS characters.
 
-    A piece ends before a line feed that stands between two letters: no pre-tokeniser in use (GPT-2's to Llama 3's)
-    joins the two sides there, so the tokens are those of the whole text. A text without such a place is cut anywhere.
+    A piece ends before a space that stands between two letters: no pre-tokeniser in use (GPT-2's to Llama 3's) joins
+    the space to what is before it, so the tokens are those of the whole text. A text without such a place is cut
+    anywhere.
     """
     at = 0
     while len(text) - at > MAX_PIECE_SYMBOLS:
-        cut = text.rfind("\n", at + 1, at + MAX_PIECE_SYMBOLS)
+        cut = text.rfind(" ", at + 1, at + MAX_PIECE_SYMBOLS)
         while cut != -1 and not (text[cut - 1].isalpha() and text[cut + 1].isalpha()):
-            cut = text.rfind("\n", at + 1, cut)
+            cut = text.rfind(" ", at + 1, cut)
         end = cut if cut != -1 else at + MAX_PIECE_SYMBOLS
         yield text[at:end]
         at = end
