@@ -1,11 +1,20 @@
-"""The C extension: which files, and the flags of each. Everything else about the package is in pyproject.toml."""
+"""The C extensions: which files, and the flags of each. Everything else about the package is in pyproject.toml.
 
+llmcomp._cuda is built where nvcc is found (CUDA_HOME, else PATH), and left out with a warning where that fails.
+LLMCOMP_CUDA=0 leaves it out, LLMCOMP_CUDA=1 makes it an error to be without it.
+"""
+
+import os
 import platform
+import shutil
+import subprocess
 from glob import glob
+from pathlib import Path
 
 import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 # No contraction, no reordering: the arithmetic is part of the file formats. csrc/FORMAT.md says why.
 EXACT = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-pthread"]
@@ -15,12 +24,54 @@ FLAGS_BY_SUFFIX = {
     "_avx2.c": ["-mavx2", "-mfma", "-mf16c"] if X86_64 else [],
     "_avx512.c": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c".split() if X86_64 else [],
 }
+# Machine code for these; PTX of the last one, which the driver compiles for newer cards.
+CUDA_TARGETS = ["80", "90"]
+CUDA_EXACT = ["-std=c++17", "-O3", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true"]
+CUDA_HOST = "-fPIC,-fvisibility=hidden,-ffp-contract=off"
+CUDA_MODULE = "csrc/python/cuda_module.c"
+
+
+def find_nvcc() -> Path | None:
+    """The nvcc to use, None for a build without CUDA."""
+    wanted = os.environ.get("LLMCOMP_CUDA", "")
+    if wanted == "0":
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    found = shutil.which("nvcc", path=str(Path(home) / "bin") if home else None) or shutil.which("nvcc")
+    if found is None and wanted == "1":
+        raise SystemExit("LLMCOMP_CUDA=1, but nvcc was found neither in CUDA_HOME/bin nor on the PATH")
+    return Path(found) if found else None
+
+
+def toolkit_of(nvcc: Path) -> Path:
+    """The toolkit's folder, by nvcc's own word: nvcc may be a link or a script elsewhere."""
+    told = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+    tops = [line.split("TOP=", 1)[1] for line in told.stderr.splitlines() if "TOP=" in line]
+    return Path(tops[0]).resolve() if tops else nvcc.resolve().parent.parent
+
+
+def cuda_extension(nvcc: Path) -> Extension:
+    toolkit = toolkit_of(nvcc)
+    targets = " ".join([*(f"sm_{arch}" for arch in CUDA_TARGETS), f"compute_{CUDA_TARGETS[-1]}"])
+    return Extension(
+        "llmcomp._cuda",
+        sources=[CUDA_MODULE, "csrc/core/status.c"],
+        depends=sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/cuda/*.cu")),
+        include_dirs=["csrc/include", str(toolkit / "include")],
+        define_macros=[("LMC_CUDA_TARGETS", f'"{targets}"')],
+        extra_compile_args=EXACT + WARNINGS,
+        library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
+        libraries=["cudart_static", "dl", "rt", "pthread", "stdc++"],
+        optional=os.environ.get("LLMCOMP_CUDA") != "1",
+    )
 
 
 class BuildExact(build_ext):
     """Compiles each file with the flags of its instruction set; a kernel never runs where it was not meant to."""
 
     def build_extension(self, ext: Extension) -> None:
+        if ext.name == "llmcomp._cuda":
+            ext.extra_objects = [self.compile_cuda(source) for source in sorted(glob("csrc/cuda/*.cu"))]
         compile_one = self.compiler._compile
 
         def compile_with_flags(obj, src, suffix, cc_args, extra_postargs, pp_opts):  # type: ignore[no-untyped-def]
@@ -29,18 +80,31 @@ class BuildExact(build_ext):
 
         self.compiler._compile = compile_with_flags
         super().build_extension(ext)
+        self.compiler._compile = compile_one
+
+    def compile_cuda(self, source: str) -> str:
+        """One .cu file to an object with machine code for every target, unless the object is newer than all sources."""
+        target = Path(self.build_temp) / Path(source).with_suffix(".o")
+        inputs = [source, "setup.py", *glob("csrc/**/*.h", recursive=True)]
+        if target.exists() and target.stat().st_mtime > max(Path(path).stat().st_mtime for path in inputs):
+            return str(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_TARGETS]
+        codes.append(f"-gencode=arch=compute_{CUDA_TARGETS[-1]},code=compute_{CUDA_TARGETS[-1]}")
+        command = [str(NVCC), *CUDA_EXACT, *codes, "-Xcompiler", CUDA_HOST, "-Icsrc/include", "-c", source, "-o"]
+        self.announce(" ".join([*command, str(target)]), level=2)
+        if subprocess.run([*command, str(target)], check=False).returncode != 0:
+            raise CompileError(f"nvcc failed on {source}; LLMCOMP_CUDA=0 builds without the CUDA part")
+        return str(target)
 
 
-setup(
-    cmdclass={"build_ext": BuildExact},
-    ext_modules=[
-        Extension(
-            "llmcomp._core",
-            sources=sorted(glob("csrc/core/*.c") + glob("csrc/dispatch/*.c") + glob("csrc/python/*.c")),
-            depends=sorted(glob("csrc/**/*.h", recursive=True)),
-            include_dirs=["csrc/include", numpy.get_include()],
-            extra_compile_args=EXACT + WARNINGS,
-            extra_link_args=["-pthread"],
-        )
-    ],
+NVCC = find_nvcc()
+core = Extension(
+    "llmcomp._core",
+    sources=sorted({*glob("csrc/core/*.c"), *glob("csrc/dispatch/*.c"), *glob("csrc/python/*.c")} - {CUDA_MODULE}),
+    depends=sorted(glob("csrc/**/*.h", recursive=True)),
+    include_dirs=["csrc/include", numpy.get_include()],
+    extra_compile_args=EXACT + WARNINGS,
+    extra_link_args=["-pthread"],
 )
+setup(cmdclass={"build_ext": BuildExact}, ext_modules=[core, *([cuda_extension(NVCC)] if NVCC else [])])

@@ -3,30 +3,10 @@
 
 #include <string.h>
 
-/* ---- DLPack: the part of its ABI (github.com/dmlc/dlpack, version 0) that is needed here ---- */
+#include "dlpack.h"
 
-typedef struct dl_tensor {
-    void *data;
-    struct {
-        int32_t type, id;
-    } device;
-    int32_t n_dims;
-    struct {
-        uint8_t code, bits;
-        uint16_t lanes;
-    } dtype;
-    int64_t *shape;
-    int64_t *strides; /* in elements; NULL: C-contiguous */
-    uint64_t byte_offset;
-} dl_tensor_t;
+/* ---- DLPack ---- */
 
-typedef struct dl_managed_tensor {
-    dl_tensor_t tensor;
-    void *manager_context;
-    void (*deleter)(struct dl_managed_tensor *self);
-} dl_managed_tensor_t;
-
-enum { DL_CPU = 1, DL_CUDA_HOST = 3, DL_FLOAT = 2, DL_BFLOAT = 4 };
 #define CAPSULE_OWNED "llmcomp_dltensor"
 
 static void owned_capsule_free(PyObject *capsule) {

@@ -1,0 +1,582 @@
+/* The module llmcomp._cuda: launchers, device memory and DLPack capsules for llmcomp/cuda.py, which parses and checks what
+ * users give. Pointers and streams are Python integers here; every function makes its device current and puts the
+ * caller's device back. Built only where nvcc is found; loads where there is neither GPU nor driver. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stddef.h>
+#include <string.h>
+
+#include <cuda_runtime_api.h>
+
+#include "../cuda/coding.h"
+#include "dlpack.h"
+
+typedef struct module_state {
+    PyObject *error; /* llmcomp.errors.Error */
+    PyTypeObject *buffer_type;
+} module_state_t;
+
+static PyObject *raise_cuda(PyObject *error, int status) {
+    return PyErr_Format(error, "CUDA: %s", cudaGetErrorString((cudaError_t)status));
+}
+
+/* ---- the current device ---- */
+
+static int device_enter(int device, int *saved) {
+    int status = cudaGetDevice(saved);
+    if (status == cudaSuccess && *saved != device) status = cudaSetDevice(device);
+    return status;
+}
+
+static void device_leave(int device, int saved) {
+    if (saved != device) cudaSetDevice(saved);
+}
+
+/* Evaluates CALL, an int status, on the device and without the GIL; -1 with an exception set on failure. */
+#define ON_DEVICE(ERROR, DEVICE, RESULT, CALL)                                                               \
+    do {                                                                                                     \
+        int on_device_saved, on_device_status;                                                               \
+        Py_BEGIN_ALLOW_THREADS on_device_status = device_enter((DEVICE), &on_device_saved);                  \
+        if (on_device_status == cudaSuccess) {                                                               \
+            on_device_status = (CALL);                                                                       \
+            device_leave((DEVICE), on_device_saved);                                                         \
+        }                                                                                                    \
+        Py_END_ALLOW_THREADS(RESULT) = on_device_status == cudaSuccess ? 0 : -1;                             \
+        if (on_device_status != cudaSuccess) raise_cuda((ERROR), on_device_status);                          \
+    } while (0)
+
+#define POINTER(TYPE, NUMBER) ((TYPE)(uintptr_t)(NUMBER))
+typedef unsigned long long number_t;
+
+static PyObject *none_or_null(int result) {
+    if (result < 0) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* ---- Buffer: device memory with an owner ---- */
+
+typedef struct buffer_object {
+    PyObject_HEAD void *data;
+    Py_ssize_t n_bytes;
+    int device;
+} buffer_object_t;
+
+static PyObject *buffer_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    static char *names[] = {"n_bytes", "device", NULL};
+    Py_ssize_t n_bytes;
+    int device, result;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "ni", names, &n_bytes, &device)) return NULL;
+    module_state_t *state = PyType_GetModuleState(type);
+    buffer_object_t *self = (buffer_object_t *)type->tp_alloc(type, 0);
+    if (self == NULL || state == NULL) {
+        Py_XDECREF(self);
+        return NULL;
+    }
+    self->n_bytes = n_bytes;
+    self->device = device;
+    ON_DEVICE(state->error, device, result, cudaMalloc(&self->data, n_bytes > 0 ? (size_t)n_bytes : 1));
+    if (result < 0) {
+        self->data = NULL;
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static void buffer_dealloc(PyObject *object) {
+    buffer_object_t *self = (buffer_object_t *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    int saved;
+    if (self->data != NULL && device_enter(self->device, &saved) == cudaSuccess) {
+        cudaFree(self->data);
+        device_leave(self->device, saved);
+    }
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+static PyObject *buffer_pointer(PyObject *object, void *unused) {
+    (void)unused;
+    return PyLong_FromVoidPtr(((buffer_object_t *)object)->data);
+}
+
+static PyObject *buffer_n_bytes(PyObject *object, void *unused) {
+    (void)unused;
+    return PyLong_FromSsize_t(((buffer_object_t *)object)->n_bytes);
+}
+
+static PyGetSetDef buffer_properties[] = {
+    {"pointer", buffer_pointer, NULL, "Address on the device.", NULL},
+    {"n_bytes", buffer_n_bytes, NULL, "Its size.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+static PyType_Slot buffer_slots[] = {
+    {Py_tp_doc, "Buffer(n_bytes, device): device memory, freed with this object."},
+    {Py_tp_new, buffer_new},
+    {Py_tp_dealloc, buffer_dealloc},
+    {Py_tp_getset, buffer_properties},
+    {0, NULL},
+};
+static PyType_Spec buffer_spec = {
+    .name = "llmcomp._cuda.Buffer",
+    .basicsize = sizeof(buffer_object_t),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = buffer_slots,
+};
+
+/* ---- DLPack ---- */
+
+static PyObject *tuple_of_int64(const int64_t *numbers, int32_t n) {
+    PyObject *tuple = PyTuple_New(n);
+    for (int32_t i = 0; tuple != NULL && i < n; i++) {
+        PyObject *number = PyLong_FromLongLong(numbers[i]);
+        if (number == NULL)
+            Py_CLEAR(tuple);
+        else
+            PyTuple_SET_ITEM(tuple, i, number);
+    }
+    return tuple;
+}
+
+/* The capsule is used up; the array that gave it keeps the memory. */
+static PyObject *dlpack_view(PyObject *module, PyObject *capsule) {
+    (void)module;
+    dl_managed_tensor_t *managed = PyCapsule_GetPointer(capsule, "dltensor");
+    if (managed == NULL) return NULL;
+    const dl_tensor_t *tensor = &managed->tensor;
+    PyObject *shape = tuple_of_int64(tensor->shape, tensor->n_dims), *strides = Py_None, *view = NULL;
+    if (tensor->strides != NULL)
+        strides = tuple_of_int64(tensor->strides, tensor->n_dims);
+    else
+        Py_INCREF(strides);
+    if (shape != NULL && strides != NULL && tensor->dtype.lanes == 1) {
+        view = Py_BuildValue("(KiiiiOO)", (number_t)(uintptr_t)tensor->data + tensor->byte_offset,
+                             (int)tensor->device.type, (int)tensor->device.id, (int)tensor->dtype.code,
+                             (int)tensor->dtype.bits, shape, strides);
+    } else if (shape != NULL && strides != NULL) {
+        PyErr_SetString(PyExc_TypeError, "an array of vector elements");
+    }
+    Py_XDECREF(shape);
+    Py_XDECREF(strides);
+    if (view == NULL) return NULL;
+    PyCapsule_SetName(capsule, "used_dltensor");
+    if (managed->deleter != NULL) managed->deleter(managed);
+    return view;
+}
+
+typedef struct exported_tensor {
+    dl_managed_tensor_t managed;
+    int64_t shape[DL_DIMS_MAX];
+} exported_tensor_t;
+
+/* Whoever took the tensor may drop it from any thread. */
+static void exported_delete(dl_managed_tensor_t *managed) {
+    PyGILState_STATE gil = PyGILState_Ensure();
+    Py_XDECREF((PyObject *)managed->manager_context);
+    PyMem_RawFree(managed);
+    PyGILState_Release(gil);
+}
+
+static void exported_capsule_free(PyObject *capsule) {
+    if (!PyCapsule_IsValid(capsule, "dltensor")) return; /* used: its new owner deletes it */
+    exported_delete(PyCapsule_GetPointer(capsule, "dltensor"));
+}
+
+static PyObject *dlpack_capsule(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    buffer_object_t *buffer;
+    PyObject *shape;
+    int code, bits;
+    if (!PyArg_ParseTuple(arguments, "O!iiO!", state->buffer_type, &buffer, &code, &bits, &PyTuple_Type, &shape))
+        return NULL;
+    if (PyTuple_GET_SIZE(shape) > DL_DIMS_MAX) {
+        return PyErr_Format(state->error, "an array of %zd dimensions; expected at most %d", PyTuple_GET_SIZE(shape),
+                            DL_DIMS_MAX);
+    }
+    exported_tensor_t *exported = PyMem_RawCalloc(1, sizeof *exported);
+    if (exported == NULL) return PyErr_NoMemory();
+    for (Py_ssize_t d = 0; d < PyTuple_GET_SIZE(shape); d++)
+        exported->shape[d] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, d));
+    dl_tensor_t *tensor = &exported->managed.tensor;
+    tensor->data = buffer->data;
+    tensor->device.type = DL_CUDA;
+    tensor->device.id = buffer->device;
+    tensor->n_dims = (int32_t)PyTuple_GET_SIZE(shape);
+    tensor->dtype.code = (uint8_t)code;
+    tensor->dtype.bits = (uint8_t)bits;
+    tensor->dtype.lanes = 1;
+    tensor->shape = exported->shape;
+    exported->managed.manager_context = buffer;
+    exported->managed.deleter = exported_delete;
+    PyObject *capsule = PyErr_Occurred() ? NULL : PyCapsule_New(&exported->managed, "dltensor", exported_capsule_free);
+    if (capsule == NULL) {
+        PyMem_RawFree(exported);
+        return NULL;
+    }
+    Py_INCREF(buffer);
+    return capsule;
+}
+
+/* ---- copies ---- */
+
+static PyObject *upload(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream, target;
+    Py_buffer source;
+    if (!PyArg_ParseTuple(arguments, "iKKy*", &device, &stream, &target, &source)) return NULL;
+    /* From memory that is not pinned: the call returns when it has been read. */
+    ON_DEVICE(state->error, device, result,
+              cudaMemcpyAsync(POINTER(void *, target), source.buf, (size_t)source.len, cudaMemcpyHostToDevice,
+                              POINTER(cudaStream_t, stream)));
+    PyBuffer_Release(&source);
+    return none_or_null(result);
+}
+
+static int copy_rows(void *target, size_t target_pitch, const void *source, size_t source_pitch, size_t n_bytes,
+                     size_t n_rows, enum cudaMemcpyKind kind, cudaStream_t stream) {
+    if (n_bytes == 0 || n_rows == 0) return cudaSuccess;
+    return cudaMemcpy2DAsync(target, target_pitch, source, source_pitch, n_bytes, n_rows, kind, stream);
+}
+
+static int copy_rows_to_host(void *target, const void *source, size_t source_pitch, size_t n_bytes, size_t n_rows,
+                             cudaStream_t stream) {
+    int status = copy_rows(target, n_bytes, source, source_pitch, n_bytes, n_rows, cudaMemcpyDeviceToHost, stream);
+    return status == cudaSuccess ? (int)cudaStreamSynchronize(stream) : status;
+}
+
+static PyObject *download_rows(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream, source;
+    Py_ssize_t pitch, n_bytes, n_rows;
+    if (!PyArg_ParseTuple(arguments, "iKKnnn", &device, &stream, &source, &pitch, &n_bytes, &n_rows)) return NULL;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, n_bytes * n_rows);
+    if (bytes == NULL) return NULL;
+    char *target = PyBytes_AS_STRING(bytes);
+    ON_DEVICE(state->error, device, result,
+              copy_rows_to_host(target, POINTER(const void *, source), (size_t)pitch, (size_t)n_bytes,
+                                (size_t)n_rows, POINTER(cudaStream_t, stream)));
+    if (result < 0) Py_CLEAR(bytes);
+    return bytes;
+}
+
+static PyObject *copy_rows_on_device(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream, target, source;
+    Py_ssize_t target_pitch, source_pitch, n_bytes, n_rows;
+    if (!PyArg_ParseTuple(arguments, "iKKnKnnn", &device, &stream, &target, &target_pitch, &source, &source_pitch,
+                          &n_bytes, &n_rows)) {
+        return NULL;
+    }
+    ON_DEVICE(state->error, device, result,
+              copy_rows(POINTER(void *, target), (size_t)target_pitch, POINTER(const void *, source),
+                        (size_t)source_pitch, (size_t)n_bytes, (size_t)n_rows, cudaMemcpyDeviceToDevice,
+                        POINTER(cudaStream_t, stream)));
+    return none_or_null(result);
+}
+
+/* ---- errors found on the device ---- */
+
+static PyObject *error_clear(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream, error;
+    if (!PyArg_ParseTuple(arguments, "iKK", &device, &stream, &error)) return NULL;
+    ON_DEVICE(state->error, device, result,
+              lmc_cuda_error_clear(POINTER(uint64_t *, error), POINTER(lmc_cuda_stream_t, stream)));
+    return none_or_null(result);
+}
+
+/* Waits for the stream; None, or (row, whether its token is the fault, the phrase of the status). */
+static PyObject *error_read(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream, error;
+    uint64_t found;
+    if (!PyArg_ParseTuple(arguments, "iKK", &device, &stream, &error)) return NULL;
+    ON_DEVICE(state->error, device, result,
+              copy_rows_to_host(&found, POINTER(const void *, error), sizeof found, sizeof found, 1,
+                                POINTER(cudaStream_t, stream)));
+    if (result < 0) return NULL;
+    if (found == LMC_CUDA_NO_ERROR) Py_RETURN_NONE;
+    lmc_status status = (lmc_status)(found & 0xFF);
+    return Py_BuildValue("(KNs)", (number_t)(found >> 8), PyBool_FromLong(status == LMC_ERROR_TOKEN),
+                         lmc_status_message(status));
+}
+
+static PyObject *is_capturing(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream;
+    enum cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    if (!PyArg_ParseTuple(arguments, "iK", &device, &stream)) return NULL;
+    ON_DEVICE(state->error, device, result, cudaStreamIsCapturing(POINTER(cudaStream_t, stream), &capture));
+    return result < 0 ? NULL : PyBool_FromLong(capture != cudaStreamCaptureStatusNone);
+}
+
+/* ---- launchers ---- */
+
+/* rows: (data, outer stride, inner stride, n_rows, n_inner, vocab_size, dtype); tokens: (data, outer stride, inner stride,
+ * bytes of one). */
+#define ROWS_FORMAT "(KLLIIIi)"
+#define TOKENS_FORMAT "(KLLI)"
+typedef struct parsed_rows {
+    number_t data;
+    long long outer, inner;
+    unsigned int n_rows, n_inner, vocab_size;
+    int dtype;
+} parsed_rows_t;
+#define ROWS_TARGETS(P) &(P).data, &(P).outer, &(P).inner, &(P).n_rows, &(P).n_inner, &(P).vocab_size, &(P).dtype
+
+static lmc_cuda_rows_t rows_of(const parsed_rows_t *parsed) {
+    return (lmc_cuda_rows_t){POINTER(const void *, parsed->data), parsed->outer,      parsed->inner,
+                             parsed->n_rows,                      parsed->n_inner,    parsed->vocab_size,
+                             (lmc_dtype)parsed->dtype};
+}
+
+static PyObject *intervals(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream, token_data, active, start, freq, total, error;
+    long long token_outer, token_inner;
+    unsigned int token_bytes;
+    parsed_rows_t parsed;
+    if (!PyArg_ParseTuple(arguments, "iK" ROWS_FORMAT TOKENS_FORMAT "KKKKK", &device, &stream, ROWS_TARGETS(parsed),
+                          &token_data, &token_outer, &token_inner, &token_bytes, &active, &start, &freq, &total,
+                          &error)) {
+        return NULL;
+    }
+    lmc_cuda_rows_t rows = rows_of(&parsed);
+    lmc_cuda_tokens_t tokens = {POINTER(const void *, token_data), token_outer, token_inner, token_bytes};
+    ON_DEVICE(state->error, device, result,
+              lmc_cuda_intervals(&rows, &tokens, POINTER(const uint8_t *, active), POINTER(uint64_t *, start),
+                                 POINTER(uint64_t *, freq), POINTER(uint64_t *, total), POINTER(uint64_t *, error),
+                                 POINTER(lmc_cuda_stream_t, stream)));
+    return none_or_null(result);
+}
+
+static PyObject *code_length(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream, freq, total, bits;
+    Py_ssize_t n;
+    if (!PyArg_ParseTuple(arguments, "iKnKKK", &device, &stream, &n, &freq, &total, &bits)) return NULL;
+    ON_DEVICE(state->error, device, result,
+              lmc_cuda_code_length((size_t)n, POINTER(const uint64_t *, freq), POINTER(const uint64_t *, total),
+                                   POINTER(double *, bits), POINTER(lmc_cuda_stream_t, stream)));
+    return none_or_null(result);
+}
+
+typedef int (*place_fn)(lmc_encoder_t *, uint32_t, uint8_t *, size_t, lmc_cuda_stream_t);
+
+static PyObject *place_encoders(PyObject *module, PyObject *arguments, place_fn place) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream, encoders, bytes;
+    unsigned int n;
+    Py_ssize_t capacity;
+    if (!PyArg_ParseTuple(arguments, "iKKIKn", &device, &stream, &encoders, &n, &bytes, &capacity)) return NULL;
+    ON_DEVICE(state->error, device, result,
+              place(POINTER(lmc_encoder_t *, encoders), n, POINTER(uint8_t *, bytes), (size_t)capacity,
+                    POINTER(lmc_cuda_stream_t, stream)));
+    return none_or_null(result);
+}
+
+static PyObject *encoders_begin(PyObject *module, PyObject *arguments) {
+    return place_encoders(module, arguments, lmc_cuda_encoders_begin);
+}
+
+static PyObject *encoders_place(PyObject *module, PyObject *arguments) {
+    return place_encoders(module, arguments, lmc_cuda_encoders_place);
+}
+
+static PyObject *encoders_put(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream, encoders, start, freq, total, active, error;
+    unsigned int n;
+    if (!PyArg_ParseTuple(arguments, "iKKIKKKKK", &device, &stream, &encoders, &n, &start, &freq, &total, &active,
+                          &error)) {
+        return NULL;
+    }
+    ON_DEVICE(state->error, device, result,
+              lmc_cuda_encoders_put(POINTER(lmc_encoder_t *, encoders), n, POINTER(const uint64_t *, start),
+                                    POINTER(const uint64_t *, freq), POINTER(const uint64_t *, total),
+                                    POINTER(const uint8_t *, active), POINTER(uint64_t *, error),
+                                    POINTER(lmc_cuda_stream_t, stream)));
+    return none_or_null(result);
+}
+
+static PyObject *encoders_end(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream, encoders;
+    unsigned int n;
+    if (!PyArg_ParseTuple(arguments, "iKKI", &device, &stream, &encoders, &n)) return NULL;
+    ON_DEVICE(state->error, device, result,
+              lmc_cuda_encoders_end(POINTER(lmc_encoder_t *, encoders), n, POINTER(lmc_cuda_stream_t, stream)));
+    return none_or_null(result);
+}
+
+static PyObject *decoders_begin(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream, decoders, payloads, offsets;
+    unsigned int n;
+    if (!PyArg_ParseTuple(arguments, "iKKIKK", &device, &stream, &decoders, &n, &payloads, &offsets)) return NULL;
+    ON_DEVICE(state->error, device, result,
+              lmc_cuda_decoders_begin(POINTER(lmc_decoder_t *, decoders), n, POINTER(const uint8_t *, payloads),
+                                      POINTER(const uint64_t *, offsets), POINTER(lmc_cuda_stream_t, stream)));
+    return none_or_null(result);
+}
+
+static PyObject *decode_step(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream, active, decoders, tokens, error;
+    parsed_rows_t parsed;
+    if (!PyArg_ParseTuple(arguments, "iK" ROWS_FORMAT "KKKK", &device, &stream, ROWS_TARGETS(parsed), &active,
+                          &decoders, &tokens, &error)) {
+        return NULL;
+    }
+    lmc_cuda_rows_t rows = rows_of(&parsed);
+    ON_DEVICE(state->error, device, result,
+              lmc_cuda_decode_step(&rows, POINTER(const uint8_t *, active), POINTER(lmc_decoder_t *, decoders),
+                                   POINTER(int32_t *, tokens), POINTER(uint64_t *, error),
+                                   POINTER(lmc_cuda_stream_t, stream)));
+    return none_or_null(result);
+}
+
+static PyObject *decode_stream(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream, decoder, tokens, error;
+    parsed_rows_t parsed;
+    if (!PyArg_ParseTuple(arguments, "iK" ROWS_FORMAT "KKK", &device, &stream, ROWS_TARGETS(parsed), &decoder, &tokens,
+                          &error)) {
+        return NULL;
+    }
+    lmc_cuda_rows_t rows = rows_of(&parsed);
+    ON_DEVICE(state->error, device, result,
+              lmc_cuda_decode_stream(&rows, POINTER(lmc_decoder_t *, decoder), POINTER(int32_t *, tokens),
+                                     POINTER(uint64_t *, error), POINTER(lmc_cuda_stream_t, stream)));
+    return none_or_null(result);
+}
+
+/* ---- what this machine has ---- */
+
+static PyObject *device_description(int device) {
+    struct cudaDeviceProp properties;
+    int status = cudaGetDeviceProperties(&properties, device);
+    if (status != cudaSuccess) return PyUnicode_FromString(cudaGetErrorString((cudaError_t)status));
+    return Py_BuildValue("{s:s,s:(ii),s:i,s:K}", "name", properties.name, "compute_capability", properties.major,
+                         properties.minor, "multiprocessors", properties.multiProcessorCount, "memory_bytes",
+                         (number_t)properties.totalGlobalMem);
+}
+
+/* (driver version or 0, list of devices, what stands in the way or None) */
+static PyObject *machine(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    int driver = 0, count = 0;
+    cudaDriverGetVersion(&driver);
+    int status = cudaGetDeviceCount(&count);
+    PyObject *devices = PyList_New(0);
+    for (int device = 0; devices != NULL && status == cudaSuccess && device < count; device++) {
+        PyObject *description = device_description(device);
+        if (description == NULL || PyList_Append(devices, description) < 0) Py_CLEAR(devices);
+        Py_XDECREF(description);
+    }
+    if (devices == NULL) return NULL;
+    return Py_BuildValue("(iNz)", driver, devices,
+                         status == cudaSuccess ? NULL : cudaGetErrorString((cudaError_t)status));
+}
+
+/* ---- the module ---- */
+
+#define FUNCTION(NAME, DOC) {#NAME, NAME, METH_VARARGS, DOC}
+static PyMethodDef functions[] = {
+    {"machine", machine, METH_NOARGS, "(driver version, devices, what stands in the way or None)."},
+    {"dlpack_view", dlpack_view, METH_O,
+     "(pointer, device type, device, type code, bits, shape, strides in elements or None) of a capsule, used up."},
+    FUNCTION(dlpack_capsule, "dlpack_capsule(buffer, code, bits, shape): a capsule that shares the buffer."),
+    FUNCTION(upload, "upload(device, stream, pointer, bytes)."),
+    FUNCTION(download_rows, "download_rows(device, stream, pointer, pitch, n_bytes, n_rows) -> bytes; waits."),
+    FUNCTION(copy_rows_on_device,
+             "copy_rows_on_device(device, stream, target, target_pitch, source, source_pitch, n_bytes, n_rows)."),
+    FUNCTION(error_clear, "error_clear(device, stream, error)."),
+    FUNCTION(error_read, "error_read(device, stream, error): None or (row, is_token, phrase); waits."),
+    FUNCTION(is_capturing, "is_capturing(device, stream)."),
+    FUNCTION(intervals, "intervals(device, stream, rows, tokens, active, start, freq, total, error)."),
+    FUNCTION(code_length, "code_length(device, stream, n, freq, total, bits)."),
+    FUNCTION(encoders_begin, "encoders_begin(device, stream, encoders, n, bytes, capacity_bytes)."),
+    FUNCTION(encoders_place, "encoders_place(device, stream, encoders, n, bytes, capacity_bytes)."),
+    FUNCTION(encoders_put, "encoders_put(device, stream, encoders, n, start, freq, total, active, error)."),
+    FUNCTION(encoders_end, "encoders_end(device, stream, encoders, n)."),
+    FUNCTION(decoders_begin, "decoders_begin(device, stream, decoders, n, payloads, offsets)."),
+    FUNCTION(decode_step, "decode_step(device, stream, rows, active, decoders, tokens, error)."),
+    FUNCTION(decode_stream, "decode_stream(device, stream, rows, decoder, tokens, error)."),
+    {NULL, NULL, 0, NULL},
+};
+
+static int module_exec(PyObject *module) {
+    module_state_t *state = PyModule_GetState(module);
+    PyObject *errors = PyImport_ImportModule("llmcomp.errors");
+    if (errors == NULL) return -1;
+    state->error = PyObject_GetAttrString(errors, "Error");
+    Py_DECREF(errors);
+    state->buffer_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &buffer_spec, NULL);
+    if (state->error == NULL || state->buffer_type == NULL) return -1;
+    if (PyModule_AddType(module, state->buffer_type) < 0) return -1;
+    if (PyModule_AddIntConstant(module, "TOOLKIT_VERSION", CUDART_VERSION) < 0) return -1;
+    if (PyModule_AddStringConstant(module, "TARGETS", LMC_CUDA_TARGETS) < 0) return -1;
+    if (PyModule_AddIntConstant(module, "ENCODER_BYTES", (long)sizeof(lmc_encoder_t)) < 0) return -1;
+    if (PyModule_AddIntConstant(module, "ENCODER_LENGTH_OFFSET", (long)offsetof(lmc_encoder_t, n_bytes)) < 0) return -1;
+    if (PyModule_AddIntConstant(module, "DECODER_BYTES", (long)sizeof(lmc_decoder_t)) < 0) return -1;
+    if (PyModule_AddIntConstant(module, "STEP_BYTES_MAX", LMC_STEP_BYTES_MAX) < 0) return -1;
+    return PyModule_AddIntConstant(module, "VOCAB_SIZE_MAX", (long)LMC_VOCAB_SIZE_MAX);
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg) {
+    module_state_t *state = PyModule_GetState(module);
+    Py_VISIT(state->error);
+    Py_VISIT(state->buffer_type);
+    return 0;
+}
+
+static int module_clear(PyObject *module) {
+    module_state_t *state = PyModule_GetState(module);
+    Py_CLEAR(state->error);
+    Py_CLEAR(state->buffer_type);
+    return 0;
+}
+
+static void module_free(void *module) {
+    module_clear((PyObject *)module);
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, module_exec},
+#if PY_VERSION_HEX >= 0x030D0000
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "llmcomp._cuda",
+    .m_doc = "The CUDA part of llmcomp. Use it through the package's public names.",
+    .m_size = sizeof(module_state_t),
+    .m_methods = functions,
+    .m_slots = slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC PyInit__cuda(void) {
+    return PyModuleDef_Init(&module_definition);
+}
