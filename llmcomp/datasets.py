@@ -141,7 +141,8 @@ def load_dataset(
     """The chunks of a data set.
 
     `spec`: "text", "image" or "speech" for a bundled sample (its name is then "text-sample" ...), "NAME=PATH" for the
-    user's own files (a text file; a folder or tar of pictures; a folder of FLAC or WAV files; NAME is text, image,
+    user's own files (a text file; pictures: a folder, a tar, one file; FLAC or WAV files: a
+    folder, one file; NAME is text, image,
     speech, or one of those that can be fetched), or the name of a fetched data set.
     `n_chunks`: None for 2,048 or as many as there are. `DatasetError` if there are fewer than asked for, or none.
     """
@@ -346,7 +347,9 @@ _ReadAll = Callable[[dict[int, _Picture]], Iterator[tuple[int, bytes]]]
 
 
 def _find_pictures(path: Path) -> tuple[list[_Picture], _ReadAll]:
-    """All pictures of a folder, of a tar file, or of a folder with one tar or with Parquet files of pictures."""
+    """All pictures of a folder, of a tar file, or of a folder with one tar or with Parquet files; or the one picture."""
+    if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file():
+        return [_Picture(_picture_name(path.name), path)], _read_files
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file()]
         if files:
