@@ -1,6 +1,10 @@
 /* The only place that asks the processor what it can do, and the only global table. */
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "../core/kernels.h"
 
 static const lmc_backend_t backend_serial = {"serial", lmc_row_kernels_serial, &lmc_neox_kernels_serial};
@@ -9,8 +13,13 @@ static const lmc_backend_t backend_serial = {"serial", lmc_row_kernels_serial, &
 static const lmc_backend_t backend_avx2 = {"avx2", lmc_row_kernels_avx2, &lmc_neox_kernels_avx2};
 static const lmc_backend_t backend_avx512 = {"avx512", lmc_row_kernels_avx512, &lmc_neox_kernels_avx512};
 
+/* Not every compiler's __builtin_cpu_supports knows this name. */
+static int has_f16c(void) {
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
 static int has_avx2(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 static int has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
