@@ -1,8 +1,7 @@
 """Rows and laws -> matplotlib Axes: every function draws on the Axes it is given, or on new ones, and returns them.
 
 What may not live here: fitting, scoring, reading files. A law is anything with `cells`, `predict` and `band`
-(llmcomp.fit.ScalingLaw); several laws are a mapping of them. Figures are colour-blind safe and keep their order in grey
-(lightness grows with the series, and every series has its own marker).
+(llmcomp.law.ScalingLaw); several laws are a mapping of them.
 """
 
 from __future__ import annotations
@@ -11,134 +10,43 @@ import math
 import os
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import wraps
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 from numpy.typing import ArrayLike
 
 from llmcomp import results
 from llmcomp.errors import Error
-
-RATIO_LABEL = "compressed / original size"
-PARAMS_LABEL = "parameters P"
-STEP_LABEL = "training steps S"
-PANEL_INCHES = (2.9, 2.7)  # width and height of one panel in print
-STYLE: Mapping[str, Any] = {
-    "font.size": 9.0,
-    "axes.titlesize": 9.5,
-    "axes.labelsize": 9.0,
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
-    "legend.fontsize": 8.0,
-    "legend.title_fontsize": 8.0,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.88",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
-    "savefig.dpi": 200,
-    "pdf.fonttype": 42,
-}
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_LINES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Draws under STYLE and leaves the caller's settings as they were."""
-
-    @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
-        with matplotlib.rc_context(dict(STYLE)):
-            return draw(*args, **kwargs)
-
-    return drawn
-
-
-def _axes(
-    given: Any, n_columns: int = 1, n_rows: int = 1, inches: tuple[float, float] = PANEL_INCHES, **kwargs: Any
-) -> Any:
-    """The given Axes as an array [n_rows, n_columns], or new ones of a new pyplot figure (so that notebooks show it)."""
-    if given is None:
-        from matplotlib import pyplot
-
-        size = (inches[0] * n_columns, inches[1] * n_rows)
-        _, given = pyplot.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained", **kwargs)
-    found = np.asarray(given, dtype=object)
-    if found.size != n_rows * n_columns:
-        raise Error(f"expected {n_rows * n_columns} Axes, found {found.size}")
-    return found.reshape(n_rows, n_columns)
-
-
-# ---- names, scales, colours ----
-
-
-def _short(value: float) -> str:
-    """1400000000 -> 1.4B, 13000 -> 13k, 2048 -> 2,048."""
-    if 1e3 <= value < 1e4 and value % 100:
-        return f"{value:,.0f}"
-    for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def _colours(n: int) -> list[Any]:
-    return [matplotlib.colormaps["cividis"](x) for x in np.linspace(0.0, 0.8, max(n, 2))][:n]
-
-
-def _title(cells: pd.DataFrame) -> str:
-    first = cells.iloc[0]
-    dataset, modality = str(first["dataset"]), str(first["modality"])
-    name = f"{modality}: {dataset}" if dataset and modality and dataset != modality else dataset or modality
-    return name + (f"\n{first['protocol']} protocol" if first["protocol"] else "")
-
-
-def _log_axis(axis: Any, values: ArrayLike, label: str) -> None:
-    """A logarithmic axis with ticks at the values themselves, thinned where labels would touch."""
-    ticks: list[float] = []
-    distinct = np.unique(np.asarray(values, dtype=float))
-    span = math.log(distinct[-1] / distinct[0]) or 1.0
-    for value in distinct[::-1]:
-        if not ticks or math.log(ticks[-1] / value) > 0.13 * span:
-            ticks.append(float(value))
-    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_label_text(label)
-
-
-def _legend(ax: Axes, title: str) -> None:
-    """Beside the panel, where no curve can run through it."""
-    ax.legend(title=title, loc="center left", bbox_to_anchor=(1.0, 0.5), borderaxespad=0.3, handlelength=1.4)
-
-
-def _keep_last_legend(panels: Sequence[Axes]) -> None:
-    """One legend for a row of panels whose series are the same."""
-    entries = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in panels]
-    for ax, entry in zip(panels[:-1], entries, strict=False):
-        if entry == entries[-1]:
-            ax.get_legend().remove()
-
-
-def _fine(values: ArrayLike, n: int = 60) -> Any:
-    found = np.asarray(values, dtype=float)
-    return np.geomspace(found.min(), found.max(), n)
+from llmcomp.plot_style import (
+    MARKERS,
+    PANEL_INCHES,
+    PARAMS_LABEL,
+    RATIO_LABEL,
+    STEP_LABEL,
+    STYLE,
+    axes_of,
+    colours,
+    draw_baselines,
+    fine_range,
+    groups_of,
+    keep_last_legend,
+    last_step,
+    legend_beside,
+    log_axis,
+    new_figure,
+    series_of,
+    short_number,
+    styled,
+    title_of,
+)
 
 
 def _list_laws(source: Any) -> list[Any]:
@@ -149,88 +57,55 @@ def _list_laws(source: Any) -> list[Any]:
     return laws
 
 
-def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Cells of models (params and step known, step above 0) and cells of baselines (no params)."""
-    cells = results.cells(table)
-    is_model = cells["params"].notna() & (cells["step"].fillna(0) > 0) & (cells["unit"] == "chunk")
-    return cells[is_model], cells[cells["params"].isna()]
-
-
-def _groups(table: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
-    """(model cells, baseline cells of the same data set) for every data set, protocol and mapping; text first."""
-    models, baselines = _split(table)
-    if models.empty:
-        raise Error("nothing to draw: no cell has both params and a step above 0")
-    order = {"text": 0, "image": 1, "speech": 2}
-    groups = [group for _, group in models.groupby(["dataset", "modality", "protocol", "mapping"], sort=True)]
-    groups.sort(key=lambda group: order.get(str(group["modality"].iloc[0]), 3))
-    return [(group, baselines[baselines["dataset"] == group["dataset"].iloc[0]]) for group in groups]
-
-
-def _last_step(cells: pd.DataFrame) -> pd.DataFrame:
-    return cells[cells["step"] == cells["step"].max()].sort_values("params")
-
-
-def _series(cells: pd.DataFrame, by: str) -> Iterator[tuple[float, pd.DataFrame, Any, str]]:
-    """(value, its cells, colour, marker) for every value of params or step, ascending."""
-    values = sorted(cells[by].unique())
-    colours = _colours(len(values))
-    for i, value in enumerate(values):
-        other = "step" if by == "params" else "params"
-        yield float(value), cells[cells[by] == value].sort_values(other), colours[i], _MARKERS[i % len(_MARKERS)]
-
-
-# ---- the law ----
-
-
-@_styled
+@styled
 def ratio_against_params(law: Any, ax: Axes | None = None) -> Axes:
     """Ratio against P, one curve of the law with its band for every S; points are the cells."""
-    return _against(law, _axes(ax)[0, 0], "params", "step")
+    return _against(law, axes_of(ax)[0, 0], "params", "step")
 
 
-@_styled
+@styled
 def ratio_against_step(law: Any, ax: Axes | None = None) -> Axes:
     """Ratio against S, one curve of the law with its band for every P; points are the cells."""
-    return _against(law, _axes(ax)[0, 0], "step", "params")
+    return _against(law, axes_of(ax)[0, 0], "step", "params")
 
 
 def _against(law: Any, ax: Axes, x_name: str, by: str) -> Axes:
-    x = _fine(law.cells[x_name])
-    for value, cells, colour, marker in _series(law.cells, by):
+    x = fine_range(law.cells[x_name])
+    for value, cells, colour, marker in series_of(law.cells, by):
         at = {x_name: x, by: np.full_like(x, value)}
         low, high = law.band(at["params"], at["step"])
         ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.plot(x, law.predict(at["params"], at["step"]), color=colour)
-        ax.plot(cells[x_name].astype(float), cells["ratio"], marker, color=colour, label=_short(value), markeredgecolor="white", markeredgewidth=0.4)  # fmt: skip
-    _log_axis(ax.xaxis, law.cells[x_name], PARAMS_LABEL if x_name == "params" else STEP_LABEL)
+        edge: Any = {"markeredgecolor": "white", "markeredgewidth": 0.4}
+        ax.plot(cells[x_name].astype(float), cells["ratio"], marker, color=colour, label=short_number(value), **edge)
+    log_axis(ax.xaxis, law.cells[x_name], PARAMS_LABEL if x_name == "params" else STEP_LABEL)
     ax.set_ylabel(RATIO_LABEL)
-    ax.set_title(_title(law.cells))
-    _legend(ax, "S" if by == "step" else "P")
+    ax.set_title(title_of(law.cells))
+    legend_beside(ax, "S" if by == "step" else "P")
     return ax
 
 
-@_styled
+@styled
 def law(source: Any, axes: Any = None) -> Any:
     """Ratio against P (above) and against S (below), one column a law; an array of Axes [2, laws]."""
     laws = _list_laws(source)
-    grid = _axes(axes, len(laws), 2)
+    grid = axes_of(axes, len(laws), 2)
     for column, one in enumerate(laws):
         ratio_against_params(one, grid[0, column])
         ratio_against_step(one, grid[1, column])
         grid[1, column].set_title("")
     for row in grid:
-        _keep_last_legend(row)
+        keep_last_legend(row)
         for ax in row[1:]:
             ax.set_ylabel("")
     return grid
 
 
-@_styled
+@styled
 def surfaces(source: Any, axes: Any = None) -> Any:
     """The law's surface over P and S with the cells as points, all laws side by side; an array of 3-D Axes."""
     laws = _list_laws(source)
-    grid = _axes(axes, len(laws), inches=(3.1, 2.9), subplot_kw={"projection": "3d"})[0]
+    grid = axes_of(axes, len(laws), inches=(3.1, 2.9), subplot_kw={"projection": "3d"})[0]
     for ax, one in zip(grid, laws, strict=True):
         _surface(ax, one)
     return grid
@@ -238,7 +113,7 @@ def surfaces(source: Any, axes: Any = None) -> Any:
 
 def _surface(ax: Axes3D, law: Any) -> None:
     cells = law.cells
-    p, s = np.meshgrid(_fine(cells["params"], 30), _fine(cells["step"], 30))
+    p, s = np.meshgrid(fine_range(cells["params"], 30), fine_range(cells["step"], 30))
     ratio = law.predict(p, s)
     ax.plot_surface(np.log10(p), np.log10(s), ratio, cmap="cividis", alpha=0.75, linewidth=0, antialiased=True)
     x, y = np.log10(cells["params"].to_numpy(float)), np.log10(cells["step"].to_numpy(float))
@@ -248,117 +123,89 @@ def _surface(ax: Axes3D, law: Any) -> None:
     ax.scatter(x, y, z, c="black", s=9, depthshade=False)
     for axis, values, label in ((ax.xaxis, cells["params"], "P"), (ax.yaxis, cells["step"], "S")):
         distinct = np.unique(values.to_numpy(float))
-        shown = [v for i, v in enumerate(distinct) if i == len(distinct) - 1 or math.log(distinct[-1] / v) > 0.25 * math.log(distinct[-1] / distinct[0])]  # fmt: skip
+        far = 0.25 * math.log(distinct[-1] / distinct[0])
+        shown = [*(v for v in distinct[:-1] if math.log(distinct[-1] / v) > far), distinct[-1]]
         shown = shown if len(shown) <= 4 else [shown[0], shown[len(shown) // 2], shown[-1]]
         axis.set_major_locator(FixedLocator([math.log10(v) for v in shown]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: _short(round(10**value, 6))))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(round(10**value, 6))))
         axis.set_label_text(label)
     ax.tick_params(labelsize=7.5, pad=-1)
     ax.text2D(0.02, 0.86, "ratio", transform=ax.transAxes)  # a label of the z axis is cut off by the layout
     ax.xaxis.labelpad = ax.yaxis.labelpad = -2
     ax.view_init(elev=22, azim=40)
     ax.set_box_aspect((1.0, 1.0, 0.85), zoom=0.92)
-    ax.set_title(f"{_title(cells)}, $R^2$ = {law.r2:.3f}", y=0.97)
+    ax.set_title(f"{title_of(cells)}, $R^2$ = {law.r2:.3f}", y=0.97)
 
 
-@_styled
+@styled
 def residuals(law: Any, ax: Axes | None = None) -> Axes:
     """Observed - fitted ratio against S, one series a size, over a band of plus and minus the rms error."""
-    ax = _axes(ax)[0, 0]
+    ax = axes_of(ax)[0, 0]
     ax.axhspan(-law.rmse, law.rmse, color="0.92", linewidth=0)
     ax.axhline(0.0, color="0.3", linewidth=0.8)
-    for value, cells, colour, marker in _series(law.cells, "params"):
+    for value, cells, colour, marker in series_of(law.cells, "params"):
         ax.plot(
             cells["step"].astype(float),
             cells["residual"],
             marker=marker,
             color=colour,
             linewidth=0.8,
-            label=_short(value),
+            label=short_number(value),
         )
-    _log_axis(ax.xaxis, law.cells["step"], STEP_LABEL)
+    log_axis(ax.xaxis, law.cells["step"], STEP_LABEL)
     ax.set_ylabel("observed - fitted ratio")
-    ax.set_title(_title(law.cells))
-    _legend(ax, "P (band:\nrms error)")
+    ax.set_title(title_of(law.cells))
+    legend_beside(ax, "P (band:\nrms error)")
     return ax
 
 
-# ---- the cells ----
-
-
-def _spread(values: Sequence[float], gap: float) -> list[float]:
-    """Ascending values moved apart to at least `gap`, each cluster kept about its own mean."""
-    clusters: list[list[float]] = []
-    for value in values:
-        clusters.append([value])
-        while len(clusters) > 1:
-            below, above = clusters[-2:]
-            top = sum(below) / len(below) + 0.5 * gap * (len(below) - 1)
-            bottom = sum(above) / len(above) - 0.5 * gap * (len(above) - 1)
-            if bottom - top >= gap:
-                break
-            clusters[-2:] = [below + above]
-    return [sum(c) / len(c) + gap * (i - 0.5 * (len(c) - 1)) for c in clusters for i in range(len(c))]
-
-
-def _draw_baselines(ax: Axes, baselines: pd.DataFrame) -> None:
-    """Horizontal lines, named beside the panel; names that would touch are moved apart and tied to their lines."""
-    found = baselines.sort_values("ratio").reset_index(drop=True)
-    low, high = ax.get_ylim()
-    heights = _spread(found["ratio"].tolist(), 0.068 * (high - low))
-    for i, (height, (_, row)) in enumerate(zip(heights, found.iterrows(), strict=True)):
-        ratio = float(row["ratio"])
-        ax.axhline(ratio, color="0.35", linewidth=0.9, linestyle=_LINES[i % len(_LINES)], zorder=1)
-        name = f"{row['model']}{' (one stream)' if row['unit'] == 'stream' else ''} {ratio:.3f}"
-        where = ax.get_yaxis_transform()
-        ax.plot([1.0, 1.04], [ratio, height], color="0.5", linewidth=0.6, transform=where, clip_on=False)
-        ax.text(1.05, height, name, transform=where, va="center", fontsize=7.5)
-
-
-@_styled
+@styled
 def training_dynamics(table: pd.DataFrame, axes: Any = None) -> Any:
     """Ratio against S for every size as measured, with the chunks' standard error; one Axes a data set."""
-    groups = _groups(table)
-    grid = _axes(axes, len(groups))[0]
+    groups = groups_of(table)
+    grid = axes_of(axes, len(groups))[0]
     for ax, (cells, _) in zip(grid, groups, strict=True):
-        for value, one, colour, marker in _series(cells, "params"):
-            ax.errorbar(one["step"].astype(float), one["ratio"], one["stderr"].fillna(0.0), marker=marker, color=colour, capsize=2, linewidth=1.0, label=_short(value))  # fmt: skip
-        _log_axis(ax.xaxis, cells["step"], STEP_LABEL)
-        ax.set_title(_title(cells))
-        _legend(ax, "P (bars:\nstd. error)")
-    _keep_last_legend(grid)
+        for value, one, colour, marker in series_of(cells, "params"):
+            bars = {"yerr": one["stderr"].fillna(0.0), "capsize": 2}
+            x, label = one["step"].astype(float), short_number(value)
+            ax.errorbar(x, one["ratio"], marker=marker, color=colour, linewidth=1.0, label=label, **bars)
+        log_axis(ax.xaxis, cells["step"], STEP_LABEL)
+        ax.set_title(title_of(cells))
+        legend_beside(ax, "P (bars:\nstd. error)")
+    keep_last_legend(grid)
     grid[0].set_ylabel(RATIO_LABEL)
     return grid
 
 
-@_styled
+@styled
 def baselines(table: pd.DataFrame, axes: Any = None) -> Any:
     """Ratio of every size at its last step against P, baseline compressors as lines; one Axes a data set."""
-    groups = _groups(table)
-    grid = _axes(axes, len(groups), inches=(3.3, 2.7))[0]
+    groups = groups_of(table)
+    grid = axes_of(axes, len(groups), inches=(3.3, 2.7))[0]
     for ax, (cells, lines) in zip(grid, groups, strict=True):
-        last = _last_step(cells)
-        ax.errorbar(last["params"].astype(float), last["ratio"], last["stderr"].fillna(0.0), marker="o", color=_colours(2)[0], capsize=2)  # fmt: skip
+        last = last_step(cells)
+        x, bars = last["params"].astype(float), last["stderr"].fillna(0.0)
+        ax.errorbar(x, last["ratio"], bars, marker="o", color=colours(2)[0], capsize=2)
         everything = [*last["ratio"], *lines["ratio"]]
         room = 0.08 * (max(everything) - min(everything)) or 0.05
         ax.set_ylim(min(everything) - room, max(everything) + room)
-        _log_axis(ax.xaxis, last["params"], PARAMS_LABEL)
-        _draw_baselines(ax, lines)
-        ax.set_title(f"{_title(cells)}, step {_short(float(last['step'].iloc[0]))}")
+        log_axis(ax.xaxis, last["params"], PARAMS_LABEL)
+        draw_baselines(ax, lines)
+        ax.set_title(f"{title_of(cells)}, step {short_number(float(last['step'].iloc[0]))}")
     grid[0].set_ylabel(RATIO_LABEL)
     return grid
 
 
-@_styled
+@styled
 def chunk_distribution(rows: pd.DataFrame, axes: Any = None) -> Any:
     """Spread of the ratio over chunks for every size at its last step (box: quartiles, whiskers: 5 and 95 %, line:
     median, triangle: mean); one Axes a data set. Takes rows, one a chunk."""
     if "chunk" not in rows.columns:
         raise Error("chunk_distribution takes rows (one a chunk), found cells")
-    groups = _groups(rows)
-    grid = _axes(axes, len(groups))[0]
+    groups = groups_of(rows)
+    grid = axes_of(axes, len(groups))[0]
     for ax, (cells, _) in zip(grid, groups, strict=True):
-        last = _last_step(cells)
+        last = last_step(cells)
         keys = list(results.CELL_KEY)
         parts = [rows.merge(last.iloc[[i]][keys], on=keys)["ratio"].to_numpy(float) for i in range(len(last))]
         ax.boxplot(
@@ -366,37 +213,34 @@ def chunk_distribution(rows: pd.DataFrame, axes: Any = None) -> Any:
             boxprops={"facecolor": "0.88"}, medianprops={"color": "black"},
             meanprops={"markerfacecolor": "black", "markeredgecolor": "black", "markersize": 4},
         )  # fmt: skip
-        ax.set_xticks(range(1, len(last) + 1), [_short(float(value)) for value in last["params"]])
+        ax.set_xticks(range(1, len(last) + 1), [short_number(float(value)) for value in last["params"]])
         ax.set_xlabel(PARAMS_LABEL)
         ax.grid(axis="x", visible=False)
-        ax.set_title(f"{_title(cells)}, step {_short(float(last['step'].iloc[0]))}")
+        ax.set_title(f"{title_of(cells)}, step {short_number(float(last['step'].iloc[0]))}")
     grid[0].set_ylabel("ratio of a chunk")
     return grid
 
 
-@_styled
+@styled
 def adjusted_ratio(table: pd.DataFrame, axes: Any = None, bytes_per_param: float = 2.0) -> Any:
     """Ratio with the model's own bytes added, (compressed + model) / original, against the size of the data: the curve
-    of a model crosses the best baseline where it starts to pay. Last step of every size; 2 bytes a parameter: float16."""
-    groups = _groups(table)
-    grid = _axes(axes, len(groups), inches=(3.3, 2.7))[0]
+    of a model crosses the best baseline where it starts to pay. Last step of every size; 2 bytes: float16."""
+    groups = groups_of(table)
+    grid = axes_of(axes, len(groups), inches=(3.3, 2.7))[0]
     for ax, (cells, lines) in zip(grid, groups, strict=True):
-        last = _last_step(cells)
+        last = last_step(cells)
         smallest, largest = bytes_per_param * last["params"].min(), bytes_per_param * last["params"].max()
         data_bytes = np.geomspace(0.5 * smallest, 1e3 * largest, 200)
-        for value, one, colour, _ in _series(last, "params"):
+        for value, one, colour, _ in series_of(last, "params"):
             ratio = one["ratio"].iloc[0] + bytes_per_param * value / data_bytes
-            ax.plot(data_bytes, ratio, color=colour, label=_short(value))
+            ax.plot(data_bytes, ratio, color=colour, label=short_number(value))
         ax.axhline(1.0, color="black", linewidth=0.8)
         ax.set(xscale="log", ylim=(0.0, 2.5), xlabel="bytes of data")
-        _draw_baselines(ax, lines[lines["ratio"] < 2.5].nsmallest(1, "ratio"))
-        ax.set_title(f"{_title(cells)}, step {_short(float(last['step'].iloc[0]))}")
+        draw_baselines(ax, lines[lines["ratio"] < 2.5].nsmallest(1, "ratio"))
+        ax.set_title(f"{title_of(cells)}, step {short_number(float(last['step'].iloc[0]))}")
         ax.legend(title=f"P, {bytes_per_param:g} bytes each", loc="upper right", labelspacing=0.25)
     grid[0].set_ylabel("(compressed + model) / original")
     return grid
-
-
-# ---- published against lossless ----
 
 
 def waterfall_parts(table: pd.DataFrame) -> pd.DataFrame:
@@ -405,7 +249,7 @@ def waterfall_parts(table: pd.DataFrame) -> pd.DataFrame:
     Columns part, ratio, total (whether it is a level, not a change). "tokens cut": the bytes that the published
     protocol did not score, at the rate of those it did. "dropped bit": one bit a byte, as paid by the lossless ascii
     mapping. "first token, context": what is left to the lossless ascii ratio (the first token paid for, the bytes
-    beyond the cut at their own rate, the end of the payload). "other mapping": from ascii to the lossless mapping. Where
+    beyond the cut at their own rate, the end of the payload). "mapping": from ascii to the lossless mapping. Where
     ascii was not scored losslessly the last two are one part. Error if a protocol or the covered bytes are missing.
     """
     cells = results.cells(table)
@@ -431,18 +275,19 @@ def waterfall_parts(table: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(total=[True] + [False] * (len(parts) - 2) + [True])
 
 
-@_styled
+@styled
 def waterfall(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """From the published to the lossless ratio of one model and step, part by part downwards (see waterfall_parts)."""
     parts = waterfall_parts(table)
-    ax = _axes(ax, inches=(4.0, 2.6))[0, 0]
-    dark, light = _colours(2)
+    ax = axes_of(ax, inches=(4.0, 2.6))[0, 0]
+    dark, light = colours(2)
     level = 0.0
-    for i, row in enumerate(parts.itertuples()):
-        start, end = (0.0, row.ratio) if row.total else (level, level + row.ratio)
-        hatch = "" if row.total or row.ratio >= 0 else "////"
-        ax.barh(i, abs(end - start), left=min(start, end), height=0.65, color=dark if row.total else light, edgecolor="black", linewidth=0.6, hatch=hatch, zorder=2)  # fmt: skip
-        text = f"{row.ratio:.3f}" if row.total else f"{row.ratio:+.3f}"
+    for i, (ratio, total) in enumerate(zip(parts["ratio"].astype(float), parts["total"], strict=True)):
+        start, end = (0.0, ratio) if total else (level, level + ratio)
+        hatch = "" if total or ratio >= 0 else "////"
+        look: Any = {"color": dark if total else light, "edgecolor": "black", "linewidth": 0.6, "hatch": hatch}
+        ax.barh(i, abs(end - start), left=min(start, end), height=0.65, zorder=2, **look)
+        text = f"{ratio:.3f}" if total else f"{ratio:+.3f}"
         ax.annotate(text, (max(start, end), i), xytext=(3, 0), textcoords="offset points", va="center")
         if i < len(parts) - 1:
             ax.plot([end, end], [i + 0.325, i + 0.675], color="0.3", linewidth=0.7)
@@ -454,18 +299,17 @@ def waterfall(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_xlim(left=0.0)
     ax.set_xlabel(RATIO_LABEL)
     first = results.cells(table).iloc[0]
-    name = _title(pd.DataFrame([first])).partition("\n")[0]
-    ax.set_title(f"{name}\n{first['model']}, step {_short(float(first['step']))}")
+    name = title_of(pd.DataFrame([first])).partition("\n")[0]
+    ax.set_title(f"{name}\n{first['model']}, step {short_number(float(first['step']))}")
     return ax
 
 
-# ---- data and positions ----
-
-
-@_styled
-def samples(chunks: Mapping[str, bytes], axes: Any = None, image_shape: tuple[int, int] = (32, 64), rate_hz: int = 16_000) -> Any:  # fmt: skip
+@styled
+def samples(
+    chunks: Mapping[str, bytes], axes: Any = None, image_shape: tuple[int, int] = (32, 64), rate_hz: int = 16_000
+) -> Any:
     """One chunk of each modality as a person sees it: {"text": bytes, "image": grey bytes, "speech": int16 bytes}."""
-    grid = _axes(axes, len(chunks))[0]
+    grid = axes_of(axes, len(chunks))[0]
     for ax, (modality, data) in zip(grid, chunks.items(), strict=True):
         ax.set_title(f"{modality}, {len(data):,} bytes")
         ax.grid(visible=False)
@@ -496,7 +340,7 @@ def samples(chunks: Mapping[str, bytes], axes: Any = None, image_shape: tuple[in
     return grid
 
 
-@_styled
+@styled
 def ratio_by_position(bits: Mapping[str, ArrayLike] | ArrayLike, ax: Axes | None = None, unit: str = "token") -> Axes:
     """Mean bits at every position of the chunk, with its standard error: what the context so far is worth.
 
@@ -504,7 +348,7 @@ def ratio_by_position(bits: Mapping[str, ArrayLike] | ArrayLike, ax: Axes | None
     geometrically, so that the first few stay visible.
     """
     named = bits if isinstance(bits, Mapping) else {"": bits}
-    ax = _axes(ax, inches=(3.6, 2.7))[0, 0]
+    ax = axes_of(ax, inches=(3.6, 2.7))[0, 0]
     for i, (name, values) in enumerate(named.items()):
         array = np.asarray(values, dtype=float)
         if array.ndim != 2 or not np.isfinite(array).any():
@@ -512,7 +356,7 @@ def ratio_by_position(bits: Mapping[str, ArrayLike] | ArrayLike, ax: Axes | None
                 f"bits by position: expected an array [chunks, positions] with values, found shape {array.shape}"
             )
         edges = np.unique(np.geomspace(1, array.shape[1] + 1, 25).astype(int))
-        parts = [array[:, low - 1 : high - 1] for low, high in zip(edges[:-1], edges[1:], strict=True)]
+        parts = [array[:, low - 1 : high - 1] for low, high in pairwise(edges)]
         kept = [
             (math.sqrt(low * (high - 1)), part[np.isfinite(part)])
             for low, high, part in zip(edges[:-1], edges[1:], parts, strict=True)
@@ -524,20 +368,17 @@ def ratio_by_position(bits: Mapping[str, ArrayLike] | ArrayLike, ax: Axes | None
             x,
             y,
             error,
-            marker=_MARKERS[i % len(_MARKERS)],
-            color=_colours(len(named))[i],
+            marker=MARKERS[i % len(MARKERS)],
+            color=colours(len(named))[i],
             capsize=1.5,
             linewidth=1.0,
             label=name,
         )
     ax.set(xscale="log", xlabel=f"position in the chunk ({unit}s)", ylabel=f"bits per {unit}", ylim=(0, None))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     if any(named):
         ax.legend()
     return ax
-
-
-# ---- the standard set ----
 
 
 def plot_all(
@@ -553,7 +394,7 @@ def plot_all(
     additive law is fitted to every data set that allows it; figures of a law are left out where it cannot be fitted).
     """
     out_folder = Path(out_folder)
-    groups = _groups(table)
+    groups = groups_of(table)
     kinds = sorted({(str(cells["protocol"].iloc[0]), str(cells["mapping"].iloc[0])) for cells, _ in groups})
     paths: list[Path] = []
     for protocol, mapping in kinds:
@@ -576,7 +417,7 @@ def _fit_each(table: pd.DataFrame) -> dict[str, Any]:
     from llmcomp.fit import fit_scaling_law
 
     laws = {}
-    for cells, _ in _groups(table):
+    for cells, _ in groups_of(table):
         try:
             laws[str(cells["dataset"].iloc[0])] = fit_scaling_law(cells, resamples=0)
         except Error:
@@ -589,16 +430,8 @@ def _matching(laws: Any, protocol: str, mapping: str) -> dict[str, Any]:
     return {one.name: one for one in found if tuple(one.cells.iloc[0][["protocol", "mapping"]]) == (protocol, mapping)}
 
 
-def _figure(
-    n_columns: int, n_rows: int = 1, inches: tuple[float, float] = PANEL_INCHES, **kwargs: Any
-) -> tuple[Figure, Any]:
-    """A figure outside pyplot's list, so that writing many of them keeps none open."""
-    figure = Figure(figsize=(inches[0] * n_columns, inches[1] * n_rows), layout="constrained")
-    return figure, figure.subplots(n_rows, n_columns, squeeze=False, **kwargs)
-
-
 def _figures(table: pd.DataFrame, laws: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
-    n_groups = len(_groups(table))
+    n_groups = len(groups_of(table))
     draws: list[tuple[str, Callable[..., Any], tuple[float, float], int]] = [
         ("training-dynamics", training_dynamics, PANEL_INCHES, 1),
         ("baselines", baselines, (3.3, 2.7), 1),
@@ -606,22 +439,22 @@ def _figures(table: pd.DataFrame, laws: Mapping[str, Any]) -> Iterator[tuple[str
     ]
     if "chunk" in table.columns:
         draws.append(("chunks", chunk_distribution, PANEL_INCHES, 1))
-    with matplotlib.rc_context(dict(STYLE)):
+    with matplotlib.rc_context(STYLE):
         for name, draw, inches, n_rows in draws:
-            figure, axes = _figure(n_groups, n_rows, inches)
+            figure, axes = new_figure(n_groups, n_rows, inches)
             draw(table, axes)
             yield name, figure
         if laws:
-            figure, axes = _figure(len(laws), 1, (3.1, 2.9), subplot_kw={"projection": "3d"})
+            figure, axes = new_figure(len(laws), 1, (3.1, 2.9), subplot_kw={"projection": "3d"})
             surfaces(laws, axes)
             yield "surfaces", figure
-            figure, axes = _figure(len(laws), 2)
+            figure, axes = new_figure(len(laws), 2)
             law(laws, axes)
             yield "law", figure
-            figure, axes = _figure(len(laws))
+            figure, axes = new_figure(len(laws))
             for ax, one in zip(axes[0], laws.values(), strict=True):
                 residuals(one, ax)
-            _keep_last_legend(axes[0])
+            keep_last_legend(axes[0])
             for ax in axes[0, 1:]:
                 ax.set_ylabel("")
             yield "residuals", figure
@@ -634,9 +467,9 @@ def _part_names(ax: Axes) -> list[str]:
 def _waterfalls(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """The largest model at its last step, where it was scored under both protocols; one panel a data set."""
     chosen: list[pd.DataFrame] = []
-    groups = pd.concat([cells for cells, _ in _groups(table)])
+    groups = pd.concat([cells for cells, _ in groups_of(table)])
     for _, cells in groups.groupby("dataset", sort=False):
-        largest = _last_step(cells).iloc[-1]
+        largest = last_step(cells).iloc[-1]
         part = cells[(cells["model"] == largest["model"]) & (cells["step"] == largest["step"])]
         try:
             waterfall_parts(part)
@@ -644,8 +477,8 @@ def _waterfalls(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
             continue
         chosen.append(part)
     if chosen:
-        with matplotlib.rc_context(dict(STYLE)):
-            figure, axes = _figure(len(chosen), 1, (3.1, 2.4))
+        with matplotlib.rc_context(STYLE):
+            figure, axes = new_figure(len(chosen), 1, (3.1, 2.4))
             for ax, part in zip(axes[0], chosen, strict=True):
                 waterfall(part, ax)
                 if ax is not axes[0, 0] and _part_names(ax) == _part_names(axes[0, 0]):
@@ -661,9 +494,9 @@ def _write(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> l
         beside = folder / f".{name}.{os.getpid()}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with matplotlib.rc_context(dict(STYLE)):
+            with matplotlib.rc_context(STYLE):
                 figure.savefig(beside, format=kind)
-            os.replace(beside, path)
+            beside.replace(path)
         except OSError as error:
             raise Error(f"cannot write {path}: {error.strerror or error}") from error
         paths.append(path)

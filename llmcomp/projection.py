@@ -70,7 +70,7 @@ class Problem:
     def columns(
         self, alpha: Array, beta: Array, params: Array | None = None, steps: Array | None = None
     ) -> list[Array]:
-        """The columns at the cells (or at given P and S), each [..., n] for exponents [...], scaled to 1 at the means."""
+        """The columns at the cells (or at given P, S), each [..., n] for exponents [...], scaled to 1 at the means."""
         p = np.log(self.params if params is None else params) - self.log_params_mean
         s = np.log(self.steps if steps is None else steps) - self.log_steps_mean
         by_params = np.exp(-alpha[..., None] * p)
@@ -119,8 +119,8 @@ def _solve(gram: list[list[Array]], rhs: list[Array], free: list[int]) -> tuple[
     theta: dict[int, Array] = {}
     for i in reversed(free):
         rest = h[i]
-        for j in theta:
-            rest = rest - g[i, j] * theta[j]
+        for j, value in theta.items():
+            rest = rest - g[i, j] * value
         theta[i] = rest / pivots[i]
     zero = np.zeros_like(rhs[0])
     drop = sum((theta[i] * rhs[i] for i in free), start=zero)
@@ -145,7 +145,7 @@ def _project(problem: Problem, gram: list[list[Array]], rhs: list[Array], yy: Ar
                 better &= theta[i] >= 0
         best = np.where(better, yy - drop, best)
         for i in range(k):
-            coefficients[..., i] = np.where(better, theta[i] if i in theta else 0.0, coefficients[..., i])
+            coefficients[..., i] = np.where(better, theta.get(i, 0.0), coefficients[..., i])
     return np.maximum(best, 0.0), coefficients
 
 
@@ -165,7 +165,8 @@ def project(problem: Problem, alpha: Array, beta: Array, y: Array, w: Array) -> 
 
 def _grid_start(problem: Problem, y: Array, w: Array, n_grid: int = 26) -> tuple[Array, Array]:
     """Best exponents of a coarse grid for each of B problems: log alpha [B], log beta [B]."""
-    axis = np.linspace(*np.log(EXPONENT_RANGE), n_grid)
+    low, high = np.log(EXPONENT_RANGE)
+    axis = np.linspace(low, high, n_grid)
     log_alpha, log_beta = (axis_.ravel() for axis_ in np.meshgrid(axis, axis, indexing="ij"))
     columns = problem.columns(np.exp(log_alpha), np.exp(log_beta))
     y = y - ((w * y).sum(-1) / w.sum(-1))[:, None] * (problem.form.intercept and not problem.a_nonneg)
@@ -180,7 +181,9 @@ def _grid_start(problem: Problem, y: Array, w: Array, n_grid: int = 26) -> tuple
     return log_alpha[best], log_beta[best]
 
 
-def _pattern_search(problem: Problem, y: Array, w: Array, start: tuple[Array, Array], spacing: float, n_rounds: int) -> tuple[Array, Array]:  # fmt: skip
+def _pattern_search(
+    problem: Problem, y: Array, w: Array, start: tuple[Array, Array], *, spacing: float, n_rounds: int
+) -> tuple[Array, Array]:
     """Refines exponents of B problems at once: a 3 x 3 stencil in (log alpha, log beta) moves, or shrinks by 2."""
     low, high = np.log(EXPONENT_RANGE)
     u, v = (axis.copy() for axis in start)
@@ -253,11 +256,11 @@ def solve_batch(problem: Problem, y: Array, w: Array, loss: Loss | None = None) 
     loss = loss or Loss()
     response, weights = loss.working(y, w, y) if loss.log else (y, w)
     u, v = _grid_start(problem, response, weights)
-    u, v = _pattern_search(problem, response, weights, (u, v), 0.14, 36)
+    u, v = _pattern_search(problem, response, weights, (u, v), spacing=0.14, n_rounds=36)
     if loss.log or loss.huber:
         for _ in range(20 if loss.huber else 6):
             response, weights = loss.working(y, w, _evaluate(problem, u, v, response, weights).fitted)
-            u, v = _pattern_search(problem, response, weights, (u, v), 0.03, 6)
+            u, v = _pattern_search(problem, response, weights, (u, v), spacing=0.03, n_rounds=6)
     return _evaluate(problem, u, v, response, weights)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,7 +80,7 @@ CELL_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 
 _FORMAT_KEY, _FORMAT = b"llmcomp.rows", b"1"
-_NOT_NULL = tuple(name for name, (dtype, _) in ROW_COLUMNS.items() if dtype == "int64") + ("ratio",)
+_NOT_NULL = (*(name for name, (dtype, _) in ROW_COLUMNS.items() if dtype == "int64"), "ratio")
 
 
 def empty_rows() -> pd.DataFrame:
@@ -107,7 +108,7 @@ def check_rows(df: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _as_dtype(column: pd.Series, dtype: str) -> pd.Series:
+def _as_dtype(column: pd.Series, dtype: Any) -> pd.Series:
     if dtype == "string":
         return column.astype("string").fillna("")
     if column.name in _NOT_NULL and column.isna().any():
@@ -171,16 +172,16 @@ def write_rows(path: str | os.PathLike[str], df: pd.DataFrame, metadata: Mapping
     """
     path = Path(path)
     table = pa.Table.from_pandas(check_rows(df)[list(ROW_COLUMNS)], schema=_schema(), preserve_index=False)
-    table = table.replace_schema_metadata({**(metadata or {}), _FORMAT_KEY: _FORMAT})
+    table = table.replace_schema_metadata(dict(metadata or {}) | {_FORMAT_KEY.decode(): _FORMAT.decode()})
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(beside, "xb") as file:
+            with beside.open("xb") as file:
                 pq.write_table(table, file, compression="zstd", write_page_checksum=True)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(beside, path)
+            beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
@@ -210,7 +211,7 @@ def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The `metadata` that `write_rows` put into a file; Error if it is no readable Parquet file."""
     try:
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             found = pq.read_schema(file).metadata or {}
         return {key.decode(): value.decode() for key, value in found.items() if key != _FORMAT_KEY}
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
@@ -220,7 +221,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 def _read_file(path: Path) -> pd.DataFrame:
     try:
         # Opened here, not by name, so that a folder name with "=" is never taken for a partition column.
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             table = pq.read_table(file, page_checksum_verification=True)
         table.validate(full=True)  # damaged text is found here, not where it is first used
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
@@ -285,12 +286,14 @@ def published(baseline: bool = False) -> pd.DataFrame:
 
     Source: R. Bharadwaj, "Compression Scaling Laws for Transformer Compressors Across Modalities" (2025), the result
     files of its code. `params` are the nominal sizes (70e6 ... 1.4e9), `step` is training steps, protocol "published",
-    2,048 bytes a chunk. What was not published (bits, tokens, covered bytes) is null. With `baseline`, one more cell a
-    data set where it was published: the mean over chunks of its random (Dirichlet) model, `params` and `step` null.
+    2,048 bytes a chunk. What was not published (tokens, covered bytes) is null; ideal_bits follow from the ratio.
+    With `baseline`, one more cell a data set where it was published: the mean over chunks of its random (Dirichlet)
+    model, `params` and `step` null.
     """
     with resources.files(__package__).joinpath("published.csv").open("r", encoding="utf-8") as file:
         raw = pd.read_csv(file, dtype={"params": "Int64", "step": "Int64"}, comment="#")
     table = raw if baseline else raw[raw["params"].notna()]
+    absent: Any = pd.NA
     table = table.assign(
         protocol="published",
         mapping="ascii",
@@ -300,11 +303,11 @@ def published(baseline: bool = False) -> pd.DataFrame:
         weights_sha256="",
         unit="chunk",
         bytes_in=2048 * table["chunks"],
-        bytes_scored=pd.NA,
+        bytes_scored=absent,
         covered=math.nan,
-        tokens=pd.NA,
+        tokens=absent,
         ideal_bits=8.0 * 2048 * table["chunks"] * table["ratio"],
-        coded_bytes=pd.NA,
+        coded_bytes=absent,
         side_bits=0,
         mean_ratio=table["ratio"],
         stderr=table["ratio_std"] / np.sqrt(table["chunks"]),

@@ -20,13 +20,13 @@ def make_rows(coded_bytes=(500, 700), protocol="lossless", chunk_bytes=(2048, 10
     n_rows = len(coded_bytes)
     ideal_bits = [8.0 * coded - 3 for coded in coded_bytes]
     side_bits = [8] * n_rows if protocol == "lossless" else [0] * n_rows
-    bits = [8 * c + s for c, s in zip(coded_bytes, side_bits)] if protocol == "lossless" else ideal_bits
+    bits = [8 * c + s for c, s in zip(coded_bytes, side_bits, strict=True)] if protocol == "lossless" else ideal_bits
     columns = {
         "model": "pico-13k", "params": 47_000, "step": 128, "dataset": "d", "modality": "text", "protocol": protocol,
         "mapping": "bytes", "chunk": list(range(n_rows)), "bytes_in": list(chunk_bytes),
         "bytes_scored": list(chunk_bytes), "tokens": [600] * n_rows, "ideal_bits": ideal_bits,
         "coded_bytes": list(coded_bytes) if protocol == "lossless" else pd.NA, "side_bits": side_bits,
-        "ratio": [b / (8 * n) for b, n in zip(bits, chunk_bytes)], "seconds": 0.25, "engine": "exact",
+        "ratio": [b / (8 * n) for b, n in zip(bits, chunk_bytes, strict=True)], "seconds": 0.25, "engine": "exact",
         "backend": "serial", "device": "cpu", "dtype": "float16", "weights_sha256": "ab", "version": "0.1",
     }  # fmt: skip
     return pd.DataFrame(columns | changes)
@@ -74,7 +74,7 @@ def test_faults_are_named(changes, message):
 
 
 def test_a_missing_column_and_a_foreign_object_are_named():
-    with pytest.raises(Error, match="missing column.*seconds"):
+    with pytest.raises(Error, match=r"missing column.*seconds"):
         results.check_rows(make_rows().drop(columns="seconds"))
     with pytest.raises(Error, match="found list"):
         results.check_rows([1, 2])
@@ -102,7 +102,7 @@ def test_cells_keep_protocols_streams_and_baselines_apart():
     one = stream.iloc[:1].assign(chunk=results.STREAM_CHUNK)
     table = pd.concat([make_rows(), make_rows(protocol="published"), stream, one], ignore_index=True)
     cells = results.cells(table)
-    assert list(zip(cells["model"], cells["protocol"], cells["unit"])) == [
+    assert list(zip(cells["model"], cells["protocol"], cells["unit"], strict=True)) == [
         ("gzip", "lossless", "chunk"), ("gzip", "lossless", "stream"),
         ("pico-13k", "lossless", "chunk"), ("pico-13k", "published", "chunk"),
     ]  # fmt: skip
@@ -134,7 +134,7 @@ def test_a_folder_is_read_in_order_and_part_files_are_not(tmp_path):
     rows = results.read_rows(tmp_path)
     assert rows["step"].tolist() == [128, 128, 256, 256]
     results.write_rows(tmp_path / "again.parquet", make_rows(step=128))
-    with pytest.raises(Error, match="step 128.*more than once"):
+    with pytest.raises(Error, match=r"step 128.*more than once"):
         results.read_rows(tmp_path)
 
 
@@ -175,9 +175,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(Error, match="cell.parquet: No space left"):
+    with pytest.raises(Error, match=r"cell.parquet: No space left"):
         results.write_rows(path, make_rows(step=256))
-    with pytest.raises(Error, match="missing column"):
+    with pytest.raises(Error, match=r"missing column"):
         results.write_rows(path, make_rows().drop(columns="chunk"))
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["cell.parquet"]
@@ -207,7 +207,10 @@ def test_published_baseline_is_two_more_cells():
     table = results.published(baseline=True)
     random = table[table["params"].isna()]
     assert len(table) == 77
-    assert {m: round(r, 3) for m, r in zip(random["modality"], random["ratio"])} == {"text": 0.818, "image": 1.531}
+    assert {m: round(r, 3) for m, r in zip(random["modality"], random["ratio"], strict=True)} == {
+        "text": 0.818,
+        "image": 1.531,
+    }
 
 
 def test_published_equals_the_source_file():
