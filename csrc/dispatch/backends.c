@@ -3,6 +3,7 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <stdatomic.h>
 #endif
 
 #include "../core/kernels.h"
@@ -13,10 +14,15 @@ static const lmc_backend_t backend_serial = {"serial", lmc_row_kernels_serial, &
 static const lmc_backend_t backend_avx2 = {"avx2", lmc_row_kernels_avx2, &lmc_neox_kernels_avx2};
 static const lmc_backend_t backend_avx512 = {"avx512", lmc_row_kernels_avx512, &lmc_neox_kernels_avx512};
 
-/* Not every compiler's __builtin_cpu_supports knows this name. */
+/* Not every compiler's __builtin_cpu_supports knows this name. CPUID takes microseconds in a virtual machine,
+ * so the answer is kept. */
 static int has_f16c(void) {
-    unsigned a, b, c = 0, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+    static atomic_int answer = -1;
+    if (atomic_load(&answer) < 0) {
+        unsigned a, b, c = 0, d;
+        atomic_store(&answer, __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0);
+    }
+    return atomic_load(&answer);
 }
 static int has_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
