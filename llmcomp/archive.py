@@ -21,6 +21,8 @@ from llmcomp.errors import CorruptArchive, Error
 from llmcomp.models import list_models
 from llmcomp.segments import ENGINE_CODES, SegmentCodec
 
+_WRITE_OPTIONS = ("mapping", "overlap", "segment_bytes", "lanes")
+
 PathOrFile = str | os.PathLike[str] | BinaryIO
 
 
@@ -77,7 +79,7 @@ class _SegmentReader(io.RawIOBase):
     def __init__(self, file: PathOrFile, model: Any = None, lanes: int | None = None):
         self._owned = isinstance(file, (str, os.PathLike))
         with error_of_path(file):
-            self._file = Path(file).open("rb") if isinstance(file, (str, os.PathLike)) else file
+            self._file = Path(file).open("rb") if isinstance(file, (str, os.PathLike)) else file  # noqa: SIM115
         try:
             if not self._file.seekable():
                 raise Error("an archive that cannot seek is read by llmcomp.codec.decompress_stream, not by open")
@@ -146,6 +148,8 @@ class _SegmentWriter(io.RawIOBase):
     """Hands bytes to a compressor; a path is written beside and renamed when closed."""
 
     def __init__(self, file: PathOrFile, model: Any, is_exclusive: bool, options: dict[str, Any]):
+        if unknown := set(options) - set(_WRITE_OPTIONS):
+            raise Error(f"no option is called {unknown.pop()!r}; there are {', '.join(_WRITE_OPTIONS)}")
         self._exit = contextlib.ExitStack()
         self._finished = False
         try:
@@ -154,9 +158,6 @@ class _SegmentWriter(io.RawIOBase):
             else:
                 target = file
             self._compressor = StreamCompressor(target, model, **options)
-        except TypeError as error:
-            self._abandon(error)
-            raise Error(f"open: {error}") from None
         except BaseException as error:
             self._abandon(error)
             raise

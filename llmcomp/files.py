@@ -242,7 +242,7 @@ def _opened(path: str, options: _Options) -> Iterator[BinaryIO]:
         is_sole = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and not Path(path).is_symlink()
         if not (options.keep or options.force or is_sole):
             raise Skipped(f"{path} is a link, has other links or is no regular file: ignored (-k or -f takes it)")
-        file = Path(path).open("rb")
+        file = Path(path).open("rb")  # noqa: SIM115
     with file:
         yield file
 
