@@ -141,9 +141,8 @@ def load_dataset(
     """The chunks of a data set.
 
     `spec`: "text", "image" or "speech" for a bundled sample (its name is then "text-sample" ...), "NAME=PATH" for the
-    user's own files (a text file; pictures: a folder, a tar, one file; FLAC or WAV files: a
-    folder, one file; NAME is text, image,
-    speech, or one of those that can be fetched), or the name of a fetched data set.
+    user's own files, or the name of a fetched data set. PATH is a text file; a picture, a folder or a tar of pictures;
+    or a FLAC or WAV file or a folder of them. NAME is text, image, speech, or one of those that can be fetched.
     `n_chunks`: None for 2,048 or as many as there are. `DatasetError` if there are fewer than asked for, or none.
     """
     name, path, origin, licence = _resolve(spec)
@@ -347,7 +346,7 @@ _ReadAll = Callable[[dict[int, _Picture]], Iterator[tuple[int, bytes]]]
 
 
 def _find_pictures(path: Path) -> tuple[list[_Picture], _ReadAll]:
-    """All pictures of a folder, of a tar file, or of a folder with one tar or with Parquet files; or the one picture."""
+    """All pictures of a folder, of a tar, or of a folder with one tar or with Parquet files; or the one picture."""
     if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file():
         return [_Picture(_picture_name(path.name), path)], _read_files
     if path.is_dir():

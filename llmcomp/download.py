@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from llmcomp.errors import DatasetError
 
 _BLOCK_BYTES = 1 << 20
+_RECEIVED_BLOCK_BYTES = 1 << 14  # a lost connection throws away less than this
 _TIMEOUT_S = (10, 60)  # to connect, between two blocks
 
 
@@ -193,7 +194,7 @@ def _append(url: str, file: BinaryIO, start: int, n_bytes: int, bar: tqdm) -> No
         offered = start + int(response.headers.get("Content-Length", n_bytes - start))
         if offered != n_bytes:
             raise DatasetError(f"{url}: the server offers {offered:,} bytes, expected {n_bytes:,}")
-        for block in response.iter_content(_BLOCK_BYTES):
+        for block in response.iter_content(_RECEIVED_BLOCK_BYTES):
             _write(file, block)
             bar.update(len(block))
 
@@ -311,19 +312,21 @@ def _fetch_imagenet(target: Path, endpoint: str | None, progress: bool) -> Path:
             local_dir=part,
             endpoint=endpoint,
         )
-    except (hub_errors.GatedRepoError, hub_errors.RepositoryNotFoundError) as error:
-        raise DatasetError(
-            f"{IMAGENET_REPOSITORY}: access refused; accept its terms at "
-            f"https://huggingface.co/datasets/{IMAGENET_REPOSITORY} and set HF_TOKEN"
-        ) from error
     except hub_errors.LocalEntryNotFoundError as error:
-        raise DatasetError(
-            f"{IMAGENET_REPOSITORY}: the server cannot be reached ({error.__cause__ or error})"
-        ) from error
+        raise DatasetError(f"{IMAGENET_REPOSITORY}: the server cannot be reached ({_first_line(error)})") from error
     except hub_errors.HfHubHTTPError as error:
-        raise DatasetError(f"{IMAGENET_REPOSITORY}: {error}") from error
+        if error.response.status_code in (401, 403):
+            raise DatasetError(
+                f"{IMAGENET_REPOSITORY}: access refused; accept its terms at "
+                f"https://huggingface.co/datasets/{IMAGENET_REPOSITORY} and set HF_TOKEN"
+            ) from error
+        raise DatasetError(f"{IMAGENET_REPOSITORY}: {_first_line(error)}") from error
     if not any((part / "data").glob("*")):
         raise DatasetError(f"{IMAGENET_REPOSITORY}: has none of the files {', '.join(IMAGENET_FILES)}")
     shutil.rmtree(part / ".cache", ignore_errors=True)
     part.replace(target)
     return target
+
+
+def _first_line(error: Exception) -> str:
+    return str(error.__cause__ or error).strip().partition("\n")[0]
