@@ -262,9 +262,10 @@ def load_torch(
     progress = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        module, loaded = transformers.AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+        found: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], attn_implementation=attention, local_files_only=True, output_loading_info=True
         )
+        module, loaded = found
         module = module.to(device)
     # transformers, safetensors and torch raise their own kinds for files that are missing, torn or of another shape.
     except Exception as error:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from llmcomp import datasets, engine_exact, models, results
+from llmcomp import baselines, datasets, engine_exact, models, results
 from llmcomp.errors import Error
 from llmcomp.models import ModelSource
 
@@ -31,7 +31,11 @@ DEFAULT_MAPPINGS = {"lossless": "bytes", "published": "ascii"}
 
 KEY = "llmcomp.cell"
 N_ROWS = "llmcomp.n_rows"
+# What stands for a model in the cell of all baselines on one data set.
+BASELINES = "baselines"
+
 Scorer = Callable[..., pd.DataFrame]
+Verify = bool | Callable[[str, int | None, str], bool]
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Cell:
     key: str
     path: Path
     n_bytes: int
+    verify: bool = False
 
     @property
     def stem(self) -> str:
@@ -71,15 +76,17 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """One model at one step with all cells that it is still needed for, so that it is loaded once."""
+    """One model at one step with all cells that it is still needed for, so that it is loaded once.
+
+    `model` is a source, a loaded model, or BASELINES.
+    """
 
     model: ModelSource | Any
     cells: tuple[Cell, ...]
-    chunks: Mapping[str, tuple[str, Sequence[bytes]]]
+    datasets: Mapping[str, Any]
     engine: str
     options: Mapping[str, Any]
     scorer: Scorer | None
-    verify: bool
 
 
 @dataclass
@@ -144,7 +151,14 @@ class Settings(NamedTuple):
     engine: str
     options: Mapping[str, Any]
     scorer: Scorer | None
-    verify: bool
+    verify: Verify
+
+
+def usual(wanted: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Data sets and protocols where none are named: of Pythia's suite those of the published grid, else the samples."""
+    if wanted == "pythia":
+        return ("enwik8", "imagenet", "librispeech"), ("lossless", "published")
+    return ("text", "image", "speech"), ("lossless",)
 
 
 def find_models(
@@ -169,10 +183,12 @@ def find_models(
                 yield ModelSource(os.fspath(name), step, ()), str(error)
 
 
-def find_datasets(wanted: str | Sequence[Any], n_chunks: int | None, chunk_bytes: int, seed: int) -> list[Any]:
+def find_datasets(
+    wanted: str | Sequence[Any], n_chunks: int | None, chunk_bytes: int, seed: int, progress: bool
+) -> list[Any]:
     specs = [wanted] if isinstance(wanted, str) or hasattr(wanted, "chunks") else list(wanted)
     found: list[Any] = [
-        datasets.load_dataset(spec, n_chunks=n_chunks, chunk_bytes=chunk_bytes, seed=seed)
+        datasets.load_dataset(str(spec), n_chunks=n_chunks, chunk_bytes=chunk_bytes, seed=seed, progress=progress)
         if isinstance(spec, (str, os.PathLike))
         else spec
         for spec in specs
@@ -201,22 +217,21 @@ def make_plan(
     found: Iterable[tuple[ModelSource | Any, str]], chosen: list[Any], pairs: list[tuple[str, str]], settings: Settings
 ) -> Plan:
     plan = Plan(settings.out, [], {}, [], datasets=chosen)
-    chunks = {data.name: (data.modality, list(data.chunks)) for data in chosen}
-    digests = {name: _chunks_sha256(parts) for name, (_, parts) in chunks.items()}
+    by_name = {data.name: data for data in chosen}
+    digests = {name: _chunks_sha256(data.chunks) for name, data in by_name.items()}
     for model, reason in found:
         to_do = []
-        for (name, (_, parts)), (protocol, mapping) in itertools.product(chunks.items(), pairs):
+        labels = [("lossless", "")] if model is BASELINES else pairs
+        for (name, data), (protocol, mapping) in itertools.product(by_name.items(), labels):
             key = {
-                **_model_key(model, reason),
-                **{
-                    "engine": settings.engine,
-                    "options": settings.options,
-                    "arithmetic": [ROWS_VERSION, engine_exact.ARITHMETIC],
-                },
-                **{"dataset": name, "dataset_sha256": digests[name], "n_chunks": len(parts)},
-                **{"protocol": protocol, "mapping": mapping, "verified": settings.verify},
+                **(_baselines_key() if model is BASELINES else _model_key(model, reason, settings)),
+                **{"dataset": name, "dataset_sha256": digests[name], "n_chunks": len(data.chunks)},
+                **{"protocol": protocol, "mapping": mapping},
             }
-            cell = _cell(settings.out, key, sum(map(len, parts)))
+            if protocol == "lossless" and model is not BASELINES:
+                verify = settings.verify
+                key["verified"] = verify(key["model"], key["step"], name) if callable(verify) else verify
+            cell = _cell(settings.out, key, sum(map(len, data.chunks)))
             plan.cells.append(cell)
             if reason:
                 plan.failed.append(Outcome(cell, None, reason))
@@ -225,17 +240,26 @@ def make_plan(
             else:
                 to_do.append(cell)
         if to_do:
-            needed = {cell.dataset: chunks[cell.dataset] for cell in to_do}
-            _, *same_for_all = settings
-            plan.jobs.append(Job(model, tuple(to_do), needed, *same_for_all))
+            needed = {cell.dataset: by_name[cell.dataset] for cell in to_do}
+            plan.jobs.append(Job(model, tuple(to_do), needed, settings.engine, settings.options, settings.scorer))
     plan.jobs.sort(key=job_work)
     plan.set_aside = _others(plan)
     return plan
 
 
-def _model_key(model: ModelSource | Any, reason: str) -> dict[str, Any]:
+def _baselines_key() -> dict[str, Any]:
+    """The rows depend on which packages are installed, and hardly on their versions."""
+    return {"model": BASELINES, "step": None, "engine": "", "source": list(baselines.list_baselines("image"))}
+
+
+def _model_key(model: ModelSource | Any, reason: str, settings: Settings) -> dict[str, Any]:
+    engine = {
+        "engine": settings.engine,
+        "options": dict(settings.options),
+        "arithmetic": [ROWS_VERSION, engine_exact.ARITHMETIC],
+    }
     if isinstance(model, ModelSource):
-        return {"model": model.name, "step": model.step, "source": reason or model.identity}
+        return {"model": model.name, "step": model.step, "source": reason or model.identity, **engine}
     identity = getattr(model, "fingerprint", None) or getattr(model, "weights_sha256", None)
     if identity is None:
         raise Error(
@@ -243,7 +267,7 @@ def _model_key(model: ModelSource | Any, reason: str) -> dict[str, Any]:
             "from every other model, so that its finished cells can be known again"
         )
     name = getattr(model, "name", type(model).__name__)
-    return {"model": name, "step": getattr(model, "step", None), "source": str(identity)}
+    return {"model": name, "step": getattr(model, "step", None), "source": str(identity), **engine}
 
 
 def _cell(out: Path, key: dict[str, Any], n_bytes: int) -> Cell:
@@ -253,7 +277,7 @@ def _cell(out: Path, key: dict[str, Any], n_bytes: int) -> Cell:
     stem = "_".join("".join(c if c.isalnum() or c in "-." else "-" for c in part) for part in parts if part)
     name = f"{stem}_{key['n_chunks']}chunks_{hashlib.sha256(text.encode()).hexdigest()[:12]}.parquet"
     labels = {label: key[label] for label in ("model", "step", "dataset", "protocol", "mapping")}
-    return Cell(**labels, key=text, path=out / name, n_bytes=n_bytes)
+    return Cell(**labels, key=text, path=out / name, n_bytes=n_bytes, verify=key.get("verified", False))
 
 
 def _stem(path: Path) -> str:
@@ -290,7 +314,7 @@ def _others(plan: Plan) -> list[Path]:
 
 def cell_work(job: Job, cell: Cell) -> float:
     """Parameters times bytes."""
-    params = _params(job.model) if isinstance(job.model, ModelSource) else getattr(job.model, "n_params", 1)
+    params = _params(job.model) if isinstance(job.model, ModelSource) else getattr(job.model, "n_params", 1_000)
     return float(params) * cell.n_bytes
 
 

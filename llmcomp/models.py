@@ -106,6 +106,7 @@ def list_models() -> tuple[ModelEntry, ...]:
         ModelEntry(f"EleutherAI/pythia-{size}{variant}", "pythia", params, PYTHIA_STEPS, False)
         for variant in ("", "-deduped")
         for size, params in _PYTHIA_PARAMS.items()
+        if not (variant and size in ("14m", "31m"))
     ]
     return (*bundled, *hub)
 

@@ -24,8 +24,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from llmcomp import codec, grid, models, pico, results
+from llmcomp.baselines import baseline_rows
 from llmcomp.errors import Error
-from llmcomp.grid import Cell, Job, Outcome, Plan, Scorer
+from llmcomp.grid import Cell, Job, Outcome, Plan, Scorer, Verify
 from llmcomp.models import ModelSource
 
 _LOCK_NAME = ".sweep.lock"
@@ -43,11 +44,11 @@ class TrainingDataWarning(UserWarning):
 def sweep(
     models: str | Sequence[Any],
     steps: Sequence[int | None] | None = None,
-    datasets: str | Sequence[Any] = ("text", "image", "speech"),
+    datasets: str | Sequence[Any] | None = None,
     out: str | os.PathLike[str] = "results",
     executor: Any = None,
     *,
-    protocol: str | Sequence[str] = "lossless",
+    protocol: str | Sequence[str] | None = None,
     mapping: str | Sequence[str] | None = None,
     n_chunks: int | None = None,
     chunk_bytes: int = 2048,
@@ -57,7 +58,8 @@ def sweep(
     dtype: str | None = None,
     attention: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-    verify: bool = False,
+    verify: Verify = False,
+    baselines: bool = False,
     progress: bool = True,
     dry_run: bool = False,
     scorer: Scorer | None = None,
@@ -67,15 +69,19 @@ def sweep(
     Args:
         models: a suite ("pico", "pythia": with its own steps), or names, folders and objects for `load_model`.
         steps: training steps; None: the suite's, or the last of each model.
-        datasets: names and specifications for `load_dataset`, or `Dataset`s.
+        datasets: names and specifications for `load_dataset`, or `Dataset`s; None: the bundled samples, for the suite
+            "pythia" the published data sets.
         out: the folder of results. Every finished cell is a file there and is never computed again; a file that is
             torn or belongs to other settings is set aside (".superseded"), never trusted. One sweep a folder at a time.
         executor: None: in this process; "ray"; or any object with `submit(function, argument)` that returns a future
             with `add_done_callback` and `result`. A task is one model at one step; only this process writes files.
-        protocol, mapping: one or several of each; mapping None: "bytes" (lossless), "ascii" (published).
+        protocol, mapping: one or several of each; protocol None: "lossless", for the suite "pythia" both; mapping
+            None: "bytes" (lossless), "ascii" (published).
         n_chunks, chunk_bytes, seed: passed to `load_dataset` for names.
         engine, device, dtype, attention, cache_dir: as in `load_model`.
-        verify: decode every lossless payload again and fail the cell if one is not its chunk.
+        verify: decode the lossless payloads again and fail the cell if one is not its chunk: of all cells, or of those
+            for which verify(model name, step, data set name) is true. A cell that was not verified is computed again.
+        baselines: add rows of the installed baselines (`baselines.list_baselines`) on the same chunks.
         dry_run: print the plan, change nothing, return it as a table of cells.
         scorer: what scores a cell instead of `codec.score`; same signature.
 
@@ -84,12 +90,15 @@ def sweep(
     (EqualWeightsWarning) and of chunks that the pico suite was trained on (TrainingDataWarning).
     Raises `Error` for an unknown name, a data set that cannot be read, or a folder that cannot be written.
     """
-    chosen = grid.find_datasets(datasets, n_chunks, chunk_bytes, seed)
-    pairs = grid.find_protocols(protocol, mapping)
+    usual_datasets, usual_protocols = grid.usual(models)
+    chosen = grid.find_datasets(datasets or usual_datasets, n_chunks, chunk_bytes, seed, progress)
+    pairs = grid.find_protocols(protocol or usual_protocols, mapping)
     given = {"device": device, "dtype": dtype, "attention": attention}
     options = {key: value for key, value in given.items() if value is not None}
     settings = grid.Settings(Path(out), engine, options, scorer, verify)
     found = list(grid.find_models(models, steps, cache_dir))
+    if baselines:
+        found.append((grid.BASELINES, ""))
     _warn_of_training_data([item for item, _ in found if isinstance(item, ModelSource)], chosen)
     if dry_run:
         plan = grid.make_plan(found, chosen, pairs, settings)
@@ -185,14 +194,16 @@ def _compute(job: Job, progress: bool) -> Iterator[Outcome]:
 
 
 def _score(job: Job, cell: Cell, model: Any, progress: bool) -> pd.DataFrame:
-    modality, chunks = job.chunks[cell.dataset]
+    data = job.datasets[cell.dataset]
+    if model is grid.BASELINES:
+        return baseline_rows(data, progress=progress)
     options: dict[str, Any] = {"protocol": cell.protocol, "mapping": cell.mapping, "progress": progress}
     if cell.protocol == "lossless":
-        options["verify"] = job.verify
-    rows = (job.scorer or codec.score)(chunks, model, **options)
-    if cell.protocol == "lossless" and len(rows) != len(chunks):
-        raise Error(f"the score has {len(rows)} rows, expected one for each of {len(chunks)} chunks")
-    return rows.assign(model=cell.model, step=cell.step, dataset=cell.dataset, modality=modality)
+        options["verify"] = cell.verify
+    rows = (job.scorer or codec.score)(list(data.chunks), model, **options)
+    if cell.protocol == "lossless" and len(rows) != len(data.chunks):
+        raise Error(f"the score has {len(rows)} rows, expected one for each of {len(data.chunks)} chunks")
+    return rows.assign(model=cell.model, step=cell.step, dataset=cell.dataset, modality=data.modality)
 
 
 def _reason(error: BaseException) -> str:
