@@ -1,5 +1,5 @@
-/* The coder's kernels and their launchers: what row_tiles.h leaves to barriers, shuffles and shared memory. No memory is
- * allocated and no host code but the launchers lives here. */
+/* The coder's kernels and their launchers: what row_tiles.h leaves to barriers, shuffles and shared memory.
+ * No memory is allocated and no host code but the launchers lives here. */
 #include "coding.h"
 
 #include <cuda_runtime.h>
@@ -10,7 +10,7 @@
 namespace {
 
 constexpr uint32_t ALL_LANES = 0xFFFFFFFFu;
-constexpr uint32_t BLOCK_THREADS_MAX = LMC_BLOCK_WARPS_MAX * LMC_LANES;
+constexpr uint32_t BLOCK_THREADS_MAX = LMC_BLOCK_WARPS_MAX * LMC_WARP_LANES;
 constexpr int32_t TOKEN_INACTIVE = -1, TOKEN_ERROR = -2;
 
 /* ---- a cluster of blocks, or the block alone where there are none (before sm_90) ---- */
@@ -31,7 +31,8 @@ __device__ __forceinline__ void cluster_begun() {
 __device__ __forceinline__ void cluster_sync() {
     __syncwarp(); /* the aligned barrier wants the lanes together */
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
 #else
     __syncthreads();
 #endif
@@ -50,7 +51,8 @@ __device__ __forceinline__ uint32_t address_in_block(const void *shared, uint32_
 /* Stores to the same shared variable of block `rank` of the cluster. */
 __device__ __forceinline__ void store_in_block(int32_t *shared, uint32_t rank, int32_t value) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("st.shared::cluster.s32 [%0], %1;" ::"r"(address_in_block(shared, rank)), "r"(value) : "memory");
+    asm volatile("st.shared::cluster.s32 [%0], %1;" ::"r"(address_in_block(shared, rank)), "r"(value)
+                 : "memory");
 #else
     *shared = value;
 #endif
@@ -58,7 +60,8 @@ __device__ __forceinline__ void store_in_block(int32_t *shared, uint32_t rank, i
 
 __device__ __forceinline__ void store_in_block(uint64_t *shared, uint32_t rank, uint64_t value) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(address_in_block(shared, rank)), "l"(value) : "memory");
+    asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(address_in_block(shared, rank)), "l"(value)
+                 : "memory");
 #else
     *shared = value;
 #endif
@@ -76,7 +79,7 @@ __device__ __forceinline__ uint64_t warp_sum(uint64_t x) {
 
 /* The sum over the lanes up to and with this one. */
 __device__ __forceinline__ uint64_t warp_scan(uint64_t x, uint32_t lane) {
-    for (uint32_t step = 1; step < LMC_LANES; step *= 2) {
+    for (uint32_t step = 1; step < LMC_WARP_LANES; step *= 2) {
         uint64_t other = __shfl_up_sync(ALL_LANES, x, step);
         if (lane >= step) x += other;
     }
@@ -94,9 +97,9 @@ __device__ __forceinline__ place_t place_of_thread(const lmc_tile_plan_t &plan) 
     place_t at;
     at.row = blockIdx.x / plan.n_blocks;
     at.rank = blockIdx.x % plan.n_blocks;
-    at.warp = at.rank * plan.n_warps + threadIdx.x / LMC_LANES;
-    at.lane = threadIdx.x % LMC_LANES;
-    at.leads_block = threadIdx.x < LMC_LANES;
+    at.warp = at.rank * plan.n_warps + threadIdx.x / LMC_WARP_LANES;
+    at.lane = threadIdx.x % LMC_WARP_LANES;
+    at.leads_block = threadIdx.x < LMC_WARP_LANES;
     return at;
 }
 
@@ -111,8 +114,9 @@ __device__ __forceinline__ const unsigned char *row_address(const lmc_cuda_rows_
 
 __device__ __forceinline__ uint32_t token_of_row(const lmc_cuda_tokens_t &tokens, const lmc_cuda_rows_t &rows,
                                                  uint32_t row) {
-    const unsigned char *address = (const unsigned char *)tokens.data +
-                                   row_offset(row, rows.n_inner, tokens.outer_stride_bytes, tokens.inner_stride_bytes);
+    const unsigned char *address =
+        (const unsigned char *)tokens.data +
+        row_offset(row, rows.n_inner, tokens.outer_stride_bytes, tokens.inner_stride_bytes);
     int64_t token = tokens.element_bytes == 8 ? *(const int64_t *)address : *(const int32_t *)address;
     return token >= 0 && token < (int64_t)rows.vocab_size ? (uint32_t)token : LMC_TOKEN_INVALID;
 }
@@ -137,11 +141,11 @@ __device__ __forceinline__ void load_chunk(holding_t &held, const lmc_tile_plan_
                    held.layout.n_vectors, DTYPE);
 }
 
-/* Asks for the first chunk. Nothing that waits for other memory may come before it: the loads of a block are what keeps
- * the memory busy while the block beside it computes. */
+/* Asks for the first chunk. Nothing that waits for other memory may come before it: the loads of a block are
+ * what keeps the memory busy while the block beside it computes. */
 template <lmc_dtype DTYPE>
-__device__ __forceinline__ void begin_row(holding_t &held, const lmc_cuda_rows_t &rows, const lmc_tile_plan_t &plan,
-                                          const place_t &at) {
+__device__ __forceinline__ void begin_row(holding_t &held, const lmc_cuda_rows_t &rows,
+                                          const lmc_tile_plan_t &plan, const place_t &at) {
     held.row = row_address(rows, at.row);
     held.layout = lmc_row_layout((uintptr_t)held.row, rows.vocab_size, DTYPE);
     held.body = held.row + held.layout.n_head * lmc_element_bytes(DTYPE);
@@ -152,12 +156,14 @@ __device__ __forceinline__ void begin_row(holding_t &held, const lmc_cuda_rows_t
 /* Gives every thread of the cluster the key of the row's maximum; the last chunk stays in registers. */
 template <lmc_dtype DTYPE>
 __device__ __forceinline__ int32_t maximum_of_row(holding_t &held, const lmc_cuda_rows_t &rows,
-                                                  const lmc_tile_plan_t &plan, const place_t &at, uint32_t token,
-                                                  int32_t *keys) {
+                                                  const lmc_tile_plan_t &plan, const place_t &at,
+                                                  uint32_t token, int32_t *keys) {
     held.edge_symbol = LMC_NO_SYMBOL_INDEX;
     held.edge = -INFINITY;
-    if (at.warp == 0) held.edge_symbol = lmc_edge_symbol(&held.layout, rows.vocab_size, at.lane, token, DTYPE);
-    if (held.edge_symbol != LMC_NO_SYMBOL_INDEX) held.edge = lmc_symbol_load(held.row, held.edge_symbol, DTYPE);
+    if (at.warp == 0)
+        held.edge_symbol = lmc_edge_symbol(&held.layout, rows.vocab_size, at.lane, token, DTYPE);
+    if (held.edge_symbol != LMC_NO_SYMBOL_INDEX)
+        held.edge = lmc_symbol_load(held.row, held.edge_symbol, DTYPE);
     uint32_t top = lmc_tiles_max(held.vectors, lmc_word_lowest(DTYPE), DTYPE);
     for (uint32_t chunk = 1; chunk < plan.n_chunks; chunk++) {
         load_chunk<DTYPE>(held, plan, at, chunk);
@@ -169,7 +175,7 @@ __device__ __forceinline__ int32_t maximum_of_row(holding_t &held, const lmc_cud
     if (at.lane < plan.n_blocks) store_in_block(&keys[at.warp], at.lane, key);
     cluster_sync();
     key = LMC_KEY_NEGATIVE_INFINITY;
-    for (uint32_t i = at.lane; i < plan.n_blocks * plan.n_warps; i += LMC_LANES)
+    for (uint32_t i = at.lane; i < plan.n_blocks * plan.n_warps; i += LMC_WARP_LANES)
         key = max(key, keys[i]);
     return __reduce_max_sync(ALL_LANES, key);
 }
@@ -183,13 +189,13 @@ __device__ __forceinline__ uint64_t sum_row(holding_t &held, const lmc_tile_plan
     for (uint32_t chunk = plan.n_chunks; chunk-- > 0;) {
         uint32_t lane_begin = lmc_tile_begin(plan.n_chunks, at.warp, chunk, 0) + at.lane;
         if (origin.shift != 0.0f) {
-            lmc_tiles_weight_sum_moved(held.body, lane_begin, held.layout.n_vectors, n_before, origin, DTYPE, &sum,
-                                       before);
+            lmc_tiles_weight_sum_moved(held.body, lane_begin, held.layout.n_vectors, n_before, origin, DTYPE,
+                                       &sum, before);
             continue;
         }
         if (chunk + 1 != plan.n_chunks) load_chunk<DTYPE>(held, plan, at, chunk);
-        lmc_tiles_weight_sum(held.vectors, lane_begin, held.layout.n_vectors, n_before, origin.offset, DTYPE, &sum,
-                             before);
+        lmc_tiles_weight_sum(held.vectors, lane_begin, held.layout.n_vectors, n_before, origin.offset, DTYPE,
+                             &sum, before);
     }
     return warp_sum(sum);
 }
@@ -208,8 +214,10 @@ __device__ __forceinline__ void write_interval(const interval_output_t &out, uin
 /* One cluster a row. */
 template <lmc_dtype DTYPE>
 __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
-    intervals_kernel(const __grid_constant__ lmc_cuda_rows_t rows, const __grid_constant__ lmc_cuda_tokens_t tokens,
-                     const __grid_constant__ lmc_tile_plan_t plan, const uint8_t *active, const interval_output_t out) {
+    intervals_kernel(const __grid_constant__ lmc_cuda_rows_t rows,
+                     const __grid_constant__ lmc_cuda_tokens_t tokens,
+                     const __grid_constant__ lmc_tile_plan_t plan, const uint8_t *active,
+                     const interval_output_t out) {
     __shared__ int32_t keys[LMC_ROW_WARPS_MAX];
     __shared__ uint64_t sums[LMC_ROW_WARPS_MAX], sum_before_in_warp;
     place_t at = place_of_thread(plan);
@@ -241,7 +249,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
     if (at.warp != 0) return;
 
     uint64_t start = 0, total = 0;
-    for (uint32_t i = at.lane; i < plan.n_blocks * plan.n_warps; i += LMC_LANES) {
+    for (uint32_t i = at.lane; i < plan.n_blocks * plan.n_warps; i += LMC_WARP_LANES) {
         total += sums[i];
         start += i < token_warp ? sums[i] : i == token_warp ? sum_before_in_warp : 0;
     }
@@ -255,7 +263,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
 
 /* ---- decoding ---- */
 
-/* What the search works on: shares (weights with their floors) of the head, of each warp and of the tail, in order. */
+/* What the search works on: shares (weights with their floors) of the head, of each warp and of the tail, in
+ * order. */
 struct search_memory_t {
     int32_t keys[LMC_ROW_WARPS_MAX];
     uint64_t shares[LMC_ROW_WARPS_MAX + 2];
@@ -272,11 +281,11 @@ struct found_t {
 __device__ __forceinline__ void find_entry(search_memory_t &memory, uint32_t n_entries, uint32_t lane,
                                            const lmc_decoder_t &decoder) {
     uint64_t total = 0;
-    for (uint32_t i = lane; i < n_entries; i += LMC_LANES)
+    for (uint32_t i = lane; i < n_entries; i += LMC_WARP_LANES)
         total += memory.shares[i];
     total = warp_sum(total);
     uint64_t value = lmc_range_value(&decoder, total), before = 0;
-    for (uint32_t first = 0; first < n_entries; first += LMC_LANES) {
+    for (uint32_t first = 0; first < n_entries; first += LMC_WARP_LANES) {
         uint64_t share = first + lane < n_entries ? memory.shares[first + lane] : 0;
         uint64_t end = before + warp_scan(share, lane);
         if (value < end && value >= end - share) {
@@ -285,7 +294,7 @@ __device__ __forceinline__ void find_entry(search_memory_t &memory, uint32_t n_e
             memory.rest = value - (end - share);
             memory.entry = first + lane;
         }
-        before = __shfl_sync(ALL_LANES, end, LMC_LANES - 1);
+        before = __shfl_sync(ALL_LANES, end, LMC_WARP_LANES - 1);
         if (value < before) break;
     }
 }
@@ -299,11 +308,13 @@ __device__ __forceinline__ bool find_lane(uint64_t share, uint32_t lane, uint64_
     return true;
 }
 
-/* The token among the warp's own vectors; true in the one lane that has it. The tiles are summed again without an early
- * end, so that the indices of the registers stay constants; only the vector that was found is loaded again. */
+/* The token among the warp's own vectors; true in the one lane that has it. The tiles are summed again
+ * without an early end, so that the indices of the registers stay constants; only the vector that was found
+ * is loaded again. */
 template <lmc_dtype DTYPE>
 __device__ __forceinline__ bool find_in_body(holding_t &held, const lmc_tile_plan_t &plan, const place_t &at,
-                                             lmc_origin_t origin, uint64_t before, uint64_t rest, found_t *found) {
+                                             lmc_origin_t origin, uint64_t before, uint64_t rest,
+                                             found_t *found) {
     const uint32_t n_elements = lmc_vector_elements(DTYPE);
     uint64_t found_share = 0;
     uint32_t found_vector = LMC_NO_SYMBOL_INDEX;
@@ -312,7 +323,7 @@ __device__ __forceinline__ bool find_in_body(holding_t &held, const lmc_tile_pla
         if (plan.n_chunks > 1) load_chunk<DTYPE>(held, plan, at, chunk);
 #pragma unroll
         for (uint32_t tile = 0; tile < LMC_TILE_VECTORS; tile++) {
-            uint32_t vector = lane_begin + tile * LMC_LANES;
+            uint32_t vector = lane_begin + tile * LMC_WARP_LANES;
             uint64_t share = lmc_vector_weight_sum(&held.vectors[tile], origin, DTYPE) + n_elements;
             if (vector >= held.layout.n_vectors) share = 0;
             uint64_t tile_share = warp_sum(share);
@@ -335,12 +346,13 @@ __device__ __forceinline__ bool find_in_body(holding_t &held, const lmc_tile_pla
     return true;
 }
 
-/* One cluster a stream. single_stream: all rows belong to decoders[0], and row_begin is the only row of this launch. */
+/* One cluster a stream. single_stream: all rows belong to decoders[0], and row_begin is the only row of this
+ * launch. */
 template <lmc_dtype DTYPE>
 __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
     decode_kernel(const __grid_constant__ lmc_cuda_rows_t rows, const __grid_constant__ lmc_tile_plan_t plan,
-                  const uint8_t *active, lmc_decoder_t *decoders, int32_t *tokens, uint64_t *error, uint32_t row_begin,
-                  bool single_stream) {
+                  const uint8_t *active, lmc_decoder_t *decoders, int32_t *tokens, uint64_t *error,
+                  uint32_t row_begin, bool single_stream) {
     __shared__ search_memory_t memory;
     place_t at = place_of_thread(plan);
     at.row += row_begin;
@@ -366,7 +378,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
     if (at.lane < plan.n_blocks) store_in_block(&memory.shares[at.warp + 1], at.lane, sum);
     uint64_t edge_share = 0;
     if (at.warp == 0) {
-        if (held.edge_symbol != LMC_NO_SYMBOL_INDEX) edge_share = (uint64_t)lmc_weight_from(held.edge, origin) + 1;
+        if (held.edge_symbol != LMC_NO_SYMBOL_INDEX)
+            edge_share = (uint64_t)lmc_weight_from(held.edge, origin) + 1;
         uint64_t head = warp_sum(at.lane < LMC_EDGE_TAIL_LANE ? edge_share : 0);
         uint64_t tail = warp_sum(at.lane < LMC_EDGE_TAIL_LANE ? 0 : edge_share);
         if (at.lane < plan.n_blocks) {
@@ -400,8 +413,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
 
 /* ---- streams: one a thread ---- */
 
-__global__ void encoders_place_kernel(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes, size_t capacity_bytes,
-                                      bool is_new) {
+__global__ void encoders_place_kernel(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes,
+                                      size_t capacity_bytes, bool is_new) {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     uint8_t *stream_bytes = bytes + i * capacity_bytes;
@@ -416,7 +429,8 @@ __global__ void encoders_put_kernel(lmc_encoder_t *encoders, uint32_t n, interva
     if (i >= n || *interval.error != LMC_CUDA_NO_ERROR || (active != nullptr && active[i] == 0)) return;
     lmc_encoder_t encoder = encoders[i];
     lmc_status status = LMC_OK;
-    if (!lmc_interval_is_valid(interval.start[i], interval.freq[i], interval.total[i])) status = LMC_ERROR_INTERVAL;
+    if (!lmc_interval_is_valid(interval.start[i], interval.freq[i], interval.total[i]))
+        status = LMC_ERROR_INTERVAL;
     /* Room for this symbol and for the end of the stream. */
     if (encoder.capacity_bytes - encoder.n_bytes < 2 * LMC_STEP_BYTES_MAX) status = LMC_ERROR_CAPACITY;
     if (status != LMC_OK) {
@@ -452,12 +466,15 @@ uint32_t blocks_for(size_t n, uint32_t n_threads) {
 }
 
 cudaError_t plan_rows(const lmc_cuda_rows_t &rows, uint32_t n_rows, lmc_tile_plan_t *plan) {
-    if (rows.vocab_size == 0 || rows.vocab_size > LMC_VOCAB_SIZE_MAX || rows.n_inner == 0) return cudaErrorInvalidValue;
+    if (rows.vocab_size == 0 || rows.vocab_size > LMC_VOCAB_SIZE_MAX || rows.n_inner == 0)
+        return cudaErrorInvalidValue;
     if (n_rows > (uint32_t)INT32_MAX / LMC_CLUSTER_BLOCKS_MAX) return cudaErrorInvalidValue;
     int device, major, n_processors;
     cudaError_t status = cudaGetDevice(&device);
-    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
+    if (status == cudaSuccess)
+        status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (status == cudaSuccess)
+        status = cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
     if (status != cudaSuccess) return status;
     *plan = lmc_tile_plan(rows.vocab_size, rows.dtype, n_rows, (uint32_t)n_processors,
                           major >= 9 ? LMC_CLUSTER_BLOCKS_MAX : 1);
@@ -473,16 +490,16 @@ cudaError_t launch_rows(void (*kernel)(PARAMETERS...), uint32_t n_rows, const lm
     cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(n_rows * plan.n_blocks);
-    config.blockDim = dim3(plan.n_warps * LMC_LANES);
+    config.blockDim = dim3(plan.n_warps * LMC_WARP_LANES);
     config.stream = stream;
     config.attrs = &cluster;
     config.numAttrs = plan.n_blocks > 1 ? 1 : 0;
     return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-cudaError_t launch_decode(const lmc_cuda_rows_t &rows, uint32_t row_begin, uint32_t n_rows, const lmc_tile_plan_t &plan,
-                          const uint8_t *active, lmc_decoder_t *decoders, int32_t *tokens, uint64_t *error,
-                          bool single_stream, lmc_cuda_stream_t stream) {
+cudaError_t launch_decode(const lmc_cuda_rows_t &rows, uint32_t row_begin, uint32_t n_rows,
+                          const lmc_tile_plan_t &plan, const uint8_t *active, lmc_decoder_t *decoders,
+                          int32_t *tokens, uint64_t *error, bool single_stream, lmc_cuda_stream_t stream) {
     auto kernel = rows.dtype == LMC_FLOAT32   ? decode_kernel<LMC_FLOAT32>
                   : rows.dtype == LMC_FLOAT16 ? decode_kernel<LMC_FLOAT16>
                                               : decode_kernel<LMC_BFLOAT16>;
@@ -497,7 +514,8 @@ int lmc_cuda_error_clear(uint64_t *error, lmc_cuda_stream_t stream) {
 }
 
 int lmc_cuda_intervals(const lmc_cuda_rows_t *rows, const lmc_cuda_tokens_t *tokens, const uint8_t *active,
-                       uint64_t *start, uint64_t *freq, uint64_t *total, uint64_t *error, lmc_cuda_stream_t stream) {
+                       uint64_t *start, uint64_t *freq, uint64_t *total, uint64_t *error,
+                       lmc_cuda_stream_t stream) {
     if (rows->n_rows == 0) return cudaSuccess;
     lmc_tile_plan_t plan;
     cudaError_t status = plan_rows(*rows, rows->n_rows, &plan);
@@ -509,7 +527,8 @@ int lmc_cuda_intervals(const lmc_cuda_rows_t *rows, const lmc_cuda_tokens_t *tok
     return launch_rows(kernel, rows->n_rows, plan, stream, *rows, *tokens, plan, active, out);
 }
 
-int lmc_cuda_code_length(size_t n, const uint64_t *freq, const uint64_t *total, double *bits, lmc_cuda_stream_t stream) {
+int lmc_cuda_code_length(size_t n, const uint64_t *freq, const uint64_t *total, double *bits,
+                         lmc_cuda_stream_t stream) {
     if (n == 0) return cudaSuccess;
     code_length_kernel<<<blocks_for(n, 256), 256, 0, stream>>>(n, freq, total, bits);
     return cudaGetLastError();
@@ -519,23 +538,25 @@ int lmc_cuda_encoders_begin(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes,
                             lmc_cuda_stream_t stream) {
     if (n == 0) return cudaSuccess;
     encoders_place_kernel<<<blocks_for(n, STREAM_THREADS), STREAM_THREADS, 0, stream>>>(encoders, n, bytes,
-                                                                                       capacity_bytes, true);
+                                                                                        capacity_bytes, true);
     return cudaGetLastError();
 }
 
 int lmc_cuda_encoders_place(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes, size_t capacity_bytes,
                             lmc_cuda_stream_t stream) {
     if (n == 0) return cudaSuccess;
-    encoders_place_kernel<<<blocks_for(n, STREAM_THREADS), STREAM_THREADS, 0, stream>>>(encoders, n, bytes,
-                                                                                       capacity_bytes, false);
+    encoders_place_kernel<<<blocks_for(n, STREAM_THREADS), STREAM_THREADS, 0, stream>>>(
+        encoders, n, bytes, capacity_bytes, false);
     return cudaGetLastError();
 }
 
 int lmc_cuda_encoders_put(lmc_encoder_t *encoders, uint32_t n, const uint64_t *start, const uint64_t *freq,
-                          const uint64_t *total, const uint8_t *active, uint64_t *error, lmc_cuda_stream_t stream) {
+                          const uint64_t *total, const uint8_t *active, uint64_t *error,
+                          lmc_cuda_stream_t stream) {
     if (n == 0) return cudaSuccess;
     interval_output_t interval = {(uint64_t *)start, (uint64_t *)freq, (uint64_t *)total, error};
-    encoders_put_kernel<<<blocks_for(n, STREAM_THREADS), STREAM_THREADS, 0, stream>>>(encoders, n, interval, active);
+    encoders_put_kernel<<<blocks_for(n, STREAM_THREADS), STREAM_THREADS, 0, stream>>>(encoders, n, interval,
+                                                                                      active);
     return cudaGetLastError();
 }
 
@@ -545,15 +566,16 @@ int lmc_cuda_encoders_end(lmc_encoder_t *encoders, uint32_t n, lmc_cuda_stream_t
     return cudaGetLastError();
 }
 
-int lmc_cuda_decoders_begin(lmc_decoder_t *decoders, uint32_t n, const uint8_t *payloads, const uint64_t *offsets,
-                            lmc_cuda_stream_t stream) {
+int lmc_cuda_decoders_begin(lmc_decoder_t *decoders, uint32_t n, const uint8_t *payloads,
+                            const uint64_t *offsets, lmc_cuda_stream_t stream) {
     if (n == 0) return cudaSuccess;
-    decoders_begin_kernel<<<blocks_for(n, STREAM_THREADS), STREAM_THREADS, 0, stream>>>(decoders, n, payloads, offsets);
+    decoders_begin_kernel<<<blocks_for(n, STREAM_THREADS), STREAM_THREADS, 0, stream>>>(decoders, n, payloads,
+                                                                                        offsets);
     return cudaGetLastError();
 }
 
-int lmc_cuda_decode_step(const lmc_cuda_rows_t *rows, const uint8_t *active, lmc_decoder_t *decoders, int32_t *tokens,
-                         uint64_t *error, lmc_cuda_stream_t stream) {
+int lmc_cuda_decode_step(const lmc_cuda_rows_t *rows, const uint8_t *active, lmc_decoder_t *decoders,
+                         int32_t *tokens, uint64_t *error, lmc_cuda_stream_t stream) {
     if (rows->n_rows == 0) return cudaSuccess;
     lmc_tile_plan_t plan;
     cudaError_t status = plan_rows(*rows, rows->n_rows, &plan);
@@ -561,8 +583,8 @@ int lmc_cuda_decode_step(const lmc_cuda_rows_t *rows, const uint8_t *active, lmc
     return launch_decode(*rows, 0, rows->n_rows, plan, active, decoders, tokens, error, false, stream);
 }
 
-int lmc_cuda_decode_stream(const lmc_cuda_rows_t *rows, lmc_decoder_t *decoder, int32_t *tokens, uint64_t *error,
-                           lmc_cuda_stream_t stream) {
+int lmc_cuda_decode_stream(const lmc_cuda_rows_t *rows, lmc_decoder_t *decoder, int32_t *tokens,
+                           uint64_t *error, lmc_cuda_stream_t stream) {
     lmc_tile_plan_t plan;
     cudaError_t status = plan_rows(*rows, 1, &plan);
     for (uint32_t row = 0; row < rows->n_rows && status == cudaSuccess; row++)

@@ -1,12 +1,14 @@
-/* What one thread does with a row of logits in the CUDA kernels, and who does which part of a row: the arithmetic and
- * the index arithmetic, without barriers, shuffles or shared memory, which are in coding_kernels.cu. The same text
- * compiles for the host, where csrc/check/cuda_on_host.c runs it in loops over threads and compares with the core.
+/* What one thread does with a row of logits in the CUDA kernels, and who does which part of a row: the
+ * arithmetic and the index arithmetic, without barriers, shuffles or shared memory, which are in
+ * coding_kernels.cu. The same text compiles for the host, where csrc/check/cuda_on_host.c runs it in loops
+ * over threads and compares with the core.
  *
- * A row is a head of single elements up to the first 16-byte boundary, a body of 16-byte vectors, and a tail of single
- * elements. 32 vectors, one a lane, are a tile; a warp owns n_chunks * LMC_TILE_VECTORS tiles that follow each other, a
- * cluster of n_blocks blocks of n_warps warps owns the row. With n_chunks = 1 every thread keeps its vectors in
- * registers, so that the row is read once; longer rows are read twice, the second time mostly from the L2 cache.
- * Head and tail, and the elements before the token in its own vector, belong to the lanes of the first warp ("edges"). */
+ * A row is a head of single elements up to the first 16-byte boundary, a body of 16-byte vectors, and a tail
+ * of single elements. 32 vectors, one a lane, are a tile; a warp owns n_chunks * LMC_TILE_VECTORS tiles that
+ * follow each other, a cluster of n_blocks blocks of n_warps warps owns the row. With n_chunks = 1 every
+ * thread keeps its vectors in registers, so that the row is read once; longer rows are read twice, the second
+ * time mostly from the L2 cache. Head and tail, and the elements before the token in its own vector, belong
+ * to the lanes of the first warp ("edges"). */
 #ifndef LLMCOMP_CUDA_ROW_TILES_H
 #define LLMCOMP_CUDA_ROW_TILES_H
 
@@ -25,7 +27,7 @@
 #define LMC_UNROLL_NOT
 #endif
 
-#define LMC_LANES 32
+#define LMC_WARP_LANES 32
 #define LMC_VECTOR_BYTES 16
 #define LMC_TILE_VECTORS 8 /* vectors of a thread: 32 registers, half of what a thread of 1,024 can have */
 #define LMC_CLUSTER_BLOCKS_MAX 8
@@ -65,16 +67,19 @@ LMC_FN lmc_row_layout_t lmc_row_layout(uintptr_t address, uint32_t vocab_size, l
 }
 
 typedef struct lmc_tile_plan {
-    uint32_t n_blocks, n_warps, n_chunks; /* blocks of a row, warps of a block, loads of LMC_TILE_VECTORS of a thread */
+    uint32_t n_blocks, n_warps,
+        n_chunks; /* blocks of a row, warps of a block, loads of LMC_TILE_VECTORS of a thread */
 } lmc_tile_plan_t;
 
-/* Holds for every alignment of the row: a head only makes the body shorter. More blocks than the row needs are taken
- * where there are too few rows to use all processors. max_blocks: 1 where there are no clusters, a power of two. */
-LMC_FN lmc_tile_plan_t lmc_tile_plan(uint32_t vocab_size, lmc_dtype dtype, uint64_t n_rows, uint32_t n_processors,
-                                     uint32_t max_blocks) {
+/* Holds for every alignment of the row: a head only makes the body shorter. More blocks than the row needs
+ * are taken where there are too few rows to use all processors. max_blocks: 1 where there are no clusters, a
+ * power of two. */
+LMC_FN lmc_tile_plan_t lmc_tile_plan(uint32_t vocab_size, lmc_dtype dtype, uint64_t n_rows,
+                                     uint32_t n_processors, uint32_t max_blocks) {
     lmc_tile_plan_t plan;
-    uint32_t tile_elements = lmc_vector_elements(dtype) * LMC_LANES;
-    uint32_t n_units = (vocab_size + tile_elements * LMC_TILE_VECTORS - 1) / (tile_elements * LMC_TILE_VECTORS);
+    uint32_t tile_elements = lmc_vector_elements(dtype) * LMC_WARP_LANES;
+    uint32_t n_units =
+        (vocab_size + tile_elements * LMC_TILE_VECTORS - 1) / (tile_elements * LMC_TILE_VECTORS);
     plan.n_blocks = 1;
     while (plan.n_blocks < max_blocks && plan.n_blocks < n_units &&
            (n_units > plan.n_blocks * LMC_BLOCK_WARPS_AIM || n_rows * plan.n_blocks < n_processors))
@@ -87,7 +92,7 @@ LMC_FN lmc_tile_plan_t lmc_tile_plan(uint32_t vocab_size, lmc_dtype dtype, uint6
 
 /* The first vector of a warp's tile; warp counts over all blocks of the row. */
 LMC_FN uint32_t lmc_tile_begin(uint32_t n_chunks, uint32_t warp, uint32_t chunk, uint32_t tile) {
-    return ((warp * n_chunks + chunk) * LMC_TILE_VECTORS + tile) * LMC_LANES;
+    return ((warp * n_chunks + chunk) * LMC_TILE_VECTORS + tile) * LMC_WARP_LANES;
 }
 
 LMC_FN uint32_t lmc_warp_vectors(const lmc_row_layout_t *layout, uint32_t n_chunks, uint32_t warp) {
@@ -96,8 +101,8 @@ LMC_FN uint32_t lmc_warp_vectors(const lmc_row_layout_t *layout, uint32_t n_chun
     return (end < layout->n_vectors ? end : layout->n_vectors) - begin;
 }
 
-/* Where a token's symbols before it end: whole vectors of the body, in order; 0 for a token of the head, all for one of
- * the tail. */
+/* Where a token's symbols before it end: whole vectors of the body, in order; 0 for a token of the head, all
+ * for one of the tail. */
 LMC_FN uint32_t lmc_vectors_before(const lmc_row_layout_t *layout, uint32_t token, lmc_dtype dtype) {
     if (token < layout->n_head) return 0;
     uint32_t n = (token - layout->n_head) / lmc_vector_elements(dtype);
@@ -106,7 +111,7 @@ LMC_FN uint32_t lmc_vectors_before(const lmc_row_layout_t *layout, uint32_t toke
 
 /* The warp that holds the vector after those; the number of warps or more if no warp does. */
 LMC_FN uint32_t lmc_warp_of_vector(uint32_t n_chunks, uint32_t vector) {
-    return vector / (n_chunks * LMC_TILE_VECTORS * LMC_LANES);
+    return vector / (n_chunks * LMC_TILE_VECTORS * LMC_WARP_LANES);
 }
 
 /* ---- edges: the symbol of a lane of the first warp, or LMC_NO_SYMBOL_INDEX ---- */
@@ -114,8 +119,8 @@ LMC_FN uint32_t lmc_warp_of_vector(uint32_t n_chunks, uint32_t vector) {
 #define LMC_EDGE_TAIL_LANE 8
 #define LMC_EDGE_TOKEN_LANE 16 /* below it: head and tail, which count towards the total */
 
-LMC_FN uint32_t lmc_edge_symbol(const lmc_row_layout_t *layout, uint32_t vocab_size, uint32_t lane, uint32_t token,
-                                lmc_dtype dtype) {
+LMC_FN uint32_t lmc_edge_symbol(const lmc_row_layout_t *layout, uint32_t vocab_size, uint32_t lane,
+                                uint32_t token, lmc_dtype dtype) {
     if (lane < LMC_EDGE_TAIL_LANE) return lane < layout->n_head ? lane : LMC_NO_SYMBOL_INDEX;
     if (lane < LMC_EDGE_TOKEN_LANE) {
         lane -= LMC_EDGE_TAIL_LANE;
@@ -179,13 +184,13 @@ LMC_FN lmc_vector_t lmc_vector_load(const unsigned char *body, uint32_t vector) 
     return loaded;
 }
 
-/* The vectors of a thread in one chunk; lane_begin is its first one, the others follow at LMC_LANES. */
-LMC_FN void lmc_tiles_load(lmc_vector_t vectors[LMC_TILE_VECTORS], const unsigned char *body, uint32_t lane_begin,
-                           uint32_t n_vectors, lmc_dtype dtype) {
+/* The vectors of a thread in one chunk; lane_begin is its first one, the others follow at LMC_WARP_LANES. */
+LMC_FN void lmc_tiles_load(lmc_vector_t vectors[LMC_TILE_VECTORS], const unsigned char *body,
+                           uint32_t lane_begin, uint32_t n_vectors, lmc_dtype dtype) {
     uint32_t lowest = lmc_word_lowest(dtype);
     LMC_UNROLL
     for (uint32_t tile = 0; tile < LMC_TILE_VECTORS; tile++) {
-        uint32_t vector = lane_begin + tile * LMC_LANES;
+        uint32_t vector = lane_begin + tile * LMC_WARP_LANES;
         lmc_vector_t nothing = {{lowest, lowest, lowest, lowest}};
         vectors[tile] = vector < n_vectors ? lmc_vector_load(body, vector) : nothing;
     }
@@ -216,7 +221,8 @@ LMC_FN uint32_t lmc_word_max(uint32_t a, uint32_t b, lmc_dtype dtype) {
 #else
     float a_low = lmc_widen(a & 0xFFFFu, dtype), b_low = lmc_widen(b & 0xFFFFu, dtype);
     float a_high = lmc_widen(a >> 16, dtype), b_high = lmc_widen(b >> 16, dtype);
-    uint32_t low = a_low != a_low || a_low > b_low ? a : b, high = a_high != a_high || a_high > b_high ? a : b;
+    uint32_t low = a_low != a_low || a_low > b_low ? a : b,
+             high = a_high != a_high || a_high > b_high ? a : b;
     return (low & 0xFFFFu) | (high & 0xFFFF0000u);
 #endif
 }
@@ -229,9 +235,9 @@ LMC_FN float lmc_word_max_value(uint32_t word, lmc_dtype dtype) {
 LMC_FN uint32_t lmc_tiles_max(const lmc_vector_t vectors[LMC_TILE_VECTORS], uint32_t top, lmc_dtype dtype) {
     LMC_UNROLL
     for (uint32_t tile = 0; tile < LMC_TILE_VECTORS; tile++)
-    LMC_UNROLL
-        for (uint32_t i = 0; i < 4; i++)
-            top = lmc_word_max(vectors[tile].words[i], top, dtype);
+        LMC_UNROLL
+    for (uint32_t i = 0; i < 4; i++)
+        top = lmc_word_max(vectors[tile].words[i], top, dtype);
     return top;
 }
 
@@ -278,9 +284,9 @@ LMC_FN uint32_t lmc_shift_right_or_zero(uint32_t x, uint32_t n) {
 #endif
 }
 
-/* lmc_weight of ieee.h without its test of t, where nothing has to be taken off the logit first. t >= 31.5, +inf included,
- * makes the bits of shifted 32 or more larger than those of the magic number: the weight is 0, whatever the polynomial
- * gave. csrc/check/cuda_on_host.c compares the two for every logit. */
+/* lmc_weight of ieee.h without its test of t, where nothing has to be taken off the logit first. t >= 31.5,
+ * +inf included, makes the bits of shifted 32 or more larger than those of the magic number: the weight is 0,
+ * whatever the polynomial gave. csrc/check/cuda_on_host.c compares the two for every logit. */
 LMC_FN uint32_t lmc_weight_in_place(float logit, float offset) {
     float t = lmc_fma(-logit, LMC_LOG2_E, offset);
     float shifted = lmc_add(t, LMC_ROUND_MAGIC);
@@ -314,12 +320,13 @@ LMC_FN uint64_t lmc_vector_weight_sum(const lmc_vector_t *vector, lmc_origin_t o
 }
 
 /* The weights of a thread in one chunk: all of them, and those of vectors before n_before. */
-LMC_FN void lmc_tiles_weight_sum(const lmc_vector_t vectors[LMC_TILE_VECTORS], uint32_t lane_begin, uint32_t n_vectors,
-                                 uint32_t n_before, float offset, lmc_dtype dtype, uint64_t *sum, uint64_t *before) {
+LMC_FN void lmc_tiles_weight_sum(const lmc_vector_t vectors[LMC_TILE_VECTORS], uint32_t lane_begin,
+                                 uint32_t n_vectors, uint32_t n_before, float offset, lmc_dtype dtype,
+                                 uint64_t *sum, uint64_t *before) {
     lmc_origin_t in_place = {0.0f, offset};
     LMC_UNROLL
     for (uint32_t tile = 0; tile < LMC_TILE_VECTORS; tile++) {
-        uint32_t vector = lane_begin + tile * LMC_LANES;
+        uint32_t vector = lane_begin + tile * LMC_WARP_LANES;
         if (vector >= n_vectors) break;
         uint64_t weights = lmc_vector_weight_sum(&vectors[tile], in_place, dtype);
         *sum += weights;
@@ -327,13 +334,14 @@ LMC_FN void lmc_tiles_weight_sum(const lmc_vector_t vectors[LMC_TILE_VECTORS], u
     }
 }
 
-/* The same for a maximum beyond LMC_MAXIMUM_IN_PLACE: rare, so it loads again instead of doubling the code above. */
+/* The same for a maximum beyond LMC_MAXIMUM_IN_PLACE: rare, so it loads again instead of doubling the code
+ * above. */
 LMC_FN void lmc_tiles_weight_sum_moved(const unsigned char *body, uint32_t lane_begin, uint32_t n_vectors,
                                        uint32_t n_before, lmc_origin_t origin, lmc_dtype dtype, uint64_t *sum,
                                        uint64_t *before) {
     LMC_UNROLL_NOT
     for (uint32_t tile = 0; tile < LMC_TILE_VECTORS; tile++) {
-        uint32_t vector = lane_begin + tile * LMC_LANES;
+        uint32_t vector = lane_begin + tile * LMC_WARP_LANES;
         if (vector >= n_vectors) break;
         lmc_vector_t loaded = lmc_vector_load(body, vector);
         uint64_t weights = lmc_vector_weight_sum(&loaded, origin, dtype);
@@ -344,10 +352,10 @@ LMC_FN void lmc_tiles_weight_sum_moved(const unsigned char *body, uint32_t lane_
 
 /* ---- the search for a value ---- */
 
-/* The element of a vector whose interval holds rest, which lies inside the vector; *before is what lies below it in the
- * vector, *freq its own share. */
-LMC_FN uint32_t lmc_vector_find(const lmc_vector_t *vector, lmc_origin_t origin, lmc_dtype dtype, uint64_t rest,
-                                uint64_t *before, uint64_t *freq) {
+/* The element of a vector whose interval holds rest, which lies inside the vector; *before is what lies below
+ * it in the vector, *freq its own share. */
+LMC_FN uint32_t lmc_vector_find(const lmc_vector_t *vector, lmc_origin_t origin, lmc_dtype dtype,
+                                uint64_t rest, uint64_t *before, uint64_t *freq) {
     uint32_t n = lmc_vector_elements(dtype), found = n;
     uint64_t sum = 0;
     *before = *freq = 0;

@@ -1,6 +1,7 @@
-/* The module llmcomp._cuda: launchers, device memory and DLPack capsules for llmcomp/cuda.py, which parses and checks what
- * users give. Pointers and streams are Python integers here; every function makes its device current and puts the
- * caller's device back. Built only where nvcc is found; loads where there is neither GPU nor driver. */
+/* The module llmcomp._cuda: launchers, device memory and DLPack capsules for llmcomp/cuda.py, which parses
+ * and checks what users give. Pointers and streams are Python integers here; every function makes its device
+ * current and puts the caller's device back. Built only where nvcc is found; loads where there is neither GPU
+ * nor driver. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -188,11 +189,12 @@ static PyObject *dlpack_capsule(PyObject *module, PyObject *arguments) {
     buffer_object_t *buffer;
     PyObject *shape;
     int code, bits;
-    if (!PyArg_ParseTuple(arguments, "O!iiO!", state->buffer_type, &buffer, &code, &bits, &PyTuple_Type, &shape))
+    if (!PyArg_ParseTuple(arguments, "O!iiO!", state->buffer_type, &buffer, &code, &bits, &PyTuple_Type,
+                          &shape))
         return NULL;
     if (PyTuple_GET_SIZE(shape) > DL_DIMS_MAX) {
-        return PyErr_Format(state->error, "an array of %zd dimensions; expected at most %d", PyTuple_GET_SIZE(shape),
-                            DL_DIMS_MAX);
+        return PyErr_Format(state->error, "an array of %zd dimensions; expected at most %d",
+                            PyTuple_GET_SIZE(shape), DL_DIMS_MAX);
     }
     exported_tensor_t *exported = PyMem_RawCalloc(1, sizeof *exported);
     if (exported == NULL) return PyErr_NoMemory();
@@ -209,7 +211,8 @@ static PyObject *dlpack_capsule(PyObject *module, PyObject *arguments) {
     tensor->shape = exported->shape;
     exported->managed.manager_context = buffer;
     exported->managed.deleter = exported_delete;
-    PyObject *capsule = PyErr_Occurred() ? NULL : PyCapsule_New(&exported->managed, "dltensor", exported_capsule_free);
+    PyObject *capsule =
+        PyErr_Occurred() ? NULL : PyCapsule_New(&exported->managed, "dltensor", exported_capsule_free);
     if (capsule == NULL) {
         PyMem_RawFree(exported);
         return NULL;
@@ -234,15 +237,16 @@ static PyObject *upload(PyObject *module, PyObject *arguments) {
     return none_or_null(result);
 }
 
-static int copy_rows(void *target, size_t target_pitch, const void *source, size_t source_pitch, size_t n_bytes,
-                     size_t n_rows, enum cudaMemcpyKind kind, cudaStream_t stream) {
+static int copy_rows(void *target, size_t target_pitch, const void *source, size_t source_pitch,
+                     size_t n_bytes, size_t n_rows, enum cudaMemcpyKind kind, cudaStream_t stream) {
     if (n_bytes == 0 || n_rows == 0) return cudaSuccess;
     return cudaMemcpy2DAsync(target, target_pitch, source, source_pitch, n_bytes, n_rows, kind, stream);
 }
 
-static int copy_rows_to_host(void *target, const void *source, size_t source_pitch, size_t n_bytes, size_t n_rows,
-                             cudaStream_t stream) {
-    int status = copy_rows(target, n_bytes, source, source_pitch, n_bytes, n_rows, cudaMemcpyDeviceToHost, stream);
+static int copy_rows_to_host(void *target, const void *source, size_t source_pitch, size_t n_bytes,
+                             size_t n_rows, cudaStream_t stream) {
+    int status =
+        copy_rows(target, n_bytes, source, source_pitch, n_bytes, n_rows, cudaMemcpyDeviceToHost, stream);
     return status == cudaSuccess ? (int)cudaStreamSynchronize(stream) : status;
 }
 
@@ -251,7 +255,8 @@ static PyObject *download_rows(PyObject *module, PyObject *arguments) {
     int device, result;
     number_t stream, source;
     Py_ssize_t pitch, n_bytes, n_rows;
-    if (!PyArg_ParseTuple(arguments, "iKKnnn", &device, &stream, &source, &pitch, &n_bytes, &n_rows)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "iKKnnn", &device, &stream, &source, &pitch, &n_bytes, &n_rows))
+        return NULL;
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, n_bytes * n_rows);
     if (bytes == NULL) return NULL;
     char *target = PyBytes_AS_STRING(bytes);
@@ -267,8 +272,8 @@ static PyObject *copy_rows_on_device(PyObject *module, PyObject *arguments) {
     int device, result;
     number_t stream, target, source;
     Py_ssize_t target_pitch, source_pitch, n_bytes, n_rows;
-    if (!PyArg_ParseTuple(arguments, "iKKnKnnn", &device, &stream, &target, &target_pitch, &source, &source_pitch,
-                          &n_bytes, &n_rows)) {
+    if (!PyArg_ParseTuple(arguments, "iKKnKnnn", &device, &stream, &target, &target_pitch, &source,
+                          &source_pitch, &n_bytes, &n_rows)) {
         return NULL;
     }
     ON_DEVICE(state->error, device, result,
@@ -319,8 +324,8 @@ static PyObject *is_capturing(PyObject *module, PyObject *arguments) {
 
 /* ---- launchers ---- */
 
-/* rows: (data, outer stride, inner stride, n_rows, n_inner, vocab_size, dtype); tokens: (data, outer stride, inner stride,
- * bytes of one). */
+/* rows: (data, outer stride, inner stride, n_rows, n_inner, vocab_size, dtype); tokens: (data, outer stride,
+ * inner stride, bytes of one). */
 #define ROWS_FORMAT "(KLLIIIi)"
 #define TOKENS_FORMAT "(KLLI)"
 typedef struct parsed_rows {
@@ -329,11 +334,16 @@ typedef struct parsed_rows {
     unsigned int n_rows, n_inner, vocab_size;
     int dtype;
 } parsed_rows_t;
-#define ROWS_TARGETS(P) &(P).data, &(P).outer, &(P).inner, &(P).n_rows, &(P).n_inner, &(P).vocab_size, &(P).dtype
+#define ROWS_TARGETS(P)                                                                                      \
+    &(P).data, &(P).outer, &(P).inner, &(P).n_rows, &(P).n_inner, &(P).vocab_size, &(P).dtype
 
 static lmc_cuda_rows_t rows_of(const parsed_rows_t *parsed) {
-    return (lmc_cuda_rows_t){POINTER(const void *, parsed->data), parsed->outer,      parsed->inner,
-                             parsed->n_rows,                      parsed->n_inner,    parsed->vocab_size,
+    return (lmc_cuda_rows_t){POINTER(const void *, parsed->data),
+                             parsed->outer,
+                             parsed->inner,
+                             parsed->n_rows,
+                             parsed->n_inner,
+                             parsed->vocab_size,
                              (lmc_dtype)parsed->dtype};
 }
 
@@ -344,17 +354,17 @@ static PyObject *intervals(PyObject *module, PyObject *arguments) {
     long long token_outer, token_inner;
     unsigned int token_bytes;
     parsed_rows_t parsed;
-    if (!PyArg_ParseTuple(arguments, "iK" ROWS_FORMAT TOKENS_FORMAT "KKKKK", &device, &stream, ROWS_TARGETS(parsed),
-                          &token_data, &token_outer, &token_inner, &token_bytes, &active, &start, &freq, &total,
-                          &error)) {
+    if (!PyArg_ParseTuple(arguments, "iK" ROWS_FORMAT TOKENS_FORMAT "KKKKK", &device, &stream,
+                          ROWS_TARGETS(parsed), &token_data, &token_outer, &token_inner, &token_bytes,
+                          &active, &start, &freq, &total, &error)) {
         return NULL;
     }
     lmc_cuda_rows_t rows = rows_of(&parsed);
     lmc_cuda_tokens_t tokens = {POINTER(const void *, token_data), token_outer, token_inner, token_bytes};
     ON_DEVICE(state->error, device, result,
               lmc_cuda_intervals(&rows, &tokens, POINTER(const uint8_t *, active), POINTER(uint64_t *, start),
-                                 POINTER(uint64_t *, freq), POINTER(uint64_t *, total), POINTER(uint64_t *, error),
-                                 POINTER(lmc_cuda_stream_t, stream)));
+                                 POINTER(uint64_t *, freq), POINTER(uint64_t *, total),
+                                 POINTER(uint64_t *, error), POINTER(lmc_cuda_stream_t, stream)));
     return none_or_null(result);
 }
 
@@ -365,8 +375,9 @@ static PyObject *code_length(PyObject *module, PyObject *arguments) {
     Py_ssize_t n;
     if (!PyArg_ParseTuple(arguments, "iKnKKK", &device, &stream, &n, &freq, &total, &bits)) return NULL;
     ON_DEVICE(state->error, device, result,
-              lmc_cuda_code_length((size_t)n, POINTER(const uint64_t *, freq), POINTER(const uint64_t *, total),
-                                   POINTER(double *, bits), POINTER(lmc_cuda_stream_t, stream)));
+              lmc_cuda_code_length((size_t)n, POINTER(const uint64_t *, freq),
+                                   POINTER(const uint64_t *, total), POINTER(double *, bits),
+                                   POINTER(lmc_cuda_stream_t, stream)));
     return none_or_null(result);
 }
 
@@ -378,7 +389,8 @@ static PyObject *place_encoders(PyObject *module, PyObject *arguments, place_fn 
     number_t stream, encoders, bytes;
     unsigned int n;
     Py_ssize_t capacity;
-    if (!PyArg_ParseTuple(arguments, "iKKIKn", &device, &stream, &encoders, &n, &bytes, &capacity)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "iKKIKn", &device, &stream, &encoders, &n, &bytes, &capacity))
+        return NULL;
     ON_DEVICE(state->error, device, result,
               place(POINTER(lmc_encoder_t *, encoders), n, POINTER(uint8_t *, bytes), (size_t)capacity,
                     POINTER(lmc_cuda_stream_t, stream)));
@@ -398,8 +410,8 @@ static PyObject *encoders_put(PyObject *module, PyObject *arguments) {
     int device, result;
     number_t stream, encoders, start, freq, total, active, error;
     unsigned int n;
-    if (!PyArg_ParseTuple(arguments, "iKKIKKKKK", &device, &stream, &encoders, &n, &start, &freq, &total, &active,
-                          &error)) {
+    if (!PyArg_ParseTuple(arguments, "iKKIKKKKK", &device, &stream, &encoders, &n, &start, &freq, &total,
+                          &active, &error)) {
         return NULL;
     }
     ON_DEVICE(state->error, device, result,
@@ -416,8 +428,9 @@ static PyObject *encoders_end(PyObject *module, PyObject *arguments) {
     number_t stream, encoders;
     unsigned int n;
     if (!PyArg_ParseTuple(arguments, "iKKI", &device, &stream, &encoders, &n)) return NULL;
-    ON_DEVICE(state->error, device, result,
-              lmc_cuda_encoders_end(POINTER(lmc_encoder_t *, encoders), n, POINTER(lmc_cuda_stream_t, stream)));
+    ON_DEVICE(
+        state->error, device, result,
+        lmc_cuda_encoders_end(POINTER(lmc_encoder_t *, encoders), n, POINTER(lmc_cuda_stream_t, stream)));
     return none_or_null(result);
 }
 
@@ -426,10 +439,12 @@ static PyObject *decoders_begin(PyObject *module, PyObject *arguments) {
     int device, result;
     number_t stream, decoders, payloads, offsets;
     unsigned int n;
-    if (!PyArg_ParseTuple(arguments, "iKKIKK", &device, &stream, &decoders, &n, &payloads, &offsets)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "iKKIKK", &device, &stream, &decoders, &n, &payloads, &offsets))
+        return NULL;
     ON_DEVICE(state->error, device, result,
-              lmc_cuda_decoders_begin(POINTER(lmc_decoder_t *, decoders), n, POINTER(const uint8_t *, payloads),
-                                      POINTER(const uint64_t *, offsets), POINTER(lmc_cuda_stream_t, stream)));
+              lmc_cuda_decoders_begin(POINTER(lmc_decoder_t *, decoders), n,
+                                      POINTER(const uint8_t *, payloads), POINTER(const uint64_t *, offsets),
+                                      POINTER(lmc_cuda_stream_t, stream)));
     return none_or_null(result);
 }
 
@@ -444,9 +459,9 @@ static PyObject *decode_step(PyObject *module, PyObject *arguments) {
     }
     lmc_cuda_rows_t rows = rows_of(&parsed);
     ON_DEVICE(state->error, device, result,
-              lmc_cuda_decode_step(&rows, POINTER(const uint8_t *, active), POINTER(lmc_decoder_t *, decoders),
-                                   POINTER(int32_t *, tokens), POINTER(uint64_t *, error),
-                                   POINTER(lmc_cuda_stream_t, stream)));
+              lmc_cuda_decode_step(&rows, POINTER(const uint8_t *, active),
+                                   POINTER(lmc_decoder_t *, decoders), POINTER(int32_t *, tokens),
+                                   POINTER(uint64_t *, error), POINTER(lmc_cuda_stream_t, stream)));
     return none_or_null(result);
 }
 
@@ -455,8 +470,8 @@ static PyObject *decode_stream(PyObject *module, PyObject *arguments) {
     int device, result;
     number_t stream, decoder, tokens, error;
     parsed_rows_t parsed;
-    if (!PyArg_ParseTuple(arguments, "iK" ROWS_FORMAT "KKK", &device, &stream, ROWS_TARGETS(parsed), &decoder, &tokens,
-                          &error)) {
+    if (!PyArg_ParseTuple(arguments, "iK" ROWS_FORMAT "KKK", &device, &stream, ROWS_TARGETS(parsed), &decoder,
+                          &tokens, &error)) {
         return NULL;
     }
     lmc_cuda_rows_t rows = rows_of(&parsed);
@@ -472,9 +487,9 @@ static PyObject *device_description(int device) {
     struct cudaDeviceProp properties;
     int status = cudaGetDeviceProperties(&properties, device);
     if (status != cudaSuccess) return PyUnicode_FromString(cudaGetErrorString((cudaError_t)status));
-    return Py_BuildValue("{s:s,s:(ii),s:i,s:K}", "name", properties.name, "compute_capability", properties.major,
-                         properties.minor, "multiprocessors", properties.multiProcessorCount, "memory_bytes",
-                         (number_t)properties.totalGlobalMem);
+    return Py_BuildValue("{s:s,s:(ii),s:i,s:K}", "name", properties.name, "compute_capability",
+                         properties.major, properties.minor, "multiprocessors",
+                         properties.multiProcessorCount, "memory_bytes", (number_t)properties.totalGlobalMem);
 }
 
 /* (driver version or 0, list of devices, what stands in the way or None) */
@@ -500,12 +515,15 @@ static PyObject *machine(PyObject *module, PyObject *unused) {
 static PyMethodDef functions[] = {
     {"machine", machine, METH_NOARGS, "(driver version, devices, what stands in the way or None)."},
     {"dlpack_view", dlpack_view, METH_O,
-     "(pointer, device type, device, type code, bits, shape, strides in elements or None) of a capsule, used up."},
+     "(pointer, device type, device, type code, bits, shape, strides in elements or None) of a capsule, used "
+     "up."},
     FUNCTION(dlpack_capsule, "dlpack_capsule(buffer, code, bits, shape): a capsule that shares the buffer."),
     FUNCTION(upload, "upload(device, stream, pointer, bytes)."),
-    FUNCTION(download_rows, "download_rows(device, stream, pointer, pitch, n_bytes, n_rows) -> bytes; waits."),
-    FUNCTION(copy_rows_on_device,
-             "copy_rows_on_device(device, stream, target, target_pitch, source, source_pitch, n_bytes, n_rows)."),
+    FUNCTION(download_rows,
+             "download_rows(device, stream, pointer, pitch, n_bytes, n_rows) -> bytes; waits."),
+    FUNCTION(
+        copy_rows_on_device,
+        "copy_rows_on_device(device, stream, target, target_pitch, source, source_pitch, n_bytes, n_rows)."),
     FUNCTION(error_clear, "error_clear(device, stream, error)."),
     FUNCTION(error_read, "error_read(device, stream, error): None or (row, is_token, phrase); waits."),
     FUNCTION(is_capturing, "is_capturing(device, stream)."),
@@ -533,7 +551,8 @@ static int module_exec(PyObject *module) {
     if (PyModule_AddIntConstant(module, "TOOLKIT_VERSION", CUDART_VERSION) < 0) return -1;
     if (PyModule_AddStringConstant(module, "TARGETS", LMC_CUDA_TARGETS) < 0) return -1;
     if (PyModule_AddIntConstant(module, "ENCODER_BYTES", (long)sizeof(lmc_encoder_t)) < 0) return -1;
-    if (PyModule_AddIntConstant(module, "ENCODER_LENGTH_OFFSET", (long)offsetof(lmc_encoder_t, n_bytes)) < 0) return -1;
+    if (PyModule_AddIntConstant(module, "ENCODER_LENGTH_OFFSET", (long)offsetof(lmc_encoder_t, n_bytes)) < 0)
+        return -1;
     if (PyModule_AddIntConstant(module, "DECODER_BYTES", (long)sizeof(lmc_decoder_t)) < 0) return -1;
     if (PyModule_AddIntConstant(module, "STEP_BYTES_MAX", LMC_STEP_BYTES_MAX) < 0) return -1;
     return PyModule_AddIntConstant(module, "VOCAB_SIZE_MAX", (long)LMC_VOCAB_SIZE_MAX);
