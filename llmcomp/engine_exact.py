@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -61,8 +62,8 @@ class ExactModel:
     """A GPT-NeoX model in the C core, made by `load_exact` or from arrays.
 
     `n_logits` logits a row, of which the first `vocab_size` are tokens; the padded rest gets no probability.
-    `n_params` counts tied weights once. `fingerprint` (SHA-256, hex) is over all that the coded bits depend on: the
-    weights, the configuration, the tokenizer and the version of the arithmetic; `weights_sha256` is over the weights alone.
+    `n_params` counts tied weights once. `fingerprint` (SHA-256, hex) is over all that the coded bits depend on:
+    weights, configuration, tokenizer and version of the arithmetic; `weights_sha256` is over the weights alone.
     """
 
     engine = "exact"
@@ -79,7 +80,7 @@ class ExactModel:
         vocab_size: int | None = None,
         tokenizer_path: str | os.PathLike[str] | None = None,
     ) -> None:
-        """`config`: the content of config.json; `weights`: by the names of the checkpoint, float32 or float16 arrays."""
+        """`config`: what config.json says; `weights`: float32 or float16 arrays by their names in the checkpoint."""
         self.name, self.step = name, step
         self.config = _parse_config(config, name)
         self.n_logits, self.context_length = self.config.n_logits, self.config.context_length
@@ -169,7 +170,7 @@ def load_exact(
 ) -> ExactModel:
     """Load a GPT-NeoX model from a folder in Hugging Face's layout: config.json and safetensors, sharded or not.
 
-    Weights (float32, float16, bfloat16) stay mapped from the file. `weights` replaces what the folder has. Raises `Error`.
+    Weights (float32, float16, bfloat16) stay mapped from the file; `weights` replaces the folder's. Raises `Error`.
     """
     folder = Path(folder)
     config = _read_json(folder / "config.json")
@@ -199,10 +200,10 @@ def _parse_config(config: Mapping[str, Any], name: str) -> NeoxConfig:
         "vocab_size": 50432,
         "max_position_embeddings": 2048,
     }
-    for key in sizes:
-        sizes[key] = config.get(key, sizes[key])
-        if not isinstance(sizes[key], int) or sizes[key] < 1:
-            raise Error(f"{name}: {key} is {sizes[key]!r}, expected a positive integer")
+    sizes = {key: config.get(key, default) for key, default in sizes.items()}
+    for key, value in sizes.items():
+        if type(value) is not int or value < 1:
+            raise Error(f"{name}: {key} is {value!r}, expected a positive integer")
     hidden, n_heads = sizes["hidden_size"], sizes["num_attention_heads"]
     if hidden % n_heads:
         raise Error(f"{name}: hidden_size {hidden} is no multiple of num_attention_heads {n_heads}")
@@ -210,7 +211,8 @@ def _parse_config(config: Mapping[str, Any], name: str) -> NeoxConfig:
     rotary_dims = int(hidden // n_heads * fraction)
     if rotary_dims % 2 or not 0 <= fraction <= 1:
         raise Error(
-            f"{name}: {fraction} of heads of {hidden // n_heads} are {rotary_dims} rotary dimensions, expected an even number"
+            f"{name}: {fraction} of heads of {hidden // n_heads} are {rotary_dims} rotary dimensions, "
+            "expected an even number"
         )
     return NeoxConfig(
         n_layers=sizes["num_hidden_layers"],
@@ -377,7 +379,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The float tensors of a safetensors file, mapped from it and not copied where it aligns them; buffers are left out.
+    """The weights of a safetensors file, mapped from it, and copied only where it does not align them.
 
     Layout: github.com/huggingface/safetensors, "Format". `Error` for a file that is truncated or not one of these.
     """
@@ -410,7 +412,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             raw = np.array(raw)
         tensors[key] = Tensor(np.asarray(raw).view(layout).reshape(entry["shape"]), dtype)
     ranges.sort()
-    for (_, end, key), (begin, _, other) in zip(ranges, ranges[1:], strict=False):
+    for (_, end, key), (begin, _, other) in itertools.pairwise(ranges):
         if begin < end:
             raise Error(f"{path}: {key} and {other} overlap")
     return tensors

@@ -4,7 +4,7 @@
 #include "kernels.h"
 
 #if defined(__AVX2__) && defined(__FMA__)
-#include <immintrin.h>
+#include "vec_avx2.h"
 
 #define LMC_NEOX_KERNELS lmc_neox_kernels_avx2
 #define LMC_INLINE static inline __attribute__((always_inline))

@@ -3,7 +3,7 @@
 #include "kernels.h"
 
 #if defined(__AVX512F__) && defined(__FMA__)
-#include <immintrin.h>
+#include "vec_avx512.h"
 
 #define LMC_NEOX_KERNELS lmc_neox_kernels_avx512
 #define LMC_INLINE static inline __attribute__((always_inline))

@@ -3,7 +3,7 @@
 #include "kernels.h"
 
 #if defined(__aarch64__)
-#include <arm_neon.h>
+#include "vec_neon.h"
 
 #define LMC_NEOX_KERNELS lmc_neox_kernels_neon
 #define LMC_INLINE static inline __attribute__((always_inline))

@@ -1,6 +1,7 @@
 /* The matrix product as it is specified, and the forward pass's other kernels for any processor. Nothing here
  * is fast: a backend with vectors overrides the product and compiles the rest for its own instruction set. */
 #include "kernels.h"
+#include "vec_serial.h"
 
 #define LMC_NEOX_KERNELS lmc_neox_kernels_serial
 

@@ -185,7 +185,8 @@ LMC_FN float lmc_gelu(float x) {
     float shifted = lmc_add(t, LMC_ROUND_MAGIC);
     float f = lmc_sub(t, lmc_sub(shifted, LMC_ROUND_MAGIC));
     float h = lmc_scale_by_shifted(LMC_EXP2_POLYNOMIAL(f, 0.5f), shifted);
-    return lmc_mul(x, x < 0.0f ? h : lmc_sub(1.0f, h));
+    float rest = lmc_sub(1.0f, h);
+    return lmc_mul(x, x < 0.0f ? h : rest);
 }
 
 /* ---- binary64, for the tables of positions

@@ -25,11 +25,21 @@ static inline lmc_vf lmc_v_load_bf16(const void *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
+static inline void lmc_v_store_f32(float *p, lmc_vf a) {
+    _mm256_storeu_ps(p, a);
+}
+/* a where the lane of mask is all ones, b where it is all zeros. */
+static inline lmc_vf lmc_v_select(lmc_vf mask, lmc_vf a, lmc_vf b) {
+    return _mm256_blendv_ps(b, a, mask);
+}
 static inline lmc_vf lmc_v_add(lmc_vf a, lmc_vf b) {
     return _mm256_add_ps(a, b);
 }
 static inline lmc_vf lmc_v_sub(lmc_vf a, lmc_vf b) {
     return _mm256_sub_ps(a, b);
+}
+static inline lmc_vf lmc_v_mul(lmc_vf a, lmc_vf b) {
+    return _mm256_mul_ps(a, b);
 }
 static inline lmc_vf lmc_v_max(lmc_vf a, lmc_vf b) {
     return _mm256_max_ps(a, b);

@@ -27,11 +27,21 @@ static inline lmc_vf lmc_v_load_bf16(const void *p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+static inline void lmc_v_store_f32(float *p, lmc_vf a) {
+    _mm512_storeu_ps(p, a);
+}
+/* a where the lane of mask is all ones, b where it is all zeros. */
+static inline lmc_vf lmc_v_select(lmc_vf mask, lmc_vf a, lmc_vf b) {
+    return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(mask)), b, a);
+}
 static inline lmc_vf lmc_v_add(lmc_vf a, lmc_vf b) {
     return _mm512_add_ps(a, b);
 }
 static inline lmc_vf lmc_v_sub(lmc_vf a, lmc_vf b) {
     return _mm512_sub_ps(a, b);
+}
+static inline lmc_vf lmc_v_mul(lmc_vf a, lmc_vf b) {
+    return _mm512_mul_ps(a, b);
 }
 static inline lmc_vf lmc_v_max(lmc_vf a, lmc_vf b) {
     return _mm512_max_ps(a, b);

@@ -22,11 +22,21 @@ static inline lmc_vf lmc_v_load_f16(const void *p) {
 static inline lmc_vf lmc_v_load_bf16(const void *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8((const uint8_t *)p)), 16));
 }
+static inline void lmc_v_store_f32(float *p, lmc_vf a) {
+    vst1q_f32(p, a);
+}
+/* a where the lane of mask is all ones, b where it is all zeros. */
+static inline lmc_vf lmc_v_select(lmc_vf mask, lmc_vf a, lmc_vf b) {
+    return vbslq_f32(vreinterpretq_u32_f32(mask), a, b);
+}
 static inline lmc_vf lmc_v_add(lmc_vf a, lmc_vf b) {
     return vaddq_f32(a, b);
 }
 static inline lmc_vf lmc_v_sub(lmc_vf a, lmc_vf b) {
     return vsubq_f32(a, b);
+}
+static inline lmc_vf lmc_v_mul(lmc_vf a, lmc_vf b) {
+    return vmulq_f32(a, b);
 }
 /* a where a > b, else b, as on x86: b where either is NaN. */
 static inline lmc_vf lmc_v_max(lmc_vf a, lmc_vf b) {
