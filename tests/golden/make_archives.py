@@ -1,0 +1,16 @@
+"""Writes the golden archives that are missing; never one that is there. Run from the folder tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from golden_archives import CONTENTS, FOLDER, OPTIONS, IntegerModel, cases, path_of
+
+from llmcomp import compress
+
+FOLDER.mkdir(exist_ok=True)
+for case in cases():
+    if not path_of(case).exists():
+        tokenizer, options, content = case
+        path_of(case).write_bytes(compress(CONTENTS[content], IntegerModel(tokenizer), **OPTIONS[options]))

@@ -1,0 +1,79 @@
+"""The golden archives are read by the package and by a second decoder, and are written again bit for bit, forever."""
+
+from __future__ import annotations
+
+import io
+
+import archive_oracle
+import golden_archives as golden
+import pytest
+
+from llmcomp import compress, decompress
+from llmcomp.salvage import salvage_segments
+
+CASES = golden.cases()
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, golden.IntegerModel]:
+    return {tokenizer: golden.IntegerModel(tokenizer) for tokenizer in golden.TOKENIZERS}
+
+
+def starter(model: golden.IntegerModel):
+    """A window of the model for the oracle, from `row` alone: neither sessions nor batches."""
+
+    def start():
+        state = 0
+
+        def step(token):
+            nonlocal state
+            state, row = model.row(state, token)
+            return row
+
+        return step
+
+    return start
+
+
+def test_no_golden_archive_is_missing_or_unknown():
+    assert {golden.path_of(case) for case in CASES} == set(golden.FOLDER.iterdir())
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_the_package_reads_and_writes_it(case, models):
+    tokenizer, options, content = case
+    blob = golden.path_of(case).read_bytes()
+    assert decompress(blob, models[tokenizer]) == golden.CONTENTS[content]
+    assert compress(golden.CONTENTS[content], models[tokenizer], **golden.OPTIONS[options]) == blob
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_the_second_decoder_reads_it(case, models):
+    tokenizer, _, content = case
+    description = golden.TOKENIZERS[tokenizer]
+    table, stand_ins = archive_oracle.vocabulary(description) if description else ([bytes([b]) for b in range(256)], {})
+    blob = golden.path_of(case).read_bytes()
+    assert archive_oracle.decode(blob, table, stand_ins, starter(models[tokenizer])) == golden.CONTENTS[content]
+
+
+def test_both_decoders_cut_the_archive_into_the_same_segments():
+    for case in CASES:
+        blob = golden.path_of(case).read_bytes()
+        _, expected, _, _ = archive_oracle.read_segments(blob)
+        found = [(s.n_bytes, s.stored, s.payload) for s in salvage_segments(io.BytesIO(blob))]
+        assert found == expected
+
+
+def test_the_set_covers_coded_and_stored_segments_and_stand_ins():
+    kinds = set()
+    for case in CASES:
+        header, segments, _, _ = archive_oracle.read_segments(golden.path_of(case).read_bytes())
+        for _, is_stored, payload in segments:
+            kinds.add((case[0], header.get("mapping"), "stored" if is_stored else "coded"))
+            if case[0] == "lacking" and header.get("mapping") == 0 and not is_stored:
+                kinds.add(payload[:1])
+    assert {b"\x00", b"\x80"} <= kinds
+    for tokenizer in golden.TOKENIZERS:
+        for mapping in (0, 1, 3):
+            assert (tokenizer, mapping, "coded") in kinds
+        assert (tokenizer, 0, "stored") in kinds
