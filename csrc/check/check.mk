@@ -1,10 +1,11 @@
 # Checks of the C core without Python. The Makefile includes this file; it works alone too (make -f csrc/check/check.mk X).
-# Programs are built under build/check, one folder a variant. Engine checks add their program to CHECK_PROGRAMS.
+# Programs are built under build/check, one folder a variant. Those of the coder link CHECK_CODER, which leaves the engine out.
 CHECK_DIR := build/check
 CHECK_GOLDEN := tests/golden/coding.bin
 CHECK_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -g -ffp-contract=off -fno-math-errno -pthread -Icsrc/include \
 	-Wall -Wextra -Wno-missing-field-initializers
-CHECK_CORE := $(patsubst csrc/%.c,%,$(wildcard csrc/core/*.c csrc/dispatch/*.c))
+CHECK_CODER := $(patsubst csrc/%.c,%,$(wildcard csrc/core/cdf*.c csrc/dispatch/*.c)) core/coder core/status \
+	check/no_engine
 CHECK_HEADERS := $(wildcard csrc/core/*.h csrc/include/llmcomp/*.h csrc/check/*.h)
 CHECK_CLANG ?= clang
 
@@ -19,9 +20,9 @@ define check_variant
 $(CHECK_DIR)/$(1)/%.o: csrc/%.c $(CHECK_HEADERS)
 	@mkdir -p $$(@D)
 	$(2) $(CHECK_FLAGS) $(3) $$(call check_isa,$$*,$(4),$(5)) -c $$< -o $$@
-$(CHECK_DIR)/$(1)/self_check: $(patsubst %,$(CHECK_DIR)/$(1)/%.o,$(CHECK_CORE) check/golden check/self_check)
+$(CHECK_DIR)/$(1)/self_check: $(patsubst %,$(CHECK_DIR)/$(1)/%.o,$(CHECK_CODER) check/golden check/self_check)
 	$(2) $(CHECK_FLAGS) $(3) $$^ -o $$@ -lm
-$(CHECK_DIR)/$(1)/fuzz_%: $(patsubst %,$(CHECK_DIR)/$(1)/%.o,$(CHECK_CORE)) $(CHECK_DIR)/$(1)/check/fuzz_%.o
+$(CHECK_DIR)/$(1)/fuzz_%: $(patsubst %,$(CHECK_DIR)/$(1)/%.o,$(CHECK_CODER)) $(CHECK_DIR)/$(1)/check/fuzz_%.o
 	$(2) $(CHECK_FLAGS) $(3) $$^ -o $$@ -lm
 endef
 
@@ -43,33 +44,30 @@ $(eval $(call check_variant,coverage,$(CC),-O0 --coverage $(CHECK_EMULATED),x86,
 $(eval $(call check_variant,fuzz_address,$(CHECK_CLANG),$(CHECK_FUZZ_ADDRESS),$(CHECK_X86)))
 $(eval $(call check_variant,fuzz_memory,$(CHECK_CLANG),$(CHECK_FUZZ_MEMORY),$(CHECK_X86)))
 .PRECIOUS: $(CHECK_DIR)/%.o
-CHECK_PROGRAMS := self_check
-check_programs = $(CHECK_PROGRAMS:%=$(CHECK_DIR)/$(1)/%)
-
 .PHONY: check-core check-cross check-avx512 check-sanitize check-valgrind coverage fuzz fuzz-short
-check-core: $(call check_programs,native)
+check-core: $(CHECK_DIR)/native/self_check
 	$(CHECK_DIR)/native/self_check $(CHECK_GOLDEN)
 
 # no-fork: QEMU cannot start threads in the child of a process with threads.
-check-cross: $(call check_programs,aarch64) $(call check_programs,s390x)
+check-cross: $(CHECK_DIR)/aarch64/self_check $(CHECK_DIR)/s390x/self_check
 	qemu-aarch64 $(CHECK_DIR)/aarch64/self_check $(CHECK_GOLDEN) 30 no-fork
 	qemu-s390x $(CHECK_DIR)/s390x/self_check $(CHECK_GOLDEN) 30 no-fork
 
-check-avx512: $(call check_programs,avx512)
+check-avx512: $(CHECK_DIR)/avx512/self_check
 	$(CHECK_DIR)/avx512/self_check $(CHECK_GOLDEN)
 
 # check_fork forks while threads run, which ThreadSanitizer takes only when told so.
-check-sanitize: $(call check_programs,address) $(call check_programs,thread) $(call check_programs,memory)
+check-sanitize: $(CHECK_DIR)/address/self_check $(CHECK_DIR)/thread/self_check $(CHECK_DIR)/memory/self_check
 	$(CHECK_DIR)/address/self_check $(CHECK_GOLDEN) 10
 	TSAN_OPTIONS=die_after_fork=0 $(CHECK_DIR)/thread/self_check $(CHECK_GOLDEN) 50
 	$(CHECK_DIR)/memory/self_check $(CHECK_GOLDEN) 20
 
-check-valgrind: $(call check_programs,native)
+check-valgrind: $(CHECK_DIR)/native/self_check
 	valgrind -q --error-exitcode=9 --leak-check=full $(CHECK_DIR)/native/self_check $(CHECK_GOLDEN) 200
 
 # The coder's and the dispatcher's files; benchmarks/results/coverage.md explains the lines that are left.
 CHECK_COVERED := csrc/core/(cdf|coder|status|range_coder|row_|parallel|vec_avx)|csrc/dispatch
-coverage: $(call check_programs,coverage)
+coverage: $(CHECK_DIR)/coverage/self_check
 	find $(CHECK_DIR)/coverage -name '*.gcda' -delete
 	$(CHECK_DIR)/coverage/self_check $(CHECK_GOLDEN) 50
 	$(or $(BIN),.venv/bin)/gcovr --root . --filter '$(CHECK_COVERED)' --object-directory $(CHECK_DIR)/coverage \
