@@ -80,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--image", type=Path, required=True, help="folder of photographs that were not trained on")
     parser.add_argument("--speech", type=Path, required=True, help="folder of LibriSpeech utterances (FLAC)")
     parser.add_argument("--chunks", type=int, default=64, help="chunks a modality (default: %(default)s)")
+    parser.add_argument("--results", type=Path, help="folder of the sweep, to be resumed (default: a temporary one)")
     parser.add_argument("--out", type=Path, default=suite_folder("pico-13k", 128).parent.parent)
     return parser.parse_args()
 
@@ -92,7 +93,7 @@ def main() -> None:
         HeldOut("librispeech", "speech", evenly(speech_chunks(arguments.speech), arguments.chunks)),
     ]
     with tempfile.TemporaryDirectory() as folder:
-        rows = llmcomp.sweep("pico", datasets=data, out=folder)
+        rows = llmcomp.sweep("pico", datasets=data, out=arguments.results or folder)
     laws = llmcomp.fit_scaling_law(rows)
     cells = results.cells(rows)
     columns = ["model", "params", "step", "dataset", "modality", "chunks", "bytes_in", "tokens", "coded_bytes", "ratio"]
