@@ -221,8 +221,6 @@ def _told_by_name(path: Path) -> Iterator[None]:
     """Failures of the file system as a DatasetError."""
     try:
         yield
-    except requests.RequestException:  # is an OSError too
-        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DatasetError(f"{path.parent}: the disk is full; make room and run the same command again") from error
@@ -321,6 +319,12 @@ def _fetch_imagenet(target: Path, endpoint: str | None, progress: bool) -> Path:
                 f"https://huggingface.co/datasets/{IMAGENET_REPOSITORY} and set HF_TOKEN"
             ) from error
         raise DatasetError(f"{IMAGENET_REPOSITORY}: {_first_line(error)}") from error
+    except Exception as error:  # errors of its HTTP library, which differs between versions, pass through it
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the file system's
+        raise DatasetError(
+            f"{IMAGENET_REPOSITORY}: {_first_line(error)}; the same command goes on from what is in {part}"
+        ) from error
     if not any((part / "data").glob("*")):
         raise DatasetError(f"{IMAGENET_REPOSITORY}: has none of the files {', '.join(IMAGENET_FILES)}")
     shutil.rmtree(part / ".cache", ignore_errors=True)

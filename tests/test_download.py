@@ -354,6 +354,18 @@ def test_fetch_imagenet_from_a_hub(hub: Server, cache: Path) -> None:
     ]
 
 
+def test_imagenet_goes_on_after_a_lost_connection(hub: Server, cache: Path) -> None:
+    url = f"{hub.url}/datasets/ILSVRC/imagenet-1k/resolve/{COMMIT}/data/val_images.tar.gz"
+    whole = hub.files[url.removeprefix(hub.url)]
+    hub.cut = [10**6] * 2 + [len(whole) // 2]  # two listings, then the archive
+    try:
+        path = fetch("imagenet", hub.url, progress=False)
+    except DatasetError:
+        assert fetched_path("imagenet") is None
+        path = fetch("imagenet", hub.url, progress=False)
+    assert (path / "data" / "val_images.tar.gz").read_bytes() == whole
+
+
 def test_imagenet_is_gated(hub: Server, cache: Path) -> None:
     hub.gated = True
     with pytest.raises(DatasetError, match=r"accept its terms at https://huggingface\.co/datasets/ILSVRC/imagenet-1k"):
