@@ -333,7 +333,7 @@ def _compress(args: argparse.Namespace) -> int:
             # gzip goes on with the next file, too.
             if args.debug:
                 raise
-            status = _complain(error, 1)
+            status = _complain(error if file in str(error) else f"{file}: {error}", 1)
     if args.json:
         _print_json([report._asdict() for report in reports])
     return status
