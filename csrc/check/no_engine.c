@@ -1,4 +1,5 @@
-/* For programs that check the coder alone: the tables that csrc/dispatch names, without the engine's kernels. */
+/* For programs that check the coder alone: the tables that csrc/dispatch names, without the engine's kernels.
+ */
 #include "../core/kernels.h"
 
 const lmc_neox_kernels_t lmc_neox_kernels_serial;

@@ -128,7 +128,7 @@ static void check_near_weights(uint32_t thinning) {
         float maximum = (float)(int64_t)r * (r & 1 ? 0x1p-58f : 0x1p-49f);
         for (size_t i = 0; i < BLOCK; i++) {
             float below = (float)(check_random(&state) >> 32) * 0x1p-32f;
-            row[i] = lmc_sub(maximum, lmc_mul(below, (r >> i & 1) ? 24.0f : 1.0f));
+            row[i] = lmc_sub(maximum, lmc_mul(below, (r >> (i & 63) & 1) ? 24.0f : 1.0f));
         }
         check_sums(row, LMC_FLOAT32, maximum);
     }
