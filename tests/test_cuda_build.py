@@ -1,0 +1,162 @@
+"""What can be said of the CUDA part without a card: the kernels' arithmetic run on the host, what nvcc makes of the
+sources, and that importing the package neither needs nor loads any of it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NVCC = shutil.which("nvcc")
+ENTRY_POINTS = {
+    "lmc_cuda_code_length",
+    "lmc_cuda_decode_step",
+    "lmc_cuda_decode_stream",
+    "lmc_cuda_decoders_begin",
+    "lmc_cuda_encoders_begin",
+    "lmc_cuda_encoders_end",
+    "lmc_cuda_encoders_place",
+    "lmc_cuda_encoders_put",
+    "lmc_cuda_error_clear",
+    "lmc_cuda_intervals",
+}
+KERNELS = {
+    **dict.fromkeys(("intervals_kernel", "decode_kernel"), 3),  # one a dtype
+    **dict.fromkeys(("encoders_place_kernel", "encoders_put_kernel", "encoders_end_kernel"), 1),
+    **dict.fromkeys(("decoders_begin_kernel", "code_length_kernel"), 1),
+}
+
+
+def run(*command: object, **settings: object) -> str:
+    words = [str(part) for part in command]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, **settings)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+# ---- the arithmetic, on the host ----
+
+
+@pytest.fixture(scope="module")
+def on_host(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """csrc/check/cuda_on_host, which runs the kernels' functions in loops and compares them with the serial backend."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler was found")
+    program = tmp_path_factory.mktemp("cuda") / "cuda_on_host"
+    core = [f"csrc/core/{name}.c" for name in ("cdf", "cdf_serial", "coder", "status")]
+    flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-ffp-contract=off"]
+    flags += ["-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers"]
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if sys.platform == "linux" else []
+    command = [compiler, *flags, "-Icsrc/include", "csrc/check/cuda_on_host.c", *core, "-lm", "-o", program]
+    if sanitize and subprocess.run([*command, *sanitize], cwd=ROOT, capture_output=True, check=False).returncode == 0:
+        return program
+    run(*command)
+    return program
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_rows_cut_into_tiles_give_the_integers_of_the_core(on_host: Path, seed: int) -> None:
+    assert "0 failures" in run(on_host, "rows", seed, 400)
+
+
+def test_the_weight_without_its_clamp_is_the_weight(on_host: Path) -> None:
+    assert "0 failures" in run(on_host, "weights", 30011)
+
+
+@pytest.mark.slow
+def test_the_weight_without_its_clamp_is_the_weight_for_every_third_float(on_host: Path) -> None:
+    assert "0 failures" in run(on_host, "weights", 3)
+
+
+@pytest.mark.slow
+def test_many_rows_cut_into_tiles_give_the_integers_of_the_core(on_host: Path) -> None:
+    assert "0 failures" in run(on_host, "rows", 3, 20000)
+
+
+# ---- what nvcc makes of it ----
+
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc was not found")
+
+
+def flags_of_setup(name: str) -> list[str]:
+    """A list of words in setup.py: what is tested is what is built."""
+    scope: dict[str, object] = {}
+    line = next(line for line in (ROOT / "setup.py").read_text().splitlines() if line.startswith(f"{name} = "))
+    exec(line, scope)
+    return list(scope[name])  # type: ignore[call-overload]
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_nvcc_compiles_for_every_target_without_spilling_the_row(tmp_path: Path) -> None:
+    for arch in flags_of_setup("CUDA_TARGETS"):
+        target = tmp_path / f"sm_{arch}.o"
+        command = [NVCC, *flags_of_setup("CUDA_EXACT"), f"-arch=sm_{arch}", "-Xptxas", "-v", "-Icsrc/include", "-c"]
+        report = run(*command, "csrc/cuda/coding_kernels.cu", "-o", target)
+        blocks = report.split("Compiling entry function")[1:]
+        counts = {name: sum(name in block.split("'")[1] for block in blocks) for name in KERNELS}
+        assert counts == KERNELS
+        # A thread holds 128 bytes of its row: a stack of that size would mean that they left the registers.
+        stacks = [int(block.split(" bytes stack frame")[0].split()[-1]) for block in blocks]
+        assert max(stacks) < 64, stacks
+        defined = run("nm", "--defined-only", target)
+        assert {line.split()[-1] for line in defined.splitlines() if "lmc_cuda" in line} == ENTRY_POINTS
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_the_ptx_holds_no_contracted_approximate_or_flushing_operation(tmp_path: Path) -> None:
+    arch = flags_of_setup("CUDA_TARGETS")[-1]
+    target = tmp_path / "kernels.ptx"
+    command = [NVCC, *flags_of_setup("CUDA_EXACT"), f"-arch=compute_{arch}", "-ptx", "-Icsrc/include"]
+    run(*command, "csrc/cuda/coding_kernels.cu", "-o", target)
+    row_kernels = [part for part in target.read_text().split(".entry") if "code_length" not in part.split("(")[0]]
+    operations = {word for part in row_kernels for word in part.split() if ".f32" in word}
+    assert {"fma.rn.f32", "cvt.rzi.u32.f32"} <= operations
+    assert not {word for word in operations if ".ftz" in word or ".approx" in word or word.startswith("mad")}
+    floats = {word for word in operations if word.split(".")[0] in ("add", "sub", "mul", "fma", "div")}
+    assert floats and all(".rn." in word for word in floats), floats
+
+
+# ---- the module ----
+
+
+def python(code: str, **environment: str) -> str:
+    return run(sys.executable, "-c", code, env={**os.environ, **environment}, timeout=120)
+
+
+def test_importing_the_package_loads_no_cuda() -> None:
+    code = (
+        "import sys, numpy, llmcomp; llmcomp.intervals(numpy.zeros((1, 4), 'f'), [1]); "
+        "assert 'llmcomp._cuda' not in sys.modules; "
+        "maps = open('/proc/self/maps').read() if sys.platform == 'linux' else ''; "
+        "assert 'libcuda' not in maps, 'a CUDA library is loaded'"
+    )
+    python(code)
+
+
+def test_the_module_loads_without_card_and_driver() -> None:
+    pytest.importorskip("llmcomp._cuda", reason="llmcomp was built without CUDA")
+    found = python("from llmcomp.cuda import cuda_info; print(cuda_info())", CUDA_VISIBLE_DEVICES="")
+    assert "'built': True" in found and "'devices': []" in found
+    code = (
+        "import llmcomp\nfrom llmcomp import _cuda\n"
+        "try: _cuda.Buffer(8, 0)\nexcept llmcomp.Error as error: print(error)\nelse: raise SystemExit('a buffer?')"
+    )
+    assert python(code, CUDA_VISIBLE_DEVICES="").startswith("CUDA: ")
+
+
+def test_a_dlpack_capsule_is_read_and_used_up() -> None:
+    cuda = pytest.importorskip("llmcomp._cuda", reason="llmcomp was built without CUDA")
+    torch = pytest.importorskip("torch")
+    tensor = torch.zeros(5, 4, 7, dtype=torch.bfloat16)[1:, :, 2:]
+    capsule = tensor.__dlpack__()
+    pointer, device_type, device, code, bits, shape, strides = cuda.dlpack_view(capsule)
+    assert (pointer, device_type, device, code, bits) == (tensor.data_ptr(), 1, 0, 4, 16)
+    assert (shape, strides) == (tuple(tensor.shape), tuple(tensor.stride()))
+    with pytest.raises(ValueError):
+        cuda.dlpack_view(capsule)
