@@ -61,8 +61,10 @@ def fit_scaling_law(
       `resamples` resampled sets of cells, and of chunks (the same chunks for every model; only from rows).
     Error if fewer cells than free parameters + 1, one size or one step only, ratios not finite or all equal.
     """
-    if form not in FORMS:
-        raise Error(f"form {form!r} is not one of {', '.join(FORMS)}")
+    allowed = {"form": (form, FORMS), "response": (response, ("ratio", "log")), "loss": (loss, ("squares", "huber"))}
+    for option, (value, values) in allowed.items():
+        if value not in values:
+            raise Error(f"{option} {value!r} is not one of {', '.join(values)}")
     if not 0 < level < 1:
         raise Error(f"level is {level}, expected a number between 0 and 1")
     if form == "chinchilla":

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 from numpy.typing import ArrayLike
 
@@ -236,6 +236,7 @@ def adjusted_ratio(table: pd.DataFrame, axes: Any = None, bytes_per_param: float
             ax.plot(data_bytes, ratio, color=colour, label=short_number(value))
         ax.axhline(1.0, color="black", linewidth=0.8)
         ax.set(xscale="log", ylim=(0.0, 2.5), xlabel="bytes of data")
+        ax.xaxis.set_minor_locator(NullLocator())
         draw_baselines(ax, lines[lines["ratio"] < 2.5].nsmallest(1, "ratio"))
         ax.set_title(f"{title_of(cells)}, step {short_number(float(last['step'].iloc[0]))}")
         ax.legend(title=f"P, {bytes_per_param:g} bytes each", loc="upper right", labelspacing=0.25)
@@ -497,6 +498,7 @@ def _write(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> l
             with matplotlib.rc_context(STYLE):
                 figure.savefig(beside, format=kind)
             beside.replace(path)
+            figure.set_layout_engine("none")  # laid out once; the other formats take the same places
         except OSError as error:
             raise Error(f"cannot write {path}: {error.strerror or error}") from error
         paths.append(path)

@@ -309,9 +309,11 @@ def _polish(problem: Problem, y: Array, w: Array, x: Array) -> Array:
 
     low, high = np.log(EXPONENT_RANGE)
     inside = np.clip(x, low + 1e-9, high - 1e-9)
-    found = optimize.least_squares(
-        residuals, inside, jac="3-point", bounds=(low, high), xtol=1e-13, ftol=1e-14, gtol=None
-    )
+    # Where no exponent matters (b = c = 0) the Jacobian is 0 and SciPy divides by it; the point is then kept.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = optimize.least_squares(
+            residuals, inside, jac="3-point", bounds=(low, high), xtol=1e-13, ftol=1e-14, gtol=None
+        )
     return np.asarray(found.x if found.cost <= 0.5 * (residuals(x) ** 2).sum() else x)
 
 
@@ -322,7 +324,7 @@ class Region:
     extremes, which at fixed exponents lie on an ellipsoid and have a closed form. Bounds on coefficients are kept.
     """
 
-    def __init__(self, problem: Problem, optimum: Optimum, limit: float, n_grid: int = 41):
+    def __init__(self, problem: Problem, optimum: Optimum, limit: float, n_grid: int = 25):
         self._problem, self._y, self._w, self._limit = problem, optimum.response, optimum.weights, limit
         self._best = np.log([optimum.solution.alpha[0], optimum.solution.beta[0]])
         self._n_grid = n_grid
@@ -369,16 +371,52 @@ class Region:
 
     def exponent_interval(self, index: int) -> tuple[float, float]:
         """Extent of alpha (index 0) or beta (1); 0 or inf where the range of exponents ends before the region does."""
-
-        def value(sign: float) -> Callable[[Array, Array], Array]:
-            return lambda u, v: np.where(self._inside(u, v), sign * (u, v)[index], -np.inf)
-
-        low, high = -self._extreme(value(-1.0))[0], self._extreme(value(1.0))[0]
-        low, high = min(low, self._best[index]), max(high, self._best[index])
+        low, high = (self._exponent_end(index, outer) for outer in self._box[index])
         return (
             0.0 if low < self._low + 1e-3 else float(np.exp(low)),
             np.inf if high > self._high - 1e-3 else float(np.exp(high)),
         )
+
+    def _exponent_end(self, index: int, outer: float) -> float:
+        """Where the profile crosses the limit between the optimum and `outer`: the outermost crossing of a grid."""
+        axis = np.linspace(self._best[index], outer, self._n_grid)
+        others = np.append(np.linspace(*self._box[1 - index], self._n_grid), self._best[1 - index])
+        held, free = (grid.ravel() for grid in np.meshgrid(axis, others, indexing="ij"))
+        inside = self._inside(*((held, free) if index == 0 else (free, held))).reshape(len(axis), -1).any(1)
+        inside[0] = True
+        last = int(np.flatnonzero(inside)[-1])
+        # The grid finds the crossing to a cell or two; the exact profile, which is never above the grid's, decides.
+        while last < len(axis) - 1 and self._profile(index, axis[last + 1]) <= self._limit:
+            last += 1
+        if last == len(axis) - 1:
+            return outer
+
+        def excess(at: float) -> float:
+            return self._profile(index, at) - self._limit
+
+        return (
+            float(optimize.brentq(excess, axis[last], axis[last + 1], xtol=1e-6))
+            if excess(axis[last]) < 0
+            else axis[last]
+        )
+
+    def _profile(self, index: int, at: float) -> float:
+        """Least squares over the other exponent with one held at exp(at): a grid, then two zooms and a parabola."""
+        low, high = self._box[1 - index]
+        best = np.inf
+        for n_points in (25, 9, 9):
+            others = np.linspace(low, high, n_points)
+            held = np.full_like(others, at)
+            u, v = (held, others) if index == 0 else (others, held)
+            squares, _ = project(self._problem, np.exp(u), np.exp(v), self._y, self._w)
+            best = min(best, float(squares.min()))
+            top, cell = others[squares.argmin()], others[1] - others[0]
+            low, high = max(top - cell, self._low), min(top + cell, self._high)
+        if 0 < squares.argmin() < len(squares) - 1:
+            left, middle, right = squares[squares.argmin() - 1 : squares.argmin() + 2]
+            curvature = left - 2 * middle + right
+            best = min(best, float(middle - (left - right) ** 2 / (8 * curvature))) if curvature > 0 else best
+        return best
 
     def coefficient_interval(self, index: int) -> tuple[float, float]:
         """Extremes of a linear coefficient in plain units; infinite where it still grows at the end of the range."""
