@@ -17,7 +17,16 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 # No contraction, no reordering: the arithmetic is part of the file formats. csrc/FORMAT.md says why.
-EXACT = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-pthread"]
+EXACT = [
+    "-std=c11",
+    "-D_GNU_SOURCE",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-pthread",
+]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-missing-field-initializers"]
 X86_64 = platform.machine() in ("x86_64", "AMD64")
 FLAGS_BY_SUFFIX = {
