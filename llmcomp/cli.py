@@ -206,7 +206,7 @@ def _demo(args: argparse.Namespace) -> int:
         files = [str(path) for path in demo.figures]
         _print_json({"cells": _records(demo.cells), "laws": demo.laws.to_dict(), "figures": files})
         return 1 if demo.failed else 0
-    columns = ["model", "params", "step", "modality", "chunks", "bytes_in", "coded_bytes", "ratio", "decoded"]
+    columns = ["model", "params", "step", "modality", "chunks", "bytes_in", "coded_bytes", "ratio"]
     print(demo.cells[columns].to_string(index=False, float_format="%.4f"))
     print(f"\n{demo.summary}\n\n{demo.laws}\n\nFigures:", *demo.figures, sep="\n")
     return _told_failures(demo.failed)

@@ -31,11 +31,11 @@ DEFAULT_MAPPINGS = {"lossless": "bytes", "published": "ascii"}
 
 KEY = "llmcomp.cell"
 N_ROWS = "llmcomp.n_rows"
+VERIFIED = "llmcomp.verified"
 # What stands for a model in the cell of all baselines on one data set.
 BASELINES = "baselines"
 
 Scorer = Callable[..., pd.DataFrame]
-Verify = bool | Callable[[str, int | None, str], bool]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Settings(NamedTuple):
     engine: str
     options: Mapping[str, Any]
     scorer: Scorer | None
-    verify: Verify
+    verify: bool
 
 
 def usual(wanted: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -228,10 +228,9 @@ def make_plan(
                 **{"dataset": name, "dataset_sha256": digests[name], "n_chunks": len(data.chunks)},
                 **{"protocol": protocol, "mapping": mapping},
             }
-            if protocol == "lossless" and model is not BASELINES:
-                verify = settings.verify
-                key["verified"] = verify(key["model"], key["step"], name) if callable(verify) else verify
-            cell = _cell(settings.out, key, sum(map(len, data.chunks)))
+            # Baselines are always decoded again, the published protocol never can be.
+            verify = settings.verify and protocol == "lossless" and model is not BASELINES
+            cell = _cell(settings.out, key, sum(map(len, data.chunks)), verify)
             plan.cells.append(cell)
             if reason:
                 plan.failed.append(Outcome(cell, None, reason))
@@ -270,14 +269,14 @@ def _model_key(model: ModelSource | Any, reason: str, settings: Settings) -> dic
     return {"model": name, "step": getattr(model, "step", None), "source": str(identity), **engine}
 
 
-def _cell(out: Path, key: dict[str, Any], n_bytes: int) -> Cell:
+def _cell(out: Path, key: dict[str, Any], n_bytes: int, verify: bool) -> Cell:
     text = json.dumps(key, sort_keys=True, separators=(",", ":"))
     step = "" if key["step"] is None else f"step{key['step']}"
     parts = (key["model"].replace("/", "--"), step, key["dataset"], key["protocol"], key["mapping"], key["engine"])
     stem = "_".join("".join(c if c.isalnum() or c in "-." else "-" for c in part) for part in parts if part)
     name = f"{stem}_{key['n_chunks']}chunks_{hashlib.sha256(text.encode()).hexdigest()[:12]}.parquet"
     labels = {label: key[label] for label in ("model", "step", "dataset", "protocol", "mapping")}
-    return Cell(**labels, key=text, path=out / name, n_bytes=n_bytes, verify=key.get("verified", False))
+    return Cell(**labels, key=text, path=out / name, n_bytes=n_bytes, verify=verify)
 
 
 def _stem(path: Path) -> str:
@@ -292,7 +291,7 @@ def _chunks_sha256(chunks: Sequence[bytes]) -> str:
 
 
 def finished_rows(cell: Cell) -> pd.DataFrame | None:
-    """The rows of a cell whose file is whole and holds its key, else None."""
+    """The rows of a cell whose file is whole, holds its key and was verified if that is asked for, else None."""
     if not cell.path.is_file():
         return None
     try:
@@ -301,7 +300,8 @@ def finished_rows(cell: Cell) -> pd.DataFrame | None:
     except Error:
         return None
     own = metadata.get(KEY) == cell.key and metadata.get(N_ROWS) == str(len(rows))
-    return rows if own else None
+    verified = metadata.get(VERIFIED) == "true" or not cell.verify
+    return rows if own and verified else None
 
 
 def _others(plan: Plan) -> list[Path]:

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from llmcomp import codec, grid, models, pico, results
 from llmcomp.baselines import baseline_rows
 from llmcomp.errors import Error
-from llmcomp.grid import Cell, Job, Outcome, Plan, Scorer, Verify
+from llmcomp.grid import Cell, Job, Outcome, Plan, Scorer
 from llmcomp.models import ModelSource
 
 _LOCK_NAME = ".sweep.lock"
@@ -58,7 +58,7 @@ def sweep(
     dtype: str | None = None,
     attention: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-    verify: Verify = False,
+    verify: bool = False,
     baselines: bool = False,
     progress: bool = True,
     dry_run: bool = False,
@@ -79,8 +79,8 @@ def sweep(
             None: "bytes" (lossless), "ascii" (published).
         n_chunks, chunk_bytes, seed: passed to `load_dataset` for names.
         engine, device, dtype, attention, cache_dir: as in `load_model`.
-        verify: decode the lossless payloads again and fail the cell if one is not its chunk: of all cells, or of those
-            for which verify(model name, step, data set name) is true. A cell that was not verified is computed again.
+        verify: decode every lossless payload again and fail the cell if one is not its chunk. A cell that was finished
+            without is computed again.
         baselines: add rows of the installed baselines (`baselines.list_baselines`) on the same chunks.
         dry_run: print the plan, change nothing, return it as a table of cells.
         scorer: what scores a cell instead of `codec.score`; same signature.
@@ -143,6 +143,8 @@ def _run(plan: Plan, executor: Any, progress: bool) -> None:
 def _keep(outcome: Outcome) -> pd.DataFrame:
     assert outcome.rows is not None
     metadata = {grid.KEY: outcome.cell.key, grid.N_ROWS: str(len(outcome.rows))}
+    if outcome.cell.verify:
+        metadata[grid.VERIFIED] = "true"
     results.write_rows(outcome.cell.path, outcome.rows, metadata)
     return results.read_rows(outcome.cell.path)
 

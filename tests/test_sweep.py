@@ -169,6 +169,36 @@ def test_other_settings_replace_a_cell_and_none_counts_twice(suite: Path, tmp_pa
     assert len(list(tmp_path.glob("*.superseded"))) == 4
 
 
+def test_what_was_not_verified_is_computed_again_if_it_is_to_be(suite: Path, tmp_path: Path) -> None:
+    run(suite, tmp_path)
+    scorer = Counting()
+    run(suite, tmp_path, scorer, verify=True)
+    assert len(scorer.calls) == 4
+    for verify in (True, False):
+        run(suite, tmp_path, scorer, verify=verify)
+    assert len(scorer.calls) == 4
+
+
+def test_a_payload_that_does_not_decode_fails_its_cell(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmcomp.segments.SegmentCodec.decode", lambda *_, **__: [b"other bytes"] * 3)
+    rows = sweep(suite, STEPS, some_data(), tmp_path, verify=True, progress=False)
+    assert len(rows.attrs["failed"]) == 4
+    assert "decode to other bytes" in rows.attrs["failed"][0]["reason"]
+    assert not cell_files(tmp_path)
+
+
+def test_baselines_on_the_same_chunks(suite: Path, tmp_path: Path) -> None:
+    text = some_data()[:1]
+    rows = run(suite, tmp_path, datasets=text, baselines=True)
+    gzip = rows[(rows["chunk"] >= 0) & rows["model"].str.startswith("gzip")]
+    assert gzip["bytes_in"].tolist() == [200] * 3
+    again = run(suite, tmp_path, datasets=text, baselines=True)
+    pd.testing.assert_frame_equal(rows, again)
+    assert len(cell_files(tmp_path)) == 2 + 1
+
+
 def test_another_grid_in_the_same_folder_leaves_the_first_alone(suite: Path, tmp_path: Path) -> None:
     first, second = some_data()
     run(suite, tmp_path, datasets=[first])
