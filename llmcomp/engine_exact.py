@@ -97,7 +97,7 @@ class ExactModel:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | ByteTokenizer:
         """The model's tokenizer; `Error` where it is of a kind that cannot carry any bytes."""
-        return Tokenizer.from_file(self._tokenizer_path) if self._tokenizer_path is not None else ByteTokenizer()
+        return ByteTokenizer() if self._tokenizer_path is None else Tokenizer.from_file(Path(self._tokenizer_path))
 
     @functools.cached_property
     def vocab_size(self) -> int:

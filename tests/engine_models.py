@@ -1,5 +1,5 @@
-"""Tiny GPT-NeoX models for the tests of the exact engine, and a forward pass in binary64 written from the published
-description of the architecture (Black et al., "GPT-NeoX-20B", 2022), which shares no code with the engine or transformers.
+"""Tiny GPT-NeoX models for the tests of the exact engine, and a forward pass in binary64 that shares no code with the
+engine or transformers: written from the description of the architecture (Black et al., "GPT-NeoX-20B", 2022).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def write_folder(folder: Path, config: dict[str, Any], weights: dict[str, np.nda
 
 
 def reference_logits(config: dict[str, Any], weights: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
-    """float64 [B, T, vocab_size]; only the angles of the positions are rounded to binary32, as trained models have them."""
+    """float64 [B, T, vocab_size]; only the positions' angles are rounded to binary32, as trained models have them."""
     w = {name.removeprefix("gpt_neox."): value.astype(np.float64) for name, value in weights.items()}
     n_heads, head_dim = config["num_attention_heads"], config["hidden_size"] // config["num_attention_heads"]
     n_tokens, parallel = tokens.shape[1], config["use_parallel_residual"]
