@@ -112,7 +112,11 @@ class _Scan:
         return Segment(number, frame.n_bytes, frame.tag == 0, payload)
 
     def resync(self, offset: int, expected: int) -> tuple[int, int] | None:
-        """Offset and number of the first intact frame from `offset` on, where `expected` is the least number left."""
+        """Offset and number of the first intact frame after the damaged one at `offset`, whose number is `expected`."""
+        damaged = self.frame(offset)
+        after = None if damaged is None or damaged.is_last else self.frame(damaged.end)
+        if damaged is not None and after is not None and self.has_number(after, expected + 1):
+            return damaged.end, expected + 1
         numbers = self._numbers_from(offset, expected)
         stop = self.limit - self._frame_bytes_min + 1 if numbers else offset
         for at in range(offset, stop):
@@ -121,7 +125,11 @@ class _Scan:
             # CRC-32 is linear: what the two lengths add to the checksum of the place can be taken off again.
             lengths = segment_key_check(0, 0, frame.n_bytes, frame.payload_bytes) ^ segment_key_check(0, 0, 0, 0)
             number = numbers.get(frame.place ^ lengths)
-            if number is not None and (number < expected + _TRUSTED_AHEAD or self._is_followed(frame, number)):
+            if number is None:
+                continue
+            # At the same place a flipped bit may look like another number, since both checksums are CRCs.
+            is_trusted = at > offset and number < expected + _TRUSTED_AHEAD
+            if is_trusted or self._is_followed(frame, number):
                 return at, number
         return None
 

@@ -172,7 +172,7 @@ def test_salvage_across_lost_stretches():
     whole = read_all(blob)
     first = len(container.header_bytes(Header(16, MODEL)))
     frame = 6 + 5
-    for n_lost in (1, 2, 3, 7):
+    for n_lost in (1, 2, 3, 7, 15):
         kept = [segment for segment in whole if not 10 <= segment.number < 10 + n_lost]
         start, end = first + 10 * frame, first + (10 + n_lost) * frame
         for middle in (b"", bytes(end - start), random_bytes(end - start), random_bytes(500)):
