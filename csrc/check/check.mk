@@ -2,7 +2,7 @@
 # Programs are built under build/check, one folder a variant. Those of the coder link CHECK_CODER, which leaves the engine out.
 CHECK_DIR := build/check
 CHECK_GOLDEN := tests/golden/coding.bin
-CHECK_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -g -ffp-contract=off -fno-math-errno -pthread -Icsrc/include \
+CHECK_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -g -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread -Icsrc/include \
 	-Wall -Wextra -Wno-missing-field-initializers
 CHECK_CODER := $(patsubst csrc/%.c,%,$(wildcard csrc/core/cdf*.c csrc/dispatch/*.c)) core/coder core/status \
 	check/no_engine
@@ -63,7 +63,7 @@ check-sanitize: $(CHECK_DIR)/address/self_check $(CHECK_DIR)/thread/self_check $
 	$(CHECK_DIR)/memory/self_check $(CHECK_GOLDEN) 20
 
 check-valgrind: $(CHECK_DIR)/native/self_check
-	valgrind -q --error-exitcode=9 --leak-check=full $(CHECK_DIR)/native/self_check $(CHECK_GOLDEN) 200
+	valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite $(CHECK_DIR)/native/self_check $(CHECK_GOLDEN) 200
 
 # The coder's and the dispatcher's files; benchmarks/results/coverage.md explains the lines that are left.
 CHECK_COVERED := csrc/core/(cdf|coder|status|range_coder|row_|parallel|vec_avx)|csrc/dispatch

@@ -308,7 +308,7 @@ static void check_fork(void) {
     pid_t child = fork();
     if (child == 0) {
         run_streams(&test);
-        _exit(check_failures != 0);
+        exit(check_failures != 0);
     }
     CHECK(child > 0 && waitpid(child, &status, 0) == child, "fork");
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child ended with status %d", status);

@@ -81,7 +81,11 @@ lmc_status lmc_intervals(const lmc_context_t *context, const lmc_rows_t *rows, c
     for (size_t i = 0; i < rows->n_rows; i++) {
         if (total[i] != 0 || (active != NULL && !active[i])) continue;
         *error_row = i;
-        return row_interval(context->backend, rows, i, tokens[i], &start[i], &freq[i], &total[i]);
+        lmc_float_state_t saved = lmc_float_state_enter();
+        lmc_status status =
+            row_interval(context->backend, rows, i, tokens[i], &start[i], &freq[i], &total[i]);
+        lmc_float_state_leave(saved);
+        if (status != LMC_OK) return status; /* it is OK where the caller changed the row meanwhile */
     }
     return LMC_OK;
 }

@@ -55,6 +55,8 @@ static lmc_status decode_row(const lmc_backend_t *backend, const lmc_rows_t *row
     uint64_t value = lmc_range_value(decoder, search->total);
     *token =
         (int32_t)lmc_search_find(backend, row, rows->dtype, rows->vocab_size, search, value, &start, &freq);
+    /* Only the row of a caller who changes it meanwhile does not fit its own sums. */
+    if (!lmc_interval_is_valid(start, freq, search->total)) return LMC_ERROR_INTERVAL;
     lmc_range_take(decoder, start, freq, search->total);
     return LMC_OK;
 }
@@ -91,8 +93,10 @@ lmc_status lmc_decode_step(const lmc_context_t *context, const lmc_rows_t *rows,
     for (size_t i = 0; i < rows->n_rows; i++) {
         if (tokens[i] != TOKEN_ERROR) continue;
         *error_row = i;
-        const void *row = (const unsigned char *)rows->data + (ptrdiff_t)i * rows->row_stride_bytes;
-        return lmc_search_row(context->backend, row, rows->dtype, rows->vocab_size, &searches[0]);
+        lmc_float_state_t saved = lmc_float_state_enter();
+        lmc_status status = decode_row(context->backend, rows, i, &decoders[i], &searches[0], &tokens[i]);
+        lmc_float_state_leave(saved);
+        if (status != LMC_OK) return status; /* as in lmc_intervals */
     }
     return LMC_OK;
 }
