@@ -380,11 +380,11 @@ class Region:
     def _exponent_end(self, index: int, outer: float) -> float:
         """Where the profile crosses the limit between the optimum and `outer`: the outermost crossing of a grid."""
         axis = np.linspace(self._best[index], outer, self._n_grid)
-        others = np.append(np.linspace(*self._box[1 - index], self._n_grid), self._best[1 - index])
+        low, high = self._box[1 - index]
+        others = np.append(np.linspace(low, high, self._n_grid), self._best[1 - index])
         held, free = (grid.ravel() for grid in np.meshgrid(axis, others, indexing="ij"))
         inside = self._inside(*((held, free) if index == 0 else (free, held))).reshape(len(axis), -1).any(1)
-        inside[0] = True
-        last = int(np.flatnonzero(inside)[-1])
+        last = int(np.flatnonzero(inside).max(initial=0))
         # The grid finds the crossing to a cell or two; the exact profile, which is never above the grid's, decides.
         while last < len(axis) - 1 and self._profile(index, axis[last + 1]) <= self._limit:
             last += 1
