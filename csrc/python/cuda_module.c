@@ -63,6 +63,13 @@ typedef struct buffer_object {
     int device;
 } buffer_object_t;
 
+/* Zeros, and done when this returns: whatever stream is used next may not wait for the default one. */
+static int allocate(void **data, size_t n_bytes) {
+    int status = cudaMalloc(data, n_bytes);
+    if (status == cudaSuccess) status = cudaMemset(*data, 0, n_bytes);
+    return status == cudaSuccess ? (int)cudaStreamSynchronize(0) : status;
+}
+
 static PyObject *buffer_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"n_bytes", "device", NULL};
     Py_ssize_t n_bytes;
@@ -76,12 +83,8 @@ static PyObject *buffer_new(PyTypeObject *type, PyObject *arguments, PyObject *k
     }
     self->n_bytes = n_bytes;
     self->device = device;
-    ON_DEVICE(state->error, device, result, cudaMalloc(&self->data, n_bytes > 0 ? (size_t)n_bytes : 1));
-    if (result < 0) {
-        self->data = NULL;
-        Py_DECREF(self);
-        return NULL;
-    }
+    ON_DEVICE(state->error, device, result, allocate(&self->data, n_bytes > 0 ? (size_t)n_bytes : 1));
+    if (result < 0) Py_CLEAR(self);
     return (PyObject *)self;
 }
 
@@ -113,7 +116,7 @@ static PyGetSetDef buffer_properties[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyType_Slot buffer_slots[] = {
-    {Py_tp_doc, "Buffer(n_bytes, device): device memory, freed with this object."},
+    {Py_tp_doc, "Buffer(n_bytes, device): zeros on the device, freed with this object."},
     {Py_tp_new, buffer_new},
     {Py_tp_dealloc, buffer_dealloc},
     {Py_tp_getset, buffer_properties},

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Everything that needs a CUDA card, in one command on a machine that has one:
+#     benchmarks/cuda_check.sh [build] [tests] [sanitize] [bench]        all four where none is named
+# Builds in place, runs the tests, runs the kernels under compute-sanitizer, measures, and leaves what it found in
+# benchmarks/results/cuda-<card>.md. Needs nvcc, torch with CUDA, numpy, pytest, hypothesis; PYTHON names the interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+STEPS=${*:-build tests sanitize bench}
+CARD=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr -cs 'A-Za-z0-9\n' '-' | sed 's/-*$//')
+OUT=benchmarks/results
+REPORT=$OUT/cuda-$CARD.md
+mkdir -p "$OUT" build
+
+# Keeps the last line of a command's output that says how it ended, under the name of the step.
+note() {
+    printf -- '- %s: %s\n' "$1" "$2" | tee -a "build/cuda-$CARD-checks.md"
+}
+
+build() {
+    LLMCOMP_CUDA=1 "$PYTHON" setup.py -q egg_info build_ext --inplace
+    "$PYTHON" -c 'from llmcomp.cuda import cuda_info; info = cuda_info(); print(info); assert info["devices"]'
+}
+
+tests() {
+    local status=0
+    "$PYTHON" -m pytest tests/test_cuda.py tests/test_cuda_build.py tests/test_cuda_binding.py -m "" -rs \
+        >"build/cuda-$CARD-tests.log" 2>&1 || status=$?
+    tail -n 40 "build/cuda-$CARD-tests.log"
+    note "tests" "$(tail -n 1 "build/cuda-$CARD-tests.log")"
+    return "$status"
+}
+
+# Small rows that go through every kernel: the tools slow them down by a hundred times. Only the project's kernels are
+# watched (their mangled names hold the name of their file); torch's own are not ours to judge.
+sanitize() {
+    local status=0 tool log
+    for tool in memcheck racecheck initcheck synccheck; do
+        log=build/cuda-$CARD-$tool.log
+        compute-sanitizer --tool "$tool" --kernel-name kernel_substring=coding_kernels --target-processes all \
+            --error-exitcode 9 "$PYTHON" -m pytest tests/test_cuda.py -x -q -k \
+            "every_token or (streams_equal and (2- or 257)) or errors_name or one_stream or large_vocabularies or graph" \
+            >"$log" 2>&1 || status=$?
+        tail -n 3 "$log"
+        note "compute-sanitizer $tool" "$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1 | sed 's/=*//'), $(
+            grep -E '[0-9]+ (passed|failed)' "$log" | tail -n 1)"
+    done
+    return "$status"
+}
+
+bench() {
+    "$PYTHON" benchmarks/bench_cuda.py --out "build/cuda-$CARD-bench.md"
+}
+
+for step in $STEPS; do
+    if [ "$step" = build ]; then rm -f build/cuda-"$CARD"-*.md; fi
+    "$step"
+done
+{
+    echo "# CUDA on $CARD"
+    echo
+    echo "Written by benchmarks/cuda_check.sh on $(date -u +%F)."
+    echo
+    cat "build/cuda-$CARD-checks.md" 2>/dev/null || true
+    echo
+    cat "build/cuda-$CARD-bench.md" 2>/dev/null || true
+} >"$REPORT"
+echo "wrote $REPORT"
