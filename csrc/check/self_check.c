@@ -342,7 +342,8 @@ static void check_float_state(void) {
         fesetround(FE_TONEAREST);
         CHECK(memcmp(found, expected, sizeof found) == 0, "%s: rounding upward", backend->name);
 #if defined(__x86_64__)
-        _mm_setcsr(_mm_getcsr() | 0x8040u); /* flush to zero, denormals are zero */
+        _mm_setcsr(_mm_getcsr() | 0x8040u);                /* flush to zero, denormals are zero */
+        if ((_mm_getcsr() & 0x8040u) != 0x8040u) continue; /* Valgrind has no such state */
         state_case(backend, found);
         CHECK((_mm_getcsr() & 0x8040u) == 0x8040u, "%s: the caller's state is given back", backend->name);
         _mm_setcsr(_mm_getcsr() & ~0x8040u);

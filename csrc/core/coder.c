@@ -17,8 +17,10 @@ lmc_status lmc_encoder_put(lmc_encoder_t *encoder, size_t n, const uint64_t *sta
         *error_index = i;
         return LMC_ERROR_INTERVAL;
     }
+    lmc_encoder_t state = *encoder; /* a copy that no byte written can alias */
     for (size_t i = 0; i < n; i++)
-        lmc_range_put(encoder, start[i], freq[i], total[i]);
+        lmc_range_put(&state, start[i], freq[i], total[i]);
+    *encoder = state;
     return LMC_OK;
 }
 

@@ -71,10 +71,17 @@ LMC_FN void lmc_range_put(lmc_encoder_t *encoder, uint64_t start, uint64_t freq,
     encoder->low += below;
     if (encoder->low < below) lmc_carry(encoder->bytes, encoder->n_bytes);
     unsigned n_spare = lmc_range_spare_bytes(encoder->range);
-    for (unsigned i = 0; i < n_spare; i++) {
-        encoder->bytes[encoder->n_bytes++] = (uint8_t)(encoder->low >> 56);
-        encoder->low <<= 8;
-    }
+    uint8_t *end = encoder->bytes + encoder->n_bytes;
+#if defined(__CUDA_ARCH__)
+    unsigned n_written = n_spare;
+#else
+    unsigned n_written =
+        LMC_STEP_BYTES_MAX; /* one store; n_spare as a bound would be a branch nobody foresees */
+#endif
+    for (unsigned i = 0; i < n_written; i++)
+        end[i] = (uint8_t)(encoder->low >> (56 - 8 * i));
+    encoder->n_bytes += n_spare;
+    encoder->low <<= 8 * n_spare;
     encoder->range <<= 8 * n_spare;
 }
 

@@ -195,7 +195,14 @@ PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const ch
         Py_DECREF(array);
         return NULL;
     }
-    /* uint64 above 2^63 wraps to a negative number, which is no token either. */
+    /* uint64 above 2^63 wraps to a negative number, which is no token either: its bits are read in place. */
+    if (PyTypeNum_ISUNSIGNED(PyArray_TYPE(array)) && PyArray_ITEMSIZE(array) == 8 &&
+        PyArray_ISNOTSWAPPED(array)) {
+        PyObject *view = PyArray_View(array, PyArray_DescrFromType(NPY_INT64), &PyArray_Type);
+        Py_DECREF(array);
+        if (view == NULL) return NULL;
+        array = (PyArrayObject *)view;
+    }
     PyObject *integers =
         PyArray_FromArray(array, PyArray_DescrFromType(NPY_INT64), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
     Py_DECREF(array);
