@@ -2,7 +2,7 @@
  * pass's other kernels, compiled for this instruction set. */
 #include "kernels.h"
 
-#if defined(__AVX512F__) && defined(__FMA__)
+#if defined(__x86_64__)
 #include "vec_avx512.h"
 
 #define LMC_NEOX_KERNELS lmc_neox_kernels_avx512
@@ -71,22 +71,7 @@ static void lmc_product_run(const lmc_product_t *p) {
     }
 }
 
-/* Reads features a lane apart: the rows that it writes lie anywhere. */
-static void lmc_transpose_run(const float *panel, size_t n_features, size_t n_lanes, float *const *rows) {
-    const __m512i apart =
-        _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                           _mm512_set1_epi32(LMC_LANES));
-    for (size_t lane = 0; lane < n_lanes; lane++) {
-        for (size_t i = 0; i < n_features; i += 16) {
-            size_t left = n_features - i;
-            __mmask16 mask = left >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << left) - 1);
-            __m512 values =
-                _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, apart, panel + i * LMC_LANES + lane, 4);
-            _mm512_mask_storeu_ps(rows[lane] + i, mask, values);
-        }
-    }
-}
-
+#include "transpose_avx2.h"
 #include "neox_lanes.h"
 
 #endif

@@ -249,8 +249,8 @@ LMC_FN void lmc_sincos64(double x, double *sine, double *cosine) {
 
 /* ---- the weight of a symbol ---- */
 
-/* 2^29 * 2^-g on [-1/2, 1/2] by minimax of the relative error (2.8e-6) with P(0) = 2^29, coefficients rounded one by
- * one to binary32 while the rest was refitted. */
+/* 2^29 * 2^-g on [-1/2, 1/2] by minimax of the relative error (2.8e-6) with P(0) = 2^29, coefficients rounded
+ * one by one to binary32 while the rest was refitted. */
 #define LMC_WEIGHT_C0 0x1p+29f
 #define LMC_WEIGHT_C1 (-0x1.62e12cp+28f)
 #define LMC_WEIGHT_C2 0x1.ec036ep+26f
@@ -258,7 +258,8 @@ LMC_FN void lmc_sincos64(double x, double *sine, double *cosine) {
 #define LMC_WEIGHT_C4 0x1.3a0518p+22f
 /* From here on n rounds to 32 or more, and every weight is the floor of one. */
 #define LMC_WEIGHT_T_END 31.5f
-/* A product of a larger maximum with log2 e would be too coarse: such rows are first moved to a maximum of 0. */
+/* A product of a larger maximum with log2 e would be too coarse: such rows are first moved to a maximum of 0.
+ */
 #define LMC_MAXIMUM_IN_PLACE 8192.0f
 
 /* Where t = (maximum - logit) * log2 e is counted from: t = fma(-(logit - shift), log2 e, offset). */
@@ -269,13 +270,16 @@ typedef struct lmc_origin {
 
 LMC_FN lmc_origin_t lmc_origin(float maximum) {
     lmc_origin_t origin = {0.0f, 0.0f};
-    if (maximum > LMC_MAXIMUM_IN_PLACE || maximum < -LMC_MAXIMUM_IN_PLACE) origin.shift = maximum;
-    else origin.offset = lmc_mul(maximum, LMC_LOG2_E);
+    if (maximum > LMC_MAXIMUM_IN_PLACE || maximum < -LMC_MAXIMUM_IN_PLACE)
+        origin.shift = maximum;
+    else
+        origin.offset = lmc_mul(maximum, LMC_LOG2_E);
     return origin;
 }
 
-/* floor(2^29 * 2^-t): the weight of a symbol less its floor of one. t = n + g with integer n; the polynomial in g, cut
- * to an integer, is shifted right by n. t may be as low as -2^-11, by the rounding of the offset. */
+/* floor(2^29 * 2^-t): the weight of a symbol less its floor of one. t = n + g with integer n; the polynomial
+ * in g, cut to an integer, is shifted right by n. t may be as low as -2^-11, by the rounding of the offset.
+ */
 LMC_FN uint32_t lmc_weight(float logit, lmc_origin_t origin) {
     float t = lmc_fma(-lmc_sub(logit, origin.shift), LMC_LOG2_E, origin.offset);
     if (!(t < LMC_WEIGHT_T_END)) return 0;
