@@ -99,8 +99,8 @@ lmc_status lmc_search_row(const lmc_backend_t *backend, const void *row, lmc_dty
     search->total = 0;
     for (size_t first = 0, block = 0; first < vocab_size; first += LMC_SEARCH_BLOCK, block++) {
         size_t n = vocab_size - first < LMC_SEARCH_BLOCK ? vocab_size - first : LMC_SEARCH_BLOCK;
-        search->block_sums[block] =
-            kernels->weight_sum(row_offset(row, first, dtype), n, origin, row_offset(row, first, dtype)) + n;
+        const void *ahead = row_offset(row, vocab_size + first, dtype); /* most likely the next row */
+        search->block_sums[block] = kernels->weight_sum(row_offset(row, first, dtype), n, origin, ahead) + n;
         search->total += search->block_sums[block];
     }
     return LMC_OK;
