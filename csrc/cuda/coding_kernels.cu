@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include "../core/range_coder.h"
+#include "cluster.h"
 #include "row_tiles.h"
 
 namespace {
@@ -12,60 +13,6 @@ namespace {
 constexpr uint32_t ALL_LANES = 0xFFFFFFFFu;
 constexpr uint32_t BLOCK_THREADS_MAX = LMC_BLOCK_WARPS_MAX * LMC_WARP_LANES;
 constexpr int32_t TOKEN_INACTIVE = -1, TOKEN_ERROR = -2;
-
-/* ---- a cluster of blocks, or the block alone where there are none (before sm_90) ---- */
-
-/* begin and begun around the first loads: no block may write to the memory of one that has not started. */
-__device__ __forceinline__ void cluster_begin() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void cluster_begun() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void cluster_sync() {
-    __syncwarp(); /* the aligned barrier wants the lanes together */
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
-#else
-    __syncthreads();
-#endif
-}
-
-#if __CUDA_ARCH__ >= 900
-__device__ __forceinline__ uint32_t address_in_block(const void *shared, uint32_t rank) {
-    uint32_t address;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                 : "=r"(address)
-                 : "r"((uint32_t)__cvta_generic_to_shared(shared)), "r"(rank));
-    return address;
-}
-#endif
-
-/* Stores to the same shared variable of block `rank` of the cluster. */
-__device__ __forceinline__ void store_in_block(int32_t *shared, uint32_t rank, int32_t value) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("st.shared::cluster.s32 [%0], %1;" ::"r"(address_in_block(shared, rank)), "r"(value)
-                 : "memory");
-#else
-    *shared = value;
-#endif
-}
-
-__device__ __forceinline__ void store_in_block(uint64_t *shared, uint32_t rank, uint64_t value) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(address_in_block(shared, rank)), "l"(value)
-                 : "memory");
-#else
-    *shared = value;
-#endif
-}
 
 /* ---- warps ---- */
 
@@ -459,11 +406,7 @@ __global__ void code_length_kernel(size_t n, const uint64_t *freq, const uint64_
 
 /* ---- launching ---- */
 
-constexpr uint32_t STREAM_THREADS = 64;
-
-uint32_t blocks_for(size_t n, uint32_t n_threads) {
-    return (uint32_t)((n + n_threads - 1) / n_threads);
-}
+constexpr uint32_t ITEM_THREADS = 64; /* few, so that hundreds of streams spread over the card */
 
 cudaError_t plan_rows(const lmc_cuda_rows_t &rows, uint32_t n_rows, lmc_tile_plan_t *plan) {
     if (rows.vocab_size == 0 || rows.vocab_size > LMC_VOCAB_SIZE_MAX || rows.n_inner == 0)
@@ -479,6 +422,18 @@ cudaError_t plan_rows(const lmc_cuda_rows_t &rows, uint32_t n_rows, lmc_tile_pla
     *plan = lmc_tile_plan(rows.vocab_size, rows.dtype, n_rows, (uint32_t)n_processors,
                           major >= 9 ? LMC_CLUSTER_BLOCKS_MAX : 1);
     return cudaSuccess;
+}
+
+/* One thread an item. */
+template <typename... PARAMETERS, typename... ARGUMENTS>
+cudaError_t launch_items(void (*kernel)(PARAMETERS...), size_t n_items, lmc_cuda_stream_t stream,
+                         ARGUMENTS... arguments) {
+    if (n_items == 0) return cudaSuccess;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)((n_items + ITEM_THREADS - 1) / ITEM_THREADS));
+    config.blockDim = dim3(ITEM_THREADS);
+    config.stream = stream;
+    return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 template <typename... PARAMETERS, typename... ARGUMENTS>
@@ -529,49 +484,33 @@ int lmc_cuda_intervals(const lmc_cuda_rows_t *rows, const lmc_cuda_tokens_t *tok
 
 int lmc_cuda_code_length(size_t n, const uint64_t *freq, const uint64_t *total, double *bits,
                          lmc_cuda_stream_t stream) {
-    if (n == 0) return cudaSuccess;
-    code_length_kernel<<<blocks_for(n, 256), 256, 0, stream>>>(n, freq, total, bits);
-    return cudaGetLastError();
+    return launch_items(code_length_kernel, n, stream, n, freq, total, bits);
 }
 
 int lmc_cuda_encoders_begin(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes, size_t capacity_bytes,
                             lmc_cuda_stream_t stream) {
-    if (n == 0) return cudaSuccess;
-    encoders_place_kernel<<<blocks_for(n, STREAM_THREADS), STREAM_THREADS, 0, stream>>>(encoders, n, bytes,
-                                                                                        capacity_bytes, true);
-    return cudaGetLastError();
+    return launch_items(encoders_place_kernel, n, stream, encoders, n, bytes, capacity_bytes, true);
 }
 
 int lmc_cuda_encoders_place(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes, size_t capacity_bytes,
                             lmc_cuda_stream_t stream) {
-    if (n == 0) return cudaSuccess;
-    encoders_place_kernel<<<blocks_for(n, STREAM_THREADS), STREAM_THREADS, 0, stream>>>(
-        encoders, n, bytes, capacity_bytes, false);
-    return cudaGetLastError();
+    return launch_items(encoders_place_kernel, n, stream, encoders, n, bytes, capacity_bytes, false);
 }
 
 int lmc_cuda_encoders_put(lmc_encoder_t *encoders, uint32_t n, const uint64_t *start, const uint64_t *freq,
                           const uint64_t *total, const uint8_t *active, uint64_t *error,
                           lmc_cuda_stream_t stream) {
-    if (n == 0) return cudaSuccess;
     interval_output_t interval = {(uint64_t *)start, (uint64_t *)freq, (uint64_t *)total, error};
-    encoders_put_kernel<<<blocks_for(n, STREAM_THREADS), STREAM_THREADS, 0, stream>>>(encoders, n, interval,
-                                                                                      active);
-    return cudaGetLastError();
+    return launch_items(encoders_put_kernel, n, stream, encoders, n, interval, active);
 }
 
 int lmc_cuda_encoders_end(lmc_encoder_t *encoders, uint32_t n, lmc_cuda_stream_t stream) {
-    if (n == 0) return cudaSuccess;
-    encoders_end_kernel<<<blocks_for(n, STREAM_THREADS), STREAM_THREADS, 0, stream>>>(encoders, n);
-    return cudaGetLastError();
+    return launch_items(encoders_end_kernel, n, stream, encoders, n);
 }
 
 int lmc_cuda_decoders_begin(lmc_decoder_t *decoders, uint32_t n, const uint8_t *payloads,
                             const uint64_t *offsets, lmc_cuda_stream_t stream) {
-    if (n == 0) return cudaSuccess;
-    decoders_begin_kernel<<<blocks_for(n, STREAM_THREADS), STREAM_THREADS, 0, stream>>>(decoders, n, payloads,
-                                                                                        offsets);
-    return cudaGetLastError();
+    return launch_items(decoders_begin_kernel, n, stream, decoders, n, payloads, offsets);
 }
 
 int lmc_cuda_decode_step(const lmc_cuda_rows_t *rows, const uint8_t *active, lmc_decoder_t *decoders,

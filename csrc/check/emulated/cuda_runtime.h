@@ -1,0 +1,356 @@
+/* A stand-in for CUDA's header of this name, for csrc/check/cuda_emulated.cpp only:
+ * csrc/cuda/coding_kernels.cu compiles with it as C++ for the host. A thread of the device is a fiber, a
+ * block an operating-system thread, so that shared memory is thread_local; warp operations and barriers wait
+ * for exactly the threads that the device waits for, and a wait that can never end, or a store to a block
+ * that has not begun or has ended, stops the program. Timing and memory order are not the device's: races
+ * need compute-sanitizer on a card. */
+#ifndef LLMCOMP_CHECK_EMULATED_CUDA_RUNTIME_H
+#define LLMCOMP_CHECK_EMULATED_CUDA_RUNTIME_H
+
+#include <math.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(N)
+#define __shared__ static thread_local
+using std::max;
+
+namespace emulator {
+
+constexpr unsigned N_LANES = 32;
+constexpr size_t STACK_BYTES = 64 << 10;
+constexpr int SECONDS_MAX = 60;
+
+enum class waits_for { nothing, warp, block, cluster, end };
+
+struct fiber_t {
+    ucontext_t context;
+    waits_for wait = waits_for::nothing;
+    uint64_t target = 0;        /* the generation or number of arrivals that ends the wait */
+    uint64_t cluster_phase = 0; /* arrivals of this thread at the cluster's barrier */
+};
+
+struct warp_t {
+    uint64_t generation = 0;
+    unsigned n_arrived = 0;
+    uint64_t values[2][N_LANES]; /* by the parity of the generation: no lane is two ahead of another */
+};
+
+struct cluster_t {
+    explicit cluster_t(unsigned blocks) : places(blocks), has_ended(blocks) {
+    }
+    std::atomic<uint64_t> n_arrivals{0};
+    std::vector<std::atomic<char *>> places; /* where the anchor of each block lies, null before it begins */
+    std::vector<std::atomic<bool>> has_ended;
+    uint64_t n_threads = 0;
+};
+
+struct block_t {
+    cluster_t *cluster;
+    unsigned index, rank, n_threads, current = 0, n_ended = 0, n_arrived = 0;
+    uint64_t generation = 0, random;
+    const std::function<void()> *body;
+    ucontext_t scheduler;
+    std::vector<fiber_t> fibers;
+    std::vector<warp_t> warps;
+};
+
+inline thread_local block_t *block;
+/* Every thread lays out its thread_local variables alike: what lies at a distance from this one in one block
+ * lies at the same distance in another. */
+inline thread_local char anchor;
+
+[[noreturn]] inline void fail(const char *what) {
+    fprintf(stderr, "emulated block %u, thread %u: %s\n", block->index, block->current, what);
+    _Exit(3);
+}
+
+inline void wait(waits_for what, uint64_t target) {
+    fiber_t &self = block->fibers[block->current];
+    self.wait = what;
+    self.target = target;
+    swapcontext(&self.context, &block->scheduler);
+}
+
+/* All lanes give a value and get those of all. */
+inline const uint64_t *exchange(uint64_t value) {
+    warp_t &warp = block->warps[block->current / N_LANES];
+    uint64_t generation = warp.generation;
+    warp.values[generation % 2][block->current % N_LANES] = value;
+    if (++warp.n_arrived == N_LANES) {
+        warp.n_arrived = 0;
+        warp.generation++;
+    } else {
+        wait(waits_for::warp, generation + 1);
+    }
+    return warp.values[generation % 2];
+}
+
+inline void release_block_if_complete() {
+    if (block->n_arrived == 0 || block->n_arrived + block->n_ended != block->n_threads) return;
+    block->n_arrived = 0;
+    block->generation++;
+}
+
+inline void run_body() {
+    (*block->body)();
+    block->fibers[block->current].wait = waits_for::end;
+    block->n_ended++;
+    release_block_if_complete();
+    setcontext(&block->scheduler);
+}
+
+inline bool is_ready(const fiber_t &fiber, unsigned thread) {
+    switch (fiber.wait) {
+    case waits_for::nothing:
+        return true;
+    case waits_for::warp:
+        return block->warps[thread / N_LANES].generation >= fiber.target;
+    case waits_for::block:
+        return block->generation >= fiber.target;
+    case waits_for::cluster:
+        return block->cluster->n_arrivals >= fiber.target;
+    default:
+        return false;
+    }
+}
+
+inline bool run_warp(unsigned warp) {
+    bool has_run = false;
+    for (unsigned thread = warp * N_LANES; thread < (warp + 1) * N_LANES; thread++) {
+        fiber_t &fiber = block->fibers[thread];
+        if (!is_ready(fiber, thread)) continue;
+        fiber.wait = waits_for::nothing;
+        block->current = thread;
+        swapcontext(&block->scheduler, &fiber.context);
+        has_run = true;
+    }
+    return has_run;
+}
+
+inline void run_block(block_t *self) {
+    block = self;
+    self->cluster->places[self->rank] = &anchor;
+    self->fibers.resize(self->n_threads);
+    self->warps.resize(self->n_threads / N_LANES);
+    std::unique_ptr<char[]> stacks(new char[self->n_threads * STACK_BYTES]);
+    for (unsigned i = 0; i < self->n_threads; i++) {
+        ucontext_t &context = self->fibers[i].context;
+        getcontext(&context);
+        context.uc_stack.ss_sp = stacks.get() + i * STACK_BYTES;
+        context.uc_stack.ss_size = STACK_BYTES;
+        makecontext(&context, run_body, 0);
+    }
+    unsigned n_warps = self->n_threads / N_LANES;
+    time_t begin = time(nullptr);
+    while (self->n_ended < self->n_threads) {
+        bool has_run = false;
+        unsigned first =
+            (unsigned)(self->random = self->random * 6364136223846793005u + 1442695040888963407u) % n_warps;
+        for (unsigned i = 0; i < n_warps; i++)
+            while (run_warp((first + i) % n_warps))
+                has_run = true;
+        if (has_run) continue;
+        sched_yield();
+        if (time(nullptr) - begin > SECONDS_MAX) fail("a wait that does not end");
+    }
+    self->cluster->has_ended[self->rank] = true;
+}
+
+inline uint64_t launch_seed = 1;
+
+inline void run_cluster(unsigned first_block, unsigned n_blocks, unsigned n_threads,
+                        const std::function<void()> &body) {
+    cluster_t cluster(n_blocks);
+    cluster.n_threads = (uint64_t)n_blocks * n_threads;
+    std::vector<block_t> blocks(n_blocks);
+    std::vector<std::thread> workers;
+    std::atomic<unsigned> n_running{n_blocks};
+    for (unsigned rank = 0; rank < n_blocks; rank++) {
+        block_t &one = blocks[rank];
+        one.cluster = &cluster;
+        one.index = first_block + rank;
+        one.rank = rank;
+        one.n_threads = n_threads;
+        one.random = launch_seed++;
+        one.body = &body;
+        workers.emplace_back([&one, &n_running] {
+            run_block(&one);
+            n_running--; /* the variables of an ended block stay until none can store to them */
+            while (n_running > 0)
+                sched_yield();
+        });
+    }
+    for (std::thread &worker : workers)
+        worker.join();
+}
+
+/* threadIdx and its like: x is read from the fiber that runs. */
+template <unsigned (*READ)()> struct index_t {
+    struct {
+        operator unsigned() const {
+            return READ();
+        }
+    } x;
+};
+inline unsigned thread_index() {
+    return block->current;
+}
+inline unsigned block_index() {
+    return block->index;
+}
+inline unsigned block_size() {
+    return block->n_threads;
+}
+
+} // namespace emulator
+
+inline constexpr emulator::index_t<emulator::thread_index> threadIdx{};
+inline constexpr emulator::index_t<emulator::block_index> blockIdx{};
+inline constexpr emulator::index_t<emulator::block_size> blockDim{};
+
+/* ---- operations of the device ---- */
+
+inline void __syncwarp() {
+    emulator::exchange(0);
+}
+
+inline void __syncthreads() {
+    uint64_t generation = emulator::block->generation;
+    emulator::block->n_arrived++;
+    emulator::release_block_if_complete();
+    if (emulator::block->generation == generation) emulator::wait(emulator::waits_for::block, generation + 1);
+}
+
+inline uint32_t __reduce_add_sync(uint32_t, uint32_t value) {
+    const uint64_t *values = emulator::exchange(value);
+    uint32_t sum = 0;
+    for (unsigned lane = 0; lane < emulator::N_LANES; lane++)
+        sum += (uint32_t)values[lane];
+    return sum;
+}
+
+inline int32_t __reduce_max_sync(uint32_t, int32_t value) {
+    const uint64_t *values = emulator::exchange((uint32_t)value);
+    int32_t top = INT32_MIN;
+    for (unsigned lane = 0; lane < emulator::N_LANES; lane++)
+        top = max(top, (int32_t)(uint32_t)values[lane]);
+    return top;
+}
+
+inline uint64_t __shfl_sync(uint32_t, uint64_t value, uint32_t lane) {
+    return emulator::exchange(value)[lane % emulator::N_LANES];
+}
+
+inline uint64_t __shfl_up_sync(uint32_t, uint64_t value, uint32_t distance) {
+    unsigned lane = emulator::block->current % emulator::N_LANES;
+    const uint64_t *values = emulator::exchange(value);
+    return values[lane >= distance ? lane - distance : lane];
+}
+
+inline unsigned long long atomicMin(unsigned long long *target, unsigned long long value) {
+    unsigned long long found = __atomic_load_n(target, __ATOMIC_SEQ_CST);
+    while (value < found &&
+           !__atomic_compare_exchange_n(target, &found, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+    }
+    return found;
+}
+
+/* ---- csrc/cuda/cluster.h ---- */
+
+#define LLMCOMP_CUDA_CLUSTER_H
+
+inline void cluster_begin() {
+    emulator::block->fibers[emulator::block->current].cluster_phase++;
+    emulator::block->cluster->n_arrivals++;
+}
+
+inline void cluster_begun() {
+    emulator::fiber_t &self = emulator::block->fibers[emulator::block->current];
+    emulator::wait(emulator::waits_for::cluster, self.cluster_phase * emulator::block->cluster->n_threads);
+}
+
+inline void cluster_sync() {
+    __syncwarp();
+    cluster_begin();
+    cluster_begun();
+}
+
+template <typename T> inline void store_in_block(T *shared, uint32_t rank, T value) {
+    emulator::cluster_t &cluster = *emulator::block->cluster;
+    char *place = cluster.places[rank];
+    if (place == nullptr) emulator::fail("a store to a block that has not begun");
+    if (cluster.has_ended[rank]) emulator::fail("a store to a block that has ended");
+    *(T *)(place + ((char *)shared - &emulator::anchor)) = value;
+}
+
+/* ---- the runtime ---- */
+
+typedef int cudaError_t;
+enum { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMultiProcessorCount };
+enum { cudaLaunchAttributeClusterDimension = 4 };
+struct dim3 {
+    dim3(unsigned n = 1) : x(n), y(1), z(1) {
+    }
+    unsigned x, y, z;
+};
+struct cudaLaunchAttribute {
+    int id;
+    struct {
+        struct {
+            unsigned x, y, z;
+        } clusterDim;
+    } val;
+};
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    void *stream;
+    cudaLaunchAttribute *attrs;
+    unsigned numAttrs;
+};
+
+inline int emulated_major = 9, emulated_processors = 132;
+
+inline int cudaGetDevice(int *device) {
+    *device = 0;
+    return cudaSuccess;
+}
+
+inline int cudaDeviceGetAttribute(int *value, int attribute, int) {
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? emulated_major : emulated_processors;
+    return cudaSuccess;
+}
+
+inline int cudaMemsetAsync(void *target, int value, size_t n_bytes, void *) {
+    memset(target, value, n_bytes);
+    return cudaSuccess;
+}
+
+template <typename KERNEL, typename... ARGUMENTS>
+inline int cudaLaunchKernelEx(const cudaLaunchConfig_t *config, KERNEL kernel, ARGUMENTS... arguments) {
+    unsigned n_blocks = config->numAttrs > 0 ? config->attrs[0].val.clusterDim.x : 1;
+    std::function<void()> body = [&] { kernel(arguments...); };
+    for (unsigned first = 0; first < config->gridDim.x; first += n_blocks)
+        emulator::run_cluster(first, n_blocks, config->blockDim.x, body);
+    return cudaSuccess;
+}
+
+#endif
