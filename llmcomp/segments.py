@@ -28,7 +28,7 @@ MAPPING_DEFAULT = "bytes"
 # Measured by benchmarks/bench_archive.py.
 OVERLAP_SHARE_DEFAULT = 0.25
 CONTEXT_LENGTH_DEFAULT = 2048
-LANES_DEFAULT = 64
+LANES_DEFAULT = 32
 # What the sessions of one decoding batch may hold, where the model tells.
 SESSION_BYTES_MAX = 256 << 20
 # The side byte of mapping bytes with a vocabulary that lacks some.
@@ -129,6 +129,20 @@ def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: i
     )
 
 
+def windowed_model(model: Any, overlap: int | None = None, context_length: int | None = None) -> WindowedModel:
+    """`model` with the windows that archives are coded with; None: the defaults."""
+    traits = ModelTraits.of(model)
+    context_length = traits.context_length if context_length is None else context_length
+    return WindowedModel(
+        model,
+        vocab_size=traits.vocab_size,
+        bos_token=traits.bos_token,
+        context_length=context_length,
+        overlap=int(context_length * OVERLAP_SHARE_DEFAULT) if overlap is None else overlap,
+        is_stepwise=traits.engine == "torch",
+    )
+
+
 # ---- segments
 
 
@@ -160,20 +174,11 @@ class SegmentCodec:
     ):
         self.traits = ModelTraits.of(as_model(model))
         self._mapping = tokens.get_mapping(mapping)
-        context_length = self.traits.context_length if context_length is None else context_length
-        if overlap is None:
-            overlap = int(context_length * OVERLAP_SHARE_DEFAULT)
+        self._model = windowed_model(model, overlap, context_length)
+        context_length, overlap = self._model.context_length, self._model.overlap
         self.identity = _identity(self.traits, tokens.MAPPINGS.index(mapping), context_length, overlap)
         # A vocabulary that has no token for some bytes: one side bit a segment tells whether stand-ins are in use.
         self._has_stand_ins = mapping == "bytes" and self.traits.tokenizer.needs_stand_ins(bytes(range(256)))
-        self._model = WindowedModel(
-            model,
-            vocab_size=self.traits.vocab_size,
-            bos_token=self.traits.bos_token,
-            context_length=context_length,
-            overlap=overlap,
-            is_stepwise=self.traits.engine == "torch",
-        )
         self._lanes = _default_lanes(model, context_length)
 
     @classmethod

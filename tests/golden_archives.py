@@ -96,5 +96,17 @@ def cases() -> list[tuple[str, str, str]]:
     ]
 
 
+# Archives of the exact engine with bundled weights: (model, step, contents that follow one another, options).
+PICO = {
+    "pico-short": ("pico-13k", 2048, ("byte", "text"), {"overlap": 128, "segment_bytes": 200}),
+    "pico-text": ("pico-13k", 2048, ("text",) * 5, {"overlap": 128}),
+    "pico-mixed": ("pico-28k", 512, ("text", "binary", "zeros", "text"), {"overlap": 100, "segment_bytes": 1000}),
+}
+
+
+def pico_content(name: str) -> bytes:
+    return b"".join(CONTENTS[content] for content in PICO[name][2])
+
+
 def path_of(case: tuple[str, str, str]) -> Path:
     return FOLDER / f"{'-'.join(case)}.llmc"

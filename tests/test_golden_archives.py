@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 
 import archive_oracle
 import golden_archives as golden
 import pytest
 
-from llmcomp import compress, decompress
+import llmcomp
+from llmcomp import compress, decompress, pico
 from llmcomp.salvage import salvage_segments
 
 CASES = golden.cases()
@@ -36,7 +38,8 @@ def starter(model: golden.IntegerModel):
 
 
 def test_no_golden_archive_is_missing_or_unknown():
-    assert {golden.path_of(case) for case in CASES} == set(golden.FOLDER.iterdir())
+    pico_paths = {golden.FOLDER / f"{name}.llmc" for name in golden.PICO}
+    assert {golden.path_of(case) for case in CASES} | pico_paths == set(golden.FOLDER.iterdir())
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
@@ -54,6 +57,32 @@ def test_the_second_decoder_reads_it(case, models):
     table, stand_ins = archive_oracle.vocabulary(description) if description else ([bytes([b]) for b in range(256)], {})
     blob = golden.path_of(case).read_bytes()
     assert archive_oracle.decode(blob, table, stand_ins, starter(models[tokenizer])) == golden.CONTENTS[content]
+
+
+@pytest.mark.parametrize("name", golden.PICO)
+def test_the_exact_engine_reads_and_writes_it(name):
+    model_name, step, _, options = golden.PICO[name]
+    blob = (golden.FOLDER / f"{name}.llmc").read_bytes()
+    assert decompress(blob) == golden.pico_content(name)
+    assert compress(golden.pico_content(name), llmcomp.load_model(model_name, step), **options) == blob
+
+
+@pytest.mark.parametrize(
+    "name", ["pico-short", *(pytest.param(n, marks=pytest.mark.slow) for n in golden.PICO if n != "pico-short")]
+)
+def test_the_second_decoder_with_the_exact_engine(name):
+    """Step by step through the serial backend, without the package's decoder, windows or batches."""
+    model_name, step, _, _ = golden.PICO[name]
+    model = llmcomp.load_model(model_name, step)
+
+    def start():
+        session = model.session(1)
+        return lambda token: session.step([token])[0]
+
+    table, stand_ins = archive_oracle.vocabulary(json.loads(pico.tokenizer_path().read_bytes()))
+    blob = (golden.FOLDER / f"{name}.llmc").read_bytes()
+    with llmcomp.use_backend("serial"):
+        assert archive_oracle.decode(blob, table, stand_ins, start) == golden.pico_content(name)
 
 
 def test_both_decoders_cut_the_archive_into_the_same_segments():

@@ -1,0 +1,165 @@
+"""The archive against general compressors: size, ratio, speed both ways, peak memory, and what the format costs.
+
+    python benchmarks/bench_archive.py [FILE] [--bytes 1000000] [--model pico-595k] [--overlaps] [--segments]
+
+FILE is by default enwik8.head of LLMCOMP_TEST_DATA or ../shared/data, else the bundled text sample. A row is made in
+a process of its own, so that the memory is that row's (the interpreter and the libraries included); a row's times are
+wall clock and processor seconds of compressing and decompressing, without starting and loading. The output is Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bz2
+import io
+import json
+import lzma
+import os
+import resource
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Coder = tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]
+
+
+def general_coders() -> dict[str, Callable[[], Coder]]:
+    """Compressors of the standard library and of the extra [baselines], by name; each is made in its own process."""
+
+    def zstd() -> Coder:
+        import zstandard
+
+        return zstandard.ZstdCompressor(level=19).compress, zstandard.ZstdDecompressor().decompress
+
+    def brotli() -> Coder:
+        import brotli as library
+
+        return library.compress, library.decompress
+
+    def gzip() -> Coder:
+        return lambda data: zlib.compress(data, 9, 31), lambda blob: zlib.decompress(blob, 31)
+
+    return {
+        "gzip -9": gzip,
+        "bzip2 -9": lambda: (bz2.compress, bz2.decompress),
+        "xz -9": lambda: (lambda data: lzma.compress(data, preset=9), lzma.decompress),
+        "zstd -19": zstd,
+        "brotli -q 11": brotli,
+    }
+
+
+def llmcomp_coder(model_name: str, options: dict[str, Any]) -> tuple[Coder, Any]:
+    import llmcomp
+
+    model = llmcomp.load_model(model_name)
+    return (lambda data: llmcomp.compress(data, model, **options), lambda blob: llmcomp.decompress(blob, model)), model
+
+
+def ideal_bits(data: bytes, blob: bytes, model: Any) -> float:
+    """Bits of the integer model over all segments of the archive, without any byte of coding or format."""
+    from llmcomp.container import ArchiveReader
+    from llmcomp.segments import SegmentCodec
+
+    reader = ArchiveReader(io.BytesIO(blob))
+    codec = SegmentCodec.for_archive(reader.header, model)
+    assert codec is not None
+    step = reader.header.segment_bytes
+    return sum(coded.ideal_bits for coded in codec.encode([data[at : at + step] for at in range(0, len(data), step)]))
+
+
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """One row; runs in a process of its own."""
+    data = Path(job["file"]).read_bytes()[: job["n_bytes"]]
+    model = None
+    if job["name"] in general_coders():
+        encode, decode = general_coders()[job["name"]]()
+    else:
+        (encode, decode), model = llmcomp_coder(job["model"], job["options"])
+    row: dict[str, Any] = {"name": job["name"]}
+    work: list[tuple[str, Callable[[bytes], bytes]]] = [("compress", encode), ("decompress", decode)]
+    content = data
+    for verb, function in work:
+        wall, processor = time.perf_counter(), time.process_time()
+        content = function(content)
+        row[verb] = (time.perf_counter() - wall, time.process_time() - processor)
+        row[f"{verb}_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if verb == "compress":
+            blob = content
+    if content != data:
+        raise SystemExit(f"{job['name']}: the round trip gave other bytes")
+    row["coded_bytes"] = len(blob)
+    if model is not None:
+        row["overhead"] = 8 * len(blob) / ideal_bits(data, blob, model) - 1
+    return row
+
+
+def jobs_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    base = {"file": str(arguments.file), "n_bytes": arguments.bytes, "model": arguments.model, "options": {}}
+    jobs = [{**base, "name": name} for name in general_coders()]
+    jobs.append({**base, "name": arguments.model})
+    if arguments.overlaps:
+        jobs += [
+            {**base, "name": f"{arguments.model}, overlap {k}", "options": {"overlap": k}}
+            for k in (0, 32, 64, 128, 192, 256, 384)
+        ]
+    if arguments.segments:
+        jobs += [
+            {**base, "name": f"{arguments.model}, segments of {n >> 10} KiB", "options": {"segment_bytes": n}}
+            for n in (1 << 13, 1 << 14, 1 << 15, 1 << 17, 1 << 18)
+        ]
+    return jobs
+
+
+def default_file() -> Path:
+    root = Path(__file__).resolve().parent.parent
+    real = Path(os.environ.get("LLMCOMP_TEST_DATA", root.parent / "shared" / "data")) / "enwik8.head"
+    return real if real.exists() else root / "llmcomp" / "pico" / "samples" / "text.txt"
+
+
+def markdown(row: dict[str, Any], n_bytes: int) -> str:
+    speeds = [f"{n_bytes / 1e6 / max(row[verb][0], 1e-9):.3g}" for verb in ("compress", "decompress")]
+    processor = [f"{row[verb][1]:.2f}" for verb in ("compress", "decompress")]
+    memory = [f"{row[f'{verb}_memory'] / 2**20:.0f}" for verb in ("compress", "decompress")]
+    overhead = f"{100 * row['overhead']:.3f} %" if "overhead" in row else ""
+    cells = [
+        row["name"],
+        f"{row['coded_bytes']:,}",
+        f"{row['coded_bytes'] / n_bytes:.4f}",
+        *speeds,
+        *processor,
+        *memory,
+    ]
+    return f"| {' | '.join([*cells, overhead])} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", nargs="?", type=Path, default=default_file())
+    parser.add_argument("--bytes", type=int, default=1_000_000)
+    parser.add_argument("--model", default="pico-595k")
+    parser.add_argument("--overlaps", action="store_true", help="also the archive with other overlaps")
+    parser.add_argument("--segments", action="store_true", help="also the archive with other segment sizes")
+    parser.add_argument("--only-archive", action="store_true", help="no general compressors")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        print(json.dumps(measure(json.loads(arguments.job))))
+        return
+    n_bytes = min(arguments.bytes, arguments.file.stat().st_size)
+    print(f"First {n_bytes:,} bytes of {arguments.file.name}; {os.cpu_count()} processors.\n")
+    print("| | bytes | ratio | MB/s in | MB/s out | CPU s in | CPU s out | MiB in | MiB out | above ideal bits |")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    for job in jobs_of(arguments):
+        if arguments.only_archive and job["name"] in general_coders():
+            continue
+        command = [sys.executable, __file__, "--job", json.dumps(job)]
+        result = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+        print(markdown(json.loads(result.stdout), n_bytes), flush=True)
+
+
+if __name__ == "__main__":
+    main()
