@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from llmcomp.fit import fit_scaling_law
     from llmcomp.models import list_models, load_model
     from llmcomp.plot import plot_all
+    from llmcomp.position import bits_by_position
     from llmcomp.results import published, read_rows
+    from llmcomp.sampling import generate
     from llmcomp.sweep import sweep
 
 __version__ = metadata.version("llmcomp")
@@ -52,14 +54,16 @@ _MODULE_OF = {
     **dict.fromkeys(("compress", "decompress", "score"), "codec"),
     **dict.fromkeys(("list_models", "load_model"), "models"),
     **dict.fromkeys(("published", "read_rows"), "results"),
+    "bits_by_position": "position",
     "fit_scaling_law": "fit",
+    "generate": "sampling",
     "load_dataset": "datasets",
     "open": "archive",
     "plot_all": "plot",
     "sweep": "sweep",
 }
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "CorruptArchive",
     "DatasetError",
     "Error",
@@ -67,6 +71,7 @@ __all__ = [  # noqa: PLE0604
     "Decoder",
     "Encoder",
     "backends",
+    "bits_by_position",
     "code_length",
     "compress",
     "decode",
@@ -74,6 +79,7 @@ __all__ = [  # noqa: PLE0604
     "encode",
     "encode_intervals",
     "fit_scaling_law",
+    "generate",
     "intervals",
     "list_models",
     "load_dataset",

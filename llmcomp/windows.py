@@ -76,12 +76,12 @@ class WindowedModel:
         is_stepwise: bool = False,
     ):
         plan_windows(0, context_length, overlap)
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+        self.overlap = overlap
+        self.is_stepwise = is_stepwise
         self._model = model
-        self._vocab_size = vocab_size
         self._bos_token = bos_token
-        self._context_length = context_length
-        self._overlap = overlap
-        self._is_stepwise = is_stepwise
         self._session: Any = None
         self._n_session_streams = 0
 
@@ -90,14 +90,14 @@ class WindowedModel:
     def intervals(self, streams: Sequence[Tokens]) -> list[npt.NDArray[np.uint64]]:
         """For every stream of T tokens its intervals, uint64 [3, T]: start, freq and total."""
         results = [np.zeros((3, len(stream)), np.uint64) for stream in streams]
-        if self._is_stepwise:
+        if self.is_stepwise:
             for stream, result in zip(streams, results, strict=True):
                 self._step_through(stream, result)
             return results
         windows = [
             (number, window)
             for number, stream in enumerate(streams)
-            for window in plan_windows(len(stream), self._context_length, self._overlap)
+            for window in plan_windows(len(stream), self.context_length, self.overlap)
         ]
         windows.sort(key=lambda item: item[1].context_start - item[1].stop)
         while windows:
@@ -114,7 +114,7 @@ class WindowedModel:
     def _batch_rows(self) -> int:
         if hasattr(self._model, "intervals"):
             return BATCH_ROWS
-        return BATCH_LOGITS_BYTES // (4 * getattr(self._model, "n_logits", self._vocab_size))
+        return BATCH_LOGITS_BYTES // (4 * getattr(self._model, "n_logits", self.vocab_size))
 
     def _score_batch(self, batch: list[tuple[Tokens, np.ndarray, Window]], n_inputs: int) -> None:
         """Fills the results of windows whose longest has `n_inputs` inputs."""
@@ -126,7 +126,7 @@ class WindowedModel:
             targets[row, :n] = stream[window.context_start : window.stop]
             tokens[row, 1:n] = targets[row, : n - 1]
         if hasattr(self._model, "intervals"):
-            parts = np.stack(self._model.intervals(tokens, targets, lengths, vocab_size=self._vocab_size))
+            parts = np.stack(self._model.intervals(tokens, targets, lengths, vocab_size=self.vocab_size))
         else:
             parts = self._intervals_of_logits(self._model.logits(tokens), targets, lengths)
         for row, (_, result, window) in enumerate(batch):
@@ -136,22 +136,22 @@ class WindowedModel:
     def _intervals_of_logits(self, logits: Any, targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         parts = np.zeros((3, *targets.shape), np.uint64)
         for row, n in enumerate(lengths):
-            parts[:, row, :n] = coding.intervals(logits[row, :n], targets[row, :n], self._vocab_size)
+            parts[:, row, :n] = coding.intervals(logits[row, :n], targets[row, :n], self.vocab_size)
         return parts
 
     def _step_through(self, stream: Tokens, result: np.ndarray) -> None:
         """Fills the result of one stream by the same calls as `decode` of that stream alone."""
-        for window in plan_windows(len(stream), self._context_length, self._overlap):
-            session, logits = self._open_window(stream[None, window.context_start : window.start])
+        for window in plan_windows(len(stream), self.context_length, self.overlap):
+            session, logits = self.open_window(stream[None, window.context_start : window.start])
             for at in range(window.start, window.stop):
                 token = stream[at : at + 1]
-                result[:, at : at + 1] = coding.intervals(logits, token, self._vocab_size)
+                result[:, at : at + 1] = coding.intervals(logits, token, self.vocab_size)
                 if at + 1 < window.stop:
                     logits = session.step(token)
 
     # ---- decoding
 
-    def _open_window(self, context: np.ndarray) -> tuple[Any, Any]:
+    def open_window(self, context: np.ndarray) -> tuple[Any, Any]:
         """A session that has read the start token and `context`, int [B, k], and nothing else; its logits then."""
         session = self._session
         if session is not None and self._n_session_streams == len(context) and hasattr(session, "reset"):
@@ -161,7 +161,7 @@ class WindowedModel:
             self._session = session = self._model.session(len(context))
             self._n_session_streams = len(context)
         inputs = np.pad(context, ((0, 0), (1, 0)), constant_values=self._bos_token)
-        if hasattr(session, "prefill") and not self._is_stepwise:
+        if hasattr(session, "prefill") and not self.is_stepwise:
             return session, np.stack([session.prefill(stream, row) for stream, row in enumerate(inputs)])
         for column in np.ascontiguousarray(inputs.T):
             logits = session.step(column)
@@ -181,15 +181,15 @@ class WindowedModel:
         occur; stream i goes by row `tables[i]` and ends when it has its `n_bytes[i]`. `on_step` is called with the
         bytes that each step completed. CorruptArchive names the first stream with a token that cannot stand there.
         """
-        if self._is_stepwise and len(payloads) > 1:
+        if self.is_stepwise and len(payloads) > 1:
             alone = zip(payloads, n_bytes, tables, strict=True)
             return [self.decode([p], [n], token_bytes, [table], on_step)[0] for p, n, table in alone]
         walk = _Walk(payloads, n_bytes, token_bytes, tables)
         while walk.active.any():
-            context = walk.recent(self._overlap)
+            context = walk.recent(self.overlap)
             lanes = np.flatnonzero(walk.active)
-            session, logits = self._open_window(context[lanes])
-            for left in range(self._context_length - context.shape[1] - 1, -1, -1):
+            session, logits = self.open_window(context[lanes])
+            for left in range(self.context_length - context.shape[1] - 1, -1, -1):
                 tokens = walk.pull(lanes, logits, on_step)
                 if not left or not walk.active.any():
                     break

@@ -34,6 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "salvage": {"container", "errors"},
     "windows": {"coding", "errors"},
     "segments": {"coding", "container", "engine_exact", "errors", "models", "tokens", "windows"},
+    "position": {"errors", "models", "segments", "tokens"},
+    "sampling": {"coding", "errors", "models", "segments", "tokens", "windows"},
 }
 # Modules above all of these: the work, the command line.
 TOP = {"codec", "archive", "files", "grid", "sweep", "demo", "bench", "cli"}
