@@ -204,10 +204,16 @@ def _demo(args: argparse.Namespace) -> int:
     demo = run_demo(args.out, args.chunks or N_CHUNKS, progress=not args.quiet)
     if args.json:
         files = [str(path) for path in demo.figures]
-        _print_json({"cells": _records(demo.cells), "laws": demo.laws.to_dict(), "figures": files})
+        tables = {"cells": _records(demo.cells), "baselines": _records(demo.baselines)}
+        _print_json({**tables, "laws": demo.laws.to_dict(), "figures": files})
         return 1 if demo.failed else 0
     columns = ["model", "params", "step", "modality", "chunks", "bytes_in", "coded_bytes", "ratio"]
     print(demo.cells[columns].to_string(index=False, float_format="%.4f"))
+    print(
+        demo.baselines.pivot(index="model", columns="modality", values="ratio").to_string(
+            na_rep="", float_format="%.4f"
+        )
+    )
     print(f"\n{demo.summary}\n\n{demo.laws}\n\nFigures:", *demo.figures, sep="\n")
     return _told_failures(demo.failed)
 

@@ -22,9 +22,10 @@ _RESAMPLES = 200
 
 @dataclass(frozen=True)
 class Demo:
-    """What `run_demo` found: one row a cell, the laws, and the figures that were written."""
+    """What `run_demo` found: one row a cell of the suite, one a baseline, the laws, the figures that were written."""
 
     cells: pd.DataFrame
+    baselines: pd.DataFrame
     laws: Any
     figures: list[Path]
     failed: list[dict[str, Any]]
@@ -41,13 +42,15 @@ class Demo:
 
 
 def run_demo(out: str | os.PathLike[str] = "demo-results", n_chunks: int = N_CHUNKS, progress: bool = True) -> Demo:
-    """Sweep the suite over `n_chunks` chunks of every sample into `out`, decode every payload, fit and draw.
+    """Sweep the suite and the baselines over `n_chunks` chunks of every sample into `out`, decode, fit and draw.
 
     Cells that a former demonstration finished in `out` are read, not computed; they were decoded then. A payload that
     does not decode to its chunk fails its cell.
     """
     out = Path(out)
-    rows = sweep("pico", None, SAMPLES, out / "rows", n_chunks=n_chunks, verify=True, progress=progress)
+    rows = sweep("pico", None, SAMPLES, out / "rows", n_chunks=n_chunks, verify=True, baselines=True, progress=progress)
     laws = fit_scaling_law(rows, resamples=_RESAMPLES)
     figures = plot_all(rows, out, laws, formats=("png",))
-    return Demo(results.cells(rows), laws, figures, rows.attrs["failed"])
+    cells = results.cells(rows)
+    of_suite = cells["params"].notna()
+    return Demo(cells[of_suite], cells[~of_suite & (cells["unit"] == "chunk")], laws, figures, rows.attrs["failed"])

@@ -13,6 +13,9 @@ from hub_server import neox_config, neox_tensors, write_checkpoint
 torch = pytest.importorskip("torch", reason="the torch engine is an extra")
 transformers = pytest.importorskip("transformers", reason="the torch engine is an extra")
 
+from safetensors.torch import save_file  # noqa: E402
+
+from llmcomp import compress, decompress  # noqa: E402
 from llmcomp.engine_torch import TorchModel, read_pickled_weights  # noqa: E402
 from llmcomp.errors import Error  # noqa: E402
 from llmcomp.models import load_model  # noqa: E402
@@ -150,6 +153,42 @@ def test_pickled_weights(tmp_path: Path, dtype: str) -> None:
     for name, array in found.items():
         assert array.dtype == (np.float16 if dtype == "float16" else np.float32)
         assert (array == stored[name].float().numpy()).all()
+
+
+def test_engines_agree_in_code_length() -> None:
+    exact, other = load_model("pico-28k"), load_model("pico-28k", engine="torch")
+    assert (other.vocab_size, other.n_params, other.context_length) == (
+        exact.vocab_size,
+        exact.n_params,
+        exact.context_length,
+    )
+    tokens = np.random.default_rng(0).integers(0, exact.vocab_size, (2, 65))
+    bits = []
+    for model in (exact, other):
+        _, freq, total = model.intervals(tokens[:, :-1], tokens[:, 1:])
+        bits.append(np.log2(total.astype(np.float64)) - np.log2(freq.astype(np.float64)))
+    assert np.abs(bits[0] - bits[1]).max() < 1e-3
+    assert abs(bits[0].mean() - bits[1].mean()) < 1e-4
+
+
+def test_an_archive_of_this_engine_decodes_on_this_machine() -> None:
+    model, data = load_model("pico-13k", engine="torch"), b"Call me Ishmael. Some years ago - never mind how long. " * 6
+    blob = compress(data, model)
+    assert len(blob) < len(data)
+    assert decompress(blob, model) == data
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_exact_engine_reads_pickled_weights(tmp_path: Path, dtype: str) -> None:
+    tensors = {name: torch.from_numpy(array) for name, array in neox_tensors(neox_config(), 3).items()}
+    rounded = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
+    folders = [write_checkpoint(tmp_path / name, 3) for name in ("pickled", "safe")]
+    (folders[0] / "model.safetensors").unlink()
+    torch.save(rounded, folders[0] / "pytorch_model.bin")
+    save_file(rounded, folders[1] / "model.safetensors")
+    pickled, safe = map(load_model, folders)
+    tokens = some_tokens((1, 12))
+    assert (pickled.logits(tokens) == safe.logits(tokens)).all()
 
 
 def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
