@@ -13,6 +13,7 @@ import json
 import os
 import queue
 import sys
+import types
 import uuid
 import warnings
 from collections import Counter
@@ -333,3 +334,13 @@ class RayExecutor:
     def submit(self, function: Callable[[Job], list[Outcome]], job: Job) -> Any:
         remote = self._ray.remote(**self._options)(function) if self._options else self._ray.remote(function)
         return remote.remote(job).future()
+
+
+class _CallableModule(types.ModuleType):
+    """`llmcomp.sweep` is the function until somebody imports this module, which Python then binds to the same name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> pd.DataFrame:
+        return sweep(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

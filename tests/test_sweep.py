@@ -471,3 +471,11 @@ def test_a_grid_from_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monke
     assert {failure["step"] for failure in again.attrs["failed"]} == {4}
     assert "HF_HUB_OFFLINE" in again.attrs["failed"][0]["reason"]
     assert len(cell_files(tmp_path / "out")) == 12
+
+
+def test_the_function_and_its_module_share_a_name(suite: Path, tmp_path: Path) -> None:
+    import llmcomp
+    import llmcomp.sweep
+
+    rows = llmcomp.sweep(suite, STEPS, some_data(), tmp_path, scorer=Counting(), progress=False)  # type: ignore[operator]
+    assert len(rows) == 12
