@@ -217,6 +217,43 @@ static void check_stream_of_rows() {
           "the decoder after %u rows", n);
 }
 
+/* Decoders set to the first and to the last number of a token's share, tokens at the ends of head, warps and
+ * tail. */
+static void check_boundaries() {
+    rows_t rows(random_vocab_size(), 1, 4, 0);
+    const lmc_cuda_rows_t &on_device = rows.on_device;
+    uint32_t n = on_device.n_rows,
+             unit = LMC_TILE_VECTORS * LMC_WARP_LANES * lmc_vector_elements(on_device.dtype);
+    std::vector<int64_t> tokens(n);
+    std::vector<uint64_t> triple(3 * n);
+    for (uint32_t i = 0; i < n; i++) {
+        lmc_row_layout_t layout =
+            lmc_row_layout((uintptr_t)rows.row(i), on_device.vocab_size, on_device.dtype);
+        uint32_t warp_begin = layout.n_head + unit * random_below(on_device.vocab_size / unit + 1);
+        uint32_t token = (i % 2 == 0 ? warp_begin : on_device.vocab_size - layout.n_tail) - random_below(2);
+        tokens[i] = token < on_device.vocab_size ? token : on_device.vocab_size - 1;
+        lmc_rows_t row = rows.on_host(i);
+        size_t unused;
+        lmc_intervals(&context, &row, &tokens[i], nullptr, &triple[i], &triple[n + i], &triple[2 * n + i],
+                      &unused);
+    }
+    for (int at_end = 0; at_end < 2; at_end++) {
+        std::vector<lmc_decoder_t> decoders(n);
+        std::vector<int32_t> found(n);
+        uint64_t error;
+        lmc_cuda_error_clear(&error, nullptr);
+        for (uint32_t i = 0; i < n; i++) {
+            lmc_decoder_init(&decoders[i], nullptr, 0);
+            uint64_t r = decoders[i].range / triple[2 * n + i];
+            decoders[i].code = r * triple[i] + (at_end ? r * triple[n + i] - 1 : 0);
+        }
+        lmc_cuda_decode_step(&on_device, nullptr, decoders.data(), found.data(), &error, nullptr);
+        for (uint32_t i = 0; i < n; i++)
+            CHECK(found[i] == tokens[i], "token %d instead of %lld of %u", found[i], (long long)tokens[i],
+                  on_device.vocab_size);
+    }
+}
+
 /* A full stream and a bad interval stop their own stream only, and every later step. */
 static void check_encoder_errors() {
     uint8_t bytes[2][3 * LMC_STEP_BYTES_MAX];
@@ -250,6 +287,7 @@ int main(int argc, char **argv) {
         check_intervals();
         check_streams();
         check_stream_of_rows();
+        check_boundaries();
     }
     printf("%ld failures\n", n_failures);
     return n_failures == 0 ? 0 : 1;

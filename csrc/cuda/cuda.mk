@@ -1,15 +1,25 @@
 # CUDA targets. The Makefile includes this file; it works alone too (make -f csrc/cuda/cuda.mk X).
-# check-cuda-host needs no card: the kernels' arithmetic in loops on the CPU. The others want a card and nvcc.
+# check-cuda-host needs no card: the kernels' arithmetic in loops on the CPU, then the kernels on an emulated device. The
+# others want a card and nvcc.
+CUDA_CHECK_FLAGS := -O2 -g -ffp-contract=off -Wall -Wextra -Wno-missing-field-initializers -Icsrc/include
+CUDA_CHECK_CORE := cdf cdf_serial coder status
 .PHONY: check-cuda-host check-cuda bench-cuda
-build/check/cuda_on_host: csrc/check/cuda_on_host.c csrc/cuda/row_tiles.h $(wildcard csrc/core/*.h csrc/include/llmcomp/*.h)
+CUDA_CHECK_HEADERS := $(wildcard csrc/cuda/* csrc/core/*.h csrc/include/llmcomp/*.h csrc/check/emulated/*.h)
+build/check/cuda_on_host: csrc/check/cuda_on_host.c $(CUDA_CHECK_HEADERS)
 	@mkdir -p $(@D)
-	$(CC) -std=c11 -D_GNU_SOURCE -O2 -g -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all \
-		-Wall -Wextra -Wno-missing-field-initializers -Icsrc/include $< \
-		csrc/core/cdf.c csrc/core/cdf_serial.c csrc/core/coder.c csrc/core/status.c -lm -o $@
+	$(CC) -std=c11 -D_GNU_SOURCE $(CUDA_CHECK_FLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all $< \
+		$(CUDA_CHECK_CORE:%=csrc/core/%.c) -lm -o $@
+build/check/cuda_emulated: csrc/check/cuda_emulated.cpp $(CUDA_CHECK_HEADERS)
+	@mkdir -p $(@D)/cuda
+	for name in $(CUDA_CHECK_CORE); do \
+		$(CC) -std=c11 -D_GNU_SOURCE $(CUDA_CHECK_FLAGS) -c csrc/core/$$name.c -o $(@D)/cuda/$$name.o || exit 1; done
+	$(CXX) -std=c++17 $(CUDA_CHECK_FLAGS) -Wno-unknown-pragmas -Icsrc/check/emulated $< \
+		$(CUDA_CHECK_CORE:%=$(@D)/cuda/%.o) -pthread -o $@
 
-check-cuda-host: build/check/cuda_on_host
-	$< rows 1 5000
-	$< weights 101
+check-cuda-host: build/check/cuda_on_host build/check/cuda_emulated
+	build/check/cuda_on_host rows 1 5000
+	build/check/cuda_on_host weights 101
+	build/check/cuda_emulated 1 300
 
 check-cuda:
 	benchmarks/cuda_check.sh build tests sanitize
