@@ -127,10 +127,10 @@ OPTIONS = [
 CONTENTS = {
     "empty": b"",
     "one byte": b"\xff",
-    "text": TRAINING_TEXT * 4,
+    "text": TRAINING_TEXT,
     "mixed": TEXT,
     "zeros": bytes(700),
-    "random": random.Random(0).randbytes(3000),
+    "random": random.Random(0).randbytes(1000),
     "start token": b"<|endoftext|>" * 40 + TRAINING_TEXT,
 }
 
@@ -186,7 +186,7 @@ def test_lanes_and_ways_of_reading_do_not_change_a_byte():
         codec.compress_stream(Drip(content), io.BytesIO(), TINY, lanes=0)
 
 
-@pytest.mark.parametrize("n_bytes", [1, 100, 16384, 200_000])
+@pytest.mark.parametrize("n_bytes", [1, 100, 16384, 70_000])
 def test_incompressible_data_costs_at_most_half_a_percent_and_64_bytes(n_bytes):
     content = random.Random(n_bytes).randbytes(n_bytes)
     blob = compress(content, TINY)
@@ -204,7 +204,7 @@ def small_models():
     return st.builds(TinyModel, context_length=st.sampled_from([1, 5, 24]), seed=st.integers(0, 3))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     content=st.one_of(st.binary(max_size=300), st.text(max_size=200).map(str.encode), st.just(TRAINING_TEXT[:250])),
     model=small_models(),

@@ -277,7 +277,7 @@ def test_reading_from_a_pipe():
     assert list(ArchiveReader(Trickle(blob)).segments()) == read_all(blob)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damage_of_many_bytes(data):
     """Any change at all is found by reading, and reading never yields a changed segment before."""

@@ -50,7 +50,13 @@ def test_the_package_reads_and_writes_it(case, models):
     assert compress(golden.CONTENTS[content], models[tokenizer], **golden.OPTIONS[options]) == blob
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+# The whole set takes a quarter of a minute.
+FAST = [case for case in CASES if case[1] in ("default", "overlap15") or (case[1] != "wide" and case[2] == "text")]
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in FAST else pytest.mark.slow, id="-".join(case)) for case in CASES]
+)
 def test_the_second_decoder_reads_it(case, models):
     tokenizer, _, content = case
     description = golden.TOKENIZERS[tokenizer]
