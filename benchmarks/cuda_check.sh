@@ -35,10 +35,11 @@ tests() {
 # Small rows that go through every kernel: the tools slow them down by a hundred times. Only the project's kernels are
 # watched (their mangled names hold the name of their file); torch's own are not ours to judge.
 sanitize() {
-    local status=0 tool log
+    local status=0 tool log filter=--kernel-name
+    compute-sanitizer --help 2>&1 | grep -q -- "$filter" || filter=--kernel-regex
     for tool in memcheck racecheck initcheck synccheck; do
         log=build/cuda-$CARD-$tool.log
-        compute-sanitizer --tool "$tool" --kernel-name kernel_substring=coding_kernels --target-processes all \
+        compute-sanitizer --tool "$tool" "$filter" kns=coding_kernels --target-processes all \
             --error-exitcode 9 "$PYTHON" -m pytest tests/test_cuda.py -x -q -k \
             "every_token or (streams_equal and (2- or 257)) or errors_name or one_stream or large_vocabularies or graph" \
             >"$log" 2>&1 || status=$?
