@@ -8,9 +8,8 @@ import importlib.util
 import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -144,8 +143,7 @@ class DeviceArray:
         return np.frombuffer(raw[:n_bytes], dtype=self.dtype).reshape(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
+class _View(NamedTuple):
     """Where an array lies: strides in bytes."""
 
     pointer: int
