@@ -288,3 +288,16 @@ def test_options_that_an_engine_does_not_have() -> None:
         load_model("pico-13k", device="cuda", dtype="float16")
     with pytest.raises(Error, match="no engine is called 'jax'"):
         load_model("pico-13k", engine="jax")
+
+
+def test_without_torch_the_engine_says_what_to_install() -> None:
+    code = "import sys; sys.modules['torch'] = None; import llmcomp; llmcomp.load_model('pico-13k', engine='torch')"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "llmcomp.errors.Error" in answer.stderr
+    assert "pip install llmcomp[torch]" in answer.stderr.splitlines()[-1]
+
+
+def test_bundled_models_need_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import llmcomp; print(llmcomp.load_model('pico-13k').step)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert answer.stdout.strip() == "2048", answer.stderr
