@@ -133,10 +133,10 @@ def test_steps_give_the_bits_of_the_pass(backend: str) -> None:
     assert session.positions.tolist() == [48, 48, 48]
 
 
-@pytest.mark.parametrize("n_streams", [1, 8, 9, 16, 17, 40])
+@pytest.mark.parametrize("n_streams", [1, 2, 3, 4, 5, 8, 9, 16, 17, 40])
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_steps_of_any_number_of_streams(backend: str, n_streams: int, n_threads: int) -> None:
-    model = make_model()
+    model = make_model(**VARIANTS["odd sizes"])
     tokens = draw(model, n_streams, 3)
     session = model.session(n_streams, 3)
     with llmcomp.use_threads(n_threads):

@@ -1,6 +1,7 @@
 /* The matrix product with AVX2 and FMA: tiles of 6 rows x 16 lanes (or 12 rows x 8 lanes when the panel holds
- * few tokens), one broadcast weight a row; and the forward pass's other kernels, compiled for this
- * instruction set. */
+ * few tokens), one broadcast weight a row; with four tokens or fewer the vectors run over 8 rows, whose
+ * weights are transposed in registers. And the forward pass's other kernels, compiled for this instruction
+ * set. */
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -25,6 +26,13 @@ LMC_INLINE void tile(const lmc_product_t *p, size_t row, const float *input, flo
     }
     for (size_t k = 0; k < p->n_k; k++) {
         __m256 x[2];
+        /* With few tokens the weights come straight from memory, in rows too short for the processor to guess
+         * the next. */
+        if (n_vectors == 1 && k % 16 == 0) {
+#pragma GCC unroll 12
+            for (size_t r = 0; r < n_rows; r++)
+                _mm_prefetch((const char *)(weights + (ptrdiff_t)(n_rows + r) * row_stride), _MM_HINT_T0);
+        }
 #pragma GCC unroll 2
         for (size_t v = 0; v < n_vectors; v++)
             x[v] = _mm256_loadu_ps(input + v * 8);
@@ -84,11 +92,95 @@ static void product_8_lanes(const lmc_product_t *p, const float *input, float *o
         tile(p, row, input, output, 1, 1);
 }
 
+/* Columns k ... k + 7 of 8 rows: columns[j] has the weights of k + j, a row a lane. */
+LMC_INLINE void load_columns(const float *weights, ptrdiff_t row_stride, __m256 columns[8]) {
+#pragma GCC unroll 2
+    for (size_t half = 0; half < 2; half++) {
+        __m256 rows[4], pairs[4];
+#pragma GCC unroll 4
+        for (size_t r = 0; r < 4; r++) {
+            const float *low = weights + (ptrdiff_t)r * row_stride + 4 * half;
+            __m256 both = _mm256_castps128_ps256(_mm_loadu_ps(low));
+            rows[r] = _mm256_insertf128_ps(both, _mm_loadu_ps(low + 4 * row_stride), 1);
+        }
+        pairs[0] = _mm256_unpacklo_ps(rows[0], rows[1]);
+        pairs[1] = _mm256_unpackhi_ps(rows[0], rows[1]);
+        pairs[2] = _mm256_unpacklo_ps(rows[2], rows[3]);
+        pairs[3] = _mm256_unpackhi_ps(rows[2], rows[3]);
+        columns[4 * half] = _mm256_shuffle_ps(pairs[0], pairs[2], 0x44);
+        columns[4 * half + 1] = _mm256_shuffle_ps(pairs[0], pairs[2], 0xEE);
+        columns[4 * half + 2] = _mm256_shuffle_ps(pairs[1], pairs[3], 0x44);
+        columns[4 * half + 3] = _mm256_shuffle_ps(pairs[1], pairs[3], 0xEE);
+    }
+}
+
+/* 8 rows for n_tokens (a constant, at most 4) lanes, the vectors running over the rows; k_stride is 1. */
+LMC_INLINE void rows_of_few(const lmc_product_t *p, size_t row, const float *input, float *output,
+                            const size_t n_tokens) {
+    const float *weights = p->weights + (ptrdiff_t)row * p->row_stride;
+    float *out = output + row * LMC_LANES, lanes[8];
+    __m256 sums[4];
+    size_t k = 0;
+#pragma GCC unroll 4
+    for (size_t t = 0; t < n_tokens; t++) {
+        for (size_t r = 0; r < 8; r++)
+            lanes[r] = p->resume ? out[r * LMC_LANES + t] : 0.0f;
+        sums[t] = _mm256_loadu_ps(lanes);
+    }
+    for (; k + 8 <= p->n_k; k += 8, weights += 8, input += 8 * LMC_LANES) {
+        __m256 columns[8];
+        if (k % 16 == 0) {
+#pragma GCC unroll 8
+            for (ptrdiff_t r = 8; r < 16; r++)
+                _mm_prefetch((const char *)(weights + r * p->row_stride), _MM_HINT_T0);
+        }
+        load_columns(weights, p->row_stride, columns);
+#pragma GCC unroll 8
+        for (size_t j = 0; j < 8; j++) {
+#pragma GCC unroll 4
+            for (size_t t = 0; t < n_tokens; t++)
+                sums[t] =
+                    _mm256_fmadd_ps(columns[j], _mm256_broadcast_ss(input + j * LMC_LANES + t), sums[t]);
+        }
+    }
+    for (; k < p->n_k; k++, weights++, input += LMC_LANES) {
+        for (size_t r = 0; r < 8; r++)
+            lanes[r] = weights[(ptrdiff_t)r * p->row_stride];
+        __m256 column = _mm256_loadu_ps(lanes);
+#pragma GCC unroll 4
+        for (size_t t = 0; t < n_tokens; t++)
+            sums[t] = _mm256_fmadd_ps(column, _mm256_broadcast_ss(input + t), sums[t]);
+    }
+#pragma GCC unroll 4
+    for (size_t t = 0; t < n_tokens; t++) {
+        if (p->bias != NULL) sums[t] = _mm256_add_ps(sums[t], _mm256_loadu_ps(p->bias + row));
+        _mm256_storeu_ps(lanes, sums[t]);
+        for (size_t r = 0; r < 8; r++)
+            out[r * LMC_LANES + t] = lanes[r];
+    }
+}
+
+static void product_few_lanes(const lmc_product_t *p, const float *input, float *output) {
+    size_t row = 0;
+    for (; row + 8 <= p->n_rows; row += 8) {
+        if (p->n_lanes == 1)
+            rows_of_few(p, row, input, output, 1);
+        else if (p->n_lanes == 2)
+            rows_of_few(p, row, input, output, 2);
+        else
+            rows_of_few(p, row, input, output, 4);
+    }
+    for (; row < p->n_rows; row++)
+        tile(p, row, input, output, 1, 1);
+}
+
 static void lmc_product_run(const lmc_product_t *p) {
     for (size_t i = 0; i < p->n_panels; i++) {
         const float *input = p->input + i * p->input_stride;
         float *output = p->output + i * p->output_stride;
-        if (p->n_lanes > 8)
+        if (p->n_lanes <= 4 && p->k_stride == 1)
+            product_few_lanes(p, input, output);
+        else if (p->n_lanes > 8)
             product_16_lanes(p, input, output);
         else
             product_8_lanes(p, input, output);

@@ -93,12 +93,15 @@ static void matrix_block(void *argument, size_t block, size_t slot) {
                              .input_stride = matrix->n_k * LMC_LANES,
                              .output = to_panels ? matrix->output + first_row * LMC_LANES : buffers->output,
                              .output_stride = (to_panels ? matrix->n_rows : n_rows) * LMC_LANES};
-    for (size_t k = 0; k < matrix->n_k; k += LMC_BLOCK_K) {
+    /* Few tokens: the weights pass through once, and are best read in the order in which they lie. */
+    int in_one_piece = product.n_lanes <= LMC_LANES / 2 && matrix->weight.dtype == LMC_FLOAT32;
+    size_t block_k = in_one_piece ? matrix->n_k : LMC_BLOCK_K;
+    for (size_t k = 0; k < matrix->n_k; k += block_k) {
         size_t k_left = matrix->n_k - k;
-        product.n_k = k_left < LMC_BLOCK_K ? k_left : LMC_BLOCK_K;
+        product.n_k = k_left < block_k ? k_left : block_k;
         product.input = matrix->input + k * LMC_LANES;
         product.resume = k > 0;
-        product.bias = k_left <= LMC_BLOCK_K && matrix->bias != NULL ? matrix->bias + first_row : NULL;
+        product.bias = k_left <= block_k && matrix->bias != NULL ? matrix->bias + first_row : NULL;
         size_t offset = first_row * matrix->n_k + k;
         if (matrix->weight.dtype == LMC_FLOAT32) {
             product.weights = (const float *)matrix->weight.data + offset;
