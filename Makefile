@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
-C_FILES := $(shell find csrc -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
+SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cu') setup.py pyproject.toml
+C_FILES := $(shell find csrc -name '*.[ch]' -o -name '*.cu' -o -name '*.cpp')
 
 .PHONY: help demo test check check-slow bench clean format
 help:
@@ -49,6 +49,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/bench_coding.py
 	$(BIN)/python benchmarks/bench_engine.py
 	$(BIN)/python benchmarks/bench_archive.py
+	$(BIN)/python benchmarks/bench_fit.py
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff format .

@@ -2,7 +2,7 @@
 
 
 class Error(ValueError):
-    """Something that was asked for cannot be done; the message names the thing, what was found and what was expected."""
+    """What was asked for cannot be done; the message names the thing, what was found and what was expected."""
 
 
 class CorruptArchive(Error):
