@@ -5,7 +5,7 @@
 Every damaged file must be refused, or, in salvage, give nothing but segments of the original. A file counts as refused
 if reading it raises CorruptArchive, or if all its segments are whole but the content's hash is another's. No model is
 needed for that; every hundredth file goes through `decompress` with a model too. Salvage is tried on every truncation
-and flipped bit and on every tenth other file. Prints one line a kind of damage; exits 1 on the first miss with the file.
+and flipped bit and on every tenth other file. Prints one line a kind of damage; exits 1 on the first miss, printed.
 """
 
 from __future__ import annotations

@@ -295,7 +295,8 @@ def score(
 
     protocol "lossless": each chunk is a stream of its own, with the windows and the bits that an archive's segment
     would have: all bytes, all tokens, the first token paid for, real payload bytes. `verify` decodes every one again
-    and raises CorruptArchive for the first that is not its chunk. `mapping` None means "bytes".
+    and raises CorruptArchive for the first that is not its chunk. `mapping` None means "bytes". With the torch engine
+    scores come from one pass over each window, as no decoder could repeat it, unless `verify` is set.
 
     protocol "published": the published computation on the same model. b % 128, at most 1,024 tokens (or the model's
     context, if smaller), first token free, the float64 softmax over all logits, clamped at 1e-10, bits over all bytes,
@@ -314,7 +315,7 @@ def score(
     score_batch: Callable[[list[bytes]], list[dict]]
     if protocol == "lossless":
         mapping = mapping or MAPPING_DEFAULT
-        codec = SegmentCodec(model, mapping, overlap)
+        codec = SegmentCodec(model, mapping, overlap, is_stepwise=None if verify else False)
         score_batch = lambda batch: _lossless_rows(batch, codec, verify)  # noqa: E731
     else:
         mapping = PUBLISHED_MAPPING

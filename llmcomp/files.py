@@ -209,7 +209,6 @@ def _run(path: str, output: str, target: BinaryIO, work: Work, options: _Options
     with _opened(path, options) as file:
         counted_in, counted_out = _Counted(file), _Counted(target)
         total = _content_size(file, options.verb)
-        archive = counted_out if options.verb == "compress" else counted_in
         with tqdm(
             total=total,
             desc=Path(path).name,
@@ -221,7 +220,8 @@ def _run(path: str, output: str, target: BinaryIO, work: Work, options: _Options
         ) as bar:
 
             def on_bytes(n_bytes: int) -> None:
-                bar.set_postfix_str(f"ratio {archive.n_bytes / max(bar.n + n_bytes, 1):.3f}", refresh=False)
+                if options.verb == "compress":
+                    bar.set_postfix_str(f"ratio {counted_out.n_bytes / max(bar.n + n_bytes, 1):.3f}", refresh=False)
                 bar.update(n_bytes)
 
             with error_of_path(path if options.verb == "test" else output):

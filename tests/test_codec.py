@@ -381,6 +381,21 @@ def test_score_of_a_data_set_and_its_verification(monkeypatch):
         score(data, TINY, verify=True, progress=False)
 
 
+def test_scores_of_an_engine_that_cannot_repeat_its_steps():
+    """One pass unless every payload is to be decoded again; the archive always steps."""
+
+    class OnePass(TinyModel):
+        def session(self, n_streams):
+            raise AssertionError("stepped")
+
+    model = OnePass(engine="torch")
+    expected = score(CHUNKS, TINY, progress=False)["coded_bytes"]
+    assert score(CHUNKS, model, progress=False)["coded_bytes"].equals(expected)
+    for call in (lambda: score(CHUNKS, model, verify=True, progress=False), lambda: compress(TRAINING_TEXT, model)):
+        with pytest.raises(AssertionError, match="stepped"):
+            call()
+
+
 def test_score_batches_do_not_matter(monkeypatch):
     volatile = ["seconds"]
     expected = score(CHUNKS, TINY, progress=False).drop(columns=volatile)
