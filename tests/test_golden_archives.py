@@ -11,6 +11,7 @@ import pytest
 
 import llmcomp
 from llmcomp import compress, decompress, pico
+from llmcomp.errors import CorruptArchive
 from llmcomp.salvage import salvage_segments
 
 CASES = golden.cases()
@@ -112,3 +113,19 @@ def test_the_set_covers_coded_and_stored_segments_and_stand_ins():
         for mapping in (0, 1, 3):
             assert (tokenizer, mapping, "coded") in kinds
         assert (tokenizer, 0, "stored") in kinds
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case[2] == "text" and "bpe" in case or case[2] == "empty"], ids="-".join
+)
+def test_every_truncation_and_flipped_bit_is_refused(case, models):
+    """With the model that made it, all the way through `decompress`."""
+    blob = golden.path_of(case).read_bytes()
+    for n_bytes in range(len(blob)):
+        with pytest.raises(CorruptArchive):
+            decompress(blob[:n_bytes], models[case[0]])
+    for bit in range(8 * len(blob)):
+        bad = bytearray(blob)
+        bad[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptArchive):
+            decompress(bytes(bad), models[case[0]])
