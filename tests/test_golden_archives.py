@@ -116,7 +116,7 @@ def test_the_set_covers_coded_and_stored_segments_and_stand_ins():
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if case[2] == "text" and "bpe" in case or case[2] == "empty"], ids="-".join
+    "case", [case for case in CASES if (case[2] == "text" and "bpe" in case) or case[2] == "empty"], ids="-".join
 )
 def test_every_truncation_and_flipped_bit_is_refused(case, models):
     """With the model that made it, all the way through `decompress`."""
