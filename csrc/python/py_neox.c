@@ -9,7 +9,7 @@
 
 /* A pass over more sequences than fit this workspace runs a few sequences at a time; Ctrl-C is heard in
  * between. */
-#define PASS_WORKSPACE_BYTES ((size_t)64 << 20)
+#define PASS_WORKSPACE_BYTES ((size_t)32 << 20)
 
 typedef struct neox_model_object {
     PyObject_HEAD lmc_neox_model_t model;
