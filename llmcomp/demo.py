@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from llmcomp import results
+from llmcomp import coding, results
 from llmcomp.fit import fit_scaling_law
 from llmcomp.plot import plot_all
 from llmcomp.sweep import sweep
@@ -48,7 +49,19 @@ def run_demo(out: str | os.PathLike[str] = "demo-results", n_chunks: int = N_CHU
     does not decode to its chunk fails its cell.
     """
     out = Path(out)
-    rows = sweep("pico", None, SAMPLES, out / "rows", n_chunks=n_chunks, verify=True, baselines=True, progress=progress)
+    # Steps of small models are too short to share among threads; whole models are not.
+    with ThreadPoolExecutor(coding.threads_in_use()) as executor:
+        rows = sweep(
+            "pico",
+            None,
+            SAMPLES,
+            out / "rows",
+            executor,
+            n_chunks=n_chunks,
+            verify=True,
+            baselines=True,
+            progress=progress,
+        )
     laws = fit_scaling_law(rows, resamples=_RESAMPLES)
     figures = plot_all(rows, out, laws, formats=("png",))
     cells = results.cells(rows)

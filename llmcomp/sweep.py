@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from llmcomp import codec, grid, models, pico, results
+from llmcomp import codec, coding, grid, models, pico, results
 from llmcomp.baselines import baseline_rows
 from llmcomp.errors import Error
 from llmcomp.grid import Cell, Job, Outcome, Plan, Scorer
@@ -177,7 +177,9 @@ def _outcomes(jobs: list[Job], executor: Any, progress: bool) -> Iterator[Outcom
 
 
 def _compute_all(job: Job) -> list[Outcome]:
-    return list(_compute(job, progress=False))
+    """A job of an executor, on one thread: the executor's workers are what keeps the processors busy."""
+    with coding.use_threads(1):
+        return list(_compute(job, progress=False))
 
 
 def _compute(job: Job, progress: bool) -> Iterator[Outcome]:
