@@ -316,7 +316,7 @@ def _plot(args: argparse.Namespace) -> int:
 def _results(args: argparse.Namespace) -> Any:
     from llmcomp.results import published, read_rows
 
-    return published() if args.published else read_rows(args.folder)
+    return published(baseline=args.command is _plot) if args.published else read_rows(args.folder)
 
 
 def _compress(args: argparse.Namespace) -> int:
@@ -390,7 +390,7 @@ def _installation(args: argparse.Namespace) -> int:
 
     from huggingface_hub import constants
 
-    from llmcomp import coding, download
+    from llmcomp import coding, cuda, download
 
     have = {name: importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "ray")}
     facts = {
@@ -399,6 +399,7 @@ def _installation(args: argparse.Namespace) -> int:
         "backend": coding.backend_in_use(),
         "threads": coding.threads_in_use(),
         "torch engine": "yes" if have["torch"] and have["transformers"] else "no: pip install llmcomp[torch]",
+        **{f"CUDA {key}": value for key, value in cuda.cuda_info().items()},
         "ray": "yes" if have["ray"] else "no: pip install llmcomp[ray]",
         "data folder": str(download.cache_folder()),
         "model folder": constants.HF_HUB_CACHE,

@@ -85,19 +85,15 @@ LMC_FN void lmc_range_put(lmc_encoder_t *encoder, uint64_t start, uint64_t freq,
     encoder->range <<= 8 * n_spare;
 }
 
-/* The number with the most zero bytes in [low, low + range): for k = 0, 1, ... kept bytes, low rounded up to
- * a multiple of 2^(64 - 8k). k = 8 keeps low itself, so the loop ends. Since k - 1 bytes did not do, the last
- * kept byte is not zero; for k = 0 the zeros before it go too. */
+/* The number with the most zero bytes in [low, low + range). A multiple of 2^64 (low itself where it is 0, or
+ * the one that a carry reaches) needs no byte more; else, since range >= 2^56, one byte makes a multiple of
+ * 2^56 that lies inside, and it is not zero. Zero bytes at the end of what was written before go too. */
 LMC_FN void lmc_range_end(lmc_encoder_t *encoder) {
-    for (unsigned k = 0; k <= 8; k++) {
-        uint64_t mask = k == 0 ? UINT64_MAX : k == 8 ? 0 : UINT64_MAX >> (8 * k);
-        uint64_t rest = (0 - encoder->low) & mask; /* what rounding up adds */
-        if (rest >= encoder->range) continue;
-        uint64_t end = encoder->low + rest;
-        if (end < encoder->low) lmc_carry(encoder->bytes, encoder->n_bytes);
-        for (unsigned i = 0; i < k; i++)
-            encoder->bytes[encoder->n_bytes++] = (uint8_t)(end >> (56 - 8 * i));
-        break;
+    const uint64_t unit = LMC_RANGE_MIN, to_next = 0 - encoder->low; /* 2^64 - low, or 0 */
+    if (to_next != 0 && to_next < encoder->range) {
+        lmc_carry(encoder->bytes, encoder->n_bytes);
+    } else if (to_next != 0) {
+        encoder->bytes[encoder->n_bytes++] = (uint8_t)((encoder->low + (unit - 1)) >> 56);
     }
     while (encoder->n_bytes > 0 && encoder->bytes[encoder->n_bytes - 1] == 0)
         encoder->n_bytes--;
