@@ -181,12 +181,12 @@ def training_dynamics(table: pd.DataFrame, axes: Any = None) -> Any:
 def baselines(table: pd.DataFrame, axes: Any = None) -> Any:
     """Ratio of every size at its last step against P, baseline compressors as lines; one Axes a data set."""
     groups = groups_of(table)
-    grid = axes_of(axes, len(groups), inches=(3.3, 2.7))[0]
+    grid = axes_of(axes, len(groups), inches=(4.4, 2.9))[0]
     for ax, (cells, lines) in zip(grid, groups, strict=True):
         last = last_step(cells)
         x, bars = last["params"].astype(float), last["stderr"].fillna(0.0)
         ax.errorbar(x, last["ratio"], bars, marker="o", color=colours(2)[0], capsize=2)
-        everything = [*last["ratio"], *lines["ratio"]]
+        everything = [*(last["ratio"] - bars), *(last["ratio"] + bars), *lines["ratio"]]
         room = 0.08 * (max(everything) - min(everything)) or 0.05
         ax.set_ylim(min(everything) - room, max(everything) + room)
         log_axis(ax.xaxis, last["params"], PARAMS_LABEL)
@@ -226,7 +226,7 @@ def adjusted_ratio(table: pd.DataFrame, axes: Any = None, bytes_per_param: float
     """Ratio with the model's own bytes added, (compressed + model) / original, against the size of the data: the curve
     of a model crosses the best baseline where it starts to pay. Last step of every size; 2 bytes: float16."""
     groups = groups_of(table)
-    grid = axes_of(axes, len(groups), inches=(3.3, 2.7))[0]
+    grid = axes_of(axes, len(groups), inches=(4.4, 2.9))[0]
     for ax, (cells, lines) in zip(grid, groups, strict=True):
         last = last_step(cells)
         smallest, largest = bytes_per_param * last["params"].min(), bytes_per_param * last["params"].max()
@@ -435,8 +435,8 @@ def _figures(table: pd.DataFrame, laws: Mapping[str, Any]) -> Iterator[tuple[str
     n_groups = len(groups_of(table))
     draws: list[tuple[str, Callable[..., Any], tuple[float, float], int]] = [
         ("training-dynamics", training_dynamics, PANEL_INCHES, 1),
-        ("baselines", baselines, (3.3, 2.7), 1),
-        ("model-size-counted", adjusted_ratio, (3.3, 2.7), 1),
+        ("baselines", baselines, (4.4, 2.9), 1),
+        ("model-size-counted", adjusted_ratio, (4.4, 2.9), 1),
     ]
     if "chunk" in table.columns:
         draws.append(("chunks", chunk_distribution, PANEL_INCHES, 1))

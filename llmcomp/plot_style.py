@@ -195,7 +195,7 @@ def draw_baselines(ax: Axes, baselines: pd.DataFrame) -> None:
     for i, (height, (_, row)) in enumerate(zip(heights, found.iterrows(), strict=True)):
         ratio = float(row["ratio"])
         ax.axhline(ratio, color="0.35", linewidth=0.9, linestyle=LINES[i % len(LINES)], zorder=1)
-        name = f"{row['model']}{' (one stream)' if row['unit'] == 'stream' else ''} {ratio:.3f}"
+        name = f"{row['model']}{' (stream)' if row['unit'] == 'stream' else ''} {ratio:.3f}"
         where = ax.get_yaxis_transform()
         ax.plot([1.0, 1.04], [ratio, height], color="0.5", linewidth=0.6, transform=where, clip_on=False)
         ax.text(1.05, height, name, transform=where, va="center", fontsize=7.5)
