@@ -77,8 +77,7 @@ static void lmc_layer_norm_run(const float *input, size_t n_features, const floa
     }
     lmc_vf m[LMC_VECTORS], f[LMC_VECTORS];
     LMC_FOR_VECTORS(v)
-    m[v] = lmc_v_load_f32(mean + v * LMC_VLEN),
-    f[v] = lmc_v_load_f32(factor + v * LMC_VLEN);
+    m[v] = lmc_v_load_f32(mean + v * LMC_VLEN), f[v] = lmc_v_load_f32(factor + v * LMC_VLEN);
     for (size_t i = 0; i < n_features; i++) {
         const float *x = input + i * LMC_LANES;
         float *y = output + i * LMC_LANES;

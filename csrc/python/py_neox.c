@@ -1,31 +1,13 @@
-/* The exact engine for Python: NeoxModel and NeoxSession. Checks the arguments, owns the memory, releases the
- * GIL. llmcomp/engine_exact.py reads the files and has the public documentation. */
-#include "common.h"
+/* The exact engine for Python: NeoxModel. Checks the arguments, owns the memory, releases the GIL.
+ * NeoxSession is in py_neox_session.c; llmcomp/engine_exact.py reads the files and has the public
+ * documentation. */
+#include "neox_objects.h"
 
-#include <stdatomic.h>
 #include <string.h>
-
-#include "llmcomp/neox.h"
 
 /* A pass over more sequences than fit this workspace runs a few sequences at a time; Ctrl-C is heard in
  * between. */
 #define PASS_WORKSPACE_BYTES ((size_t)32 << 20)
-
-typedef struct neox_model_object {
-    PyObject_HEAD lmc_neox_model_t model;
-    lmc_neox_layer_t *layers;
-    void *tables;
-    PyObject *arrays; /* tuple that keeps the weights alive */
-} neox_model_object_t;
-
-typedef struct neox_session_object {
-    PyObject_HEAD neox_model_object_t *owner;
-    lmc_neox_cache_t cache;
-    size_t n_tokens;
-    void *memory, *workspace;
-    size_t workspace_bytes;
-    atomic_flag in_use;
-} neox_session_object_t;
 
 /* ---- weights
  * ----------------------------------------------------------------------------------------------------------
@@ -391,239 +373,7 @@ static PyObject *model_intervals(PyObject *object, PyObject *arguments, PyObject
     return result;
 }
 
-/* ---- NeoxSession
- * -------------------------------------------------------------------------------------------------------- */
-
-static PyObject *model_session(PyObject *object, PyObject *arguments) {
-    neox_model_object_t *self = (neox_model_object_t *)object;
-    lmc_module_state_t *state = lmc_py_state_of_type(Py_TYPE(object));
-    const lmc_neox_config_t *config = &self->model.config;
-    Py_ssize_t n_streams, n_tokens;
-    if (state == NULL || !PyArg_ParseTuple(arguments, "nn", &n_streams, &n_tokens)) return NULL;
-    if (n_streams < 1 || n_streams > (Py_ssize_t)1 << 20)
-        return PyErr_Format(state->error, "n_streams is %zd; expected 1 or more", n_streams);
-    if (n_tokens < 1 || (size_t)n_tokens > config->context_length)
-        return PyErr_Format(state->error, "a session of %zd tokens; the context of the model holds %zu",
-                            n_tokens, config->context_length);
-    PyTypeObject *type = state->neox_session_type;
-    neox_session_object_t *session = (neox_session_object_t *)type->tp_alloc(type, 0);
-    if (session == NULL) return NULL;
-    atomic_flag_clear(&session->in_use);
-    Py_INCREF(self);
-    session->owner = self;
-    session->n_tokens = (size_t)n_tokens;
-    size_t bytes = lmc_neox_cache_bound(config, (size_t)n_streams, (size_t)n_tokens);
-    session->memory = PyMem_RawCalloc(bytes, 1);
-    if (session->memory == NULL) {
-        Py_DECREF(session);
-        return PyErr_NoMemory();
-    }
-    lmc_neox_cache_init(config, (size_t)n_streams, (size_t)n_tokens, session->memory, bytes, &session->cache);
-    return (PyObject *)session;
-}
-
-static void session_dealloc(PyObject *object) {
-    neox_session_object_t *self = (neox_session_object_t *)object;
-    PyTypeObject *type = Py_TYPE(object);
-    PyMem_RawFree(self->memory);
-    PyMem_RawFree(self->workspace);
-    Py_XDECREF((PyObject *)self->owner);
-    type->tp_free(object);
-    Py_DECREF(type);
-}
-
-/* The session is one caller's at a time; then it has a workspace of at least so many bytes. */
-static int session_begin(PyObject *error, neox_session_object_t *self, size_t workspace_bytes) {
-    if (atomic_flag_test_and_set(&self->in_use)) {
-        PyErr_SetString(error, "another thread is using this session");
-        return -1;
-    }
-    if (workspace_bytes <= self->workspace_bytes) return 0;
-    PyMem_RawFree(self->workspace);
-    self->workspace = PyMem_RawMalloc(workspace_bytes);
-    self->workspace_bytes = self->workspace == NULL ? 0 : workspace_bytes;
-    if (self->workspace != NULL) return 0;
-    atomic_flag_clear(&self->in_use);
-    PyErr_NoMemory();
-    return -1;
-}
-
-static void raise_session_error(PyObject *error, neox_session_object_t *self, lmc_status status,
-                                size_t stream, long long token) {
-    if (status == LMC_ERROR_TOKEN)
-        PyErr_Format(error, "stream %zu: token %lld is outside the vocabulary; expected 0 to %zu", stream,
-                     token, self->owner->model.config.n_embeddings - 1);
-    else if (status == LMC_ERROR_CAPACITY)
-        PyErr_Format(error, "stream %zu has seen %zu tokens; the session holds %zu", stream,
-                     self->cache.positions[stream], self->n_tokens);
-    else
-        PyErr_Format(error, "stream %zu: %s", stream, lmc_status_message(status));
-}
-
-/* float32 [n_streams, n_logits]: the caller's own, or a new one. */
-static PyArrayObject *parse_output(PyObject *error, PyObject *object, npy_intp n_streams, npy_intp n_logits) {
-    npy_intp shape[2] = {n_streams, n_logits};
-    if (object == NULL || object == Py_None) return (PyArrayObject *)PyArray_ZEROS(2, shape, NPY_FLOAT32, 0);
-    PyArrayObject *array = (PyArrayObject *)object;
-    if (!PyArray_Check(object) || PyArray_TYPE(array) != NPY_FLOAT32 || !PyArray_ISCARRAY(array) ||
-        PyArray_NDIM(array) != 2 || PyArray_DIM(array, 0) != n_streams || PyArray_DIM(array, 1) != n_logits) {
-        PyErr_Format(error, "out must be a contiguous float32 array [%zd, %zd]", (Py_ssize_t)n_streams,
-                     (Py_ssize_t)n_logits);
-        return NULL;
-    }
-    Py_INCREF(object);
-    return array;
-}
-
-/* 0 if some active stream is full for this session, which may be shorter than the context. */
-static int session_has_room(const neox_session_object_t *self, const uint8_t *active, size_t *stream) {
-    for (size_t s = 0; s < self->cache.n_streams; s++) {
-        *stream = s;
-        if ((active == NULL || active[s]) && self->cache.positions[s] >= self->n_tokens) return 0;
-    }
-    return 1;
-}
-
-static int session_run_step(PyObject *error, neox_session_object_t *self, PyArrayObject *tokens,
-                            PyArrayObject *mask, PyArrayObject *logits) {
-    const lmc_neox_model_t *model = &self->owner->model;
-    const int64_t *token_data = (const int64_t *)PyArray_DATA(tokens);
-    const uint8_t *active = mask == NULL ? NULL : (const uint8_t *)PyArray_DATA(mask);
-    lmc_executor_t executor;
-    lmc_context_t context = lmc_py_context(&executor);
-    lmc_status status = LMC_ERROR_CAPACITY;
-    size_t stream = 0;
-    if (session_begin(error, self,
-                      lmc_neox_step_bound(&model->config, self->cache.n_streams, executor.n_slots)) < 0)
-        return -1;
-    if (session_has_room(self, active, &stream)) {
-        Py_BEGIN_ALLOW_THREADS status =
-            lmc_neox_step(&context, model, &self->cache, token_data, active, (float *)PyArray_DATA(logits),
-                          self->workspace, self->workspace_bytes, &stream);
-        Py_END_ALLOW_THREADS
-    }
-    if (status != LMC_OK) raise_session_error(error, self, status, stream, (long long)token_data[stream]);
-    atomic_flag_clear(&self->in_use);
-    return status == LMC_OK ? 0 : -1;
-}
-
-static PyObject *session_step(PyObject *object, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"tokens", "active", "out", NULL};
-    neox_session_object_t *self = (neox_session_object_t *)object;
-    lmc_module_state_t *state = lmc_py_state_of_type(Py_TYPE(object));
-    PyObject *tokens_object, *mask_object = NULL, *out_object = NULL;
-    PyArrayObject *mask = NULL, *logits = NULL;
-    npy_intp n_streams = (npy_intp)self->cache.n_streams;
-    if (state == NULL) return NULL;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|OO", names, &tokens_object, &mask_object,
-                                     &out_object))
-        return NULL;
-    PyArrayObject *tokens = lmc_py_integers_parse(state->error, tokens_object, "tokens", 1, &n_streams);
-    if (tokens == NULL) return NULL;
-    if (lmc_py_mask_parse(state->error, mask_object, n_streams, &mask) == 0)
-        logits =
-            parse_output(state->error, out_object, n_streams, (npy_intp)self->owner->model.config.n_logits);
-    if (logits != NULL && session_run_step(state->error, self, tokens, mask, logits) < 0) Py_CLEAR(logits);
-    Py_XDECREF(mask);
-    Py_DECREF(tokens);
-    return (PyObject *)logits;
-}
-
-static int session_run_prefill(PyObject *error, neox_session_object_t *self, size_t stream,
-                               PyArrayObject *tokens, PyArrayObject *logits) {
-    const lmc_neox_model_t *model = &self->owner->model;
-    const int64_t *token_data = (const int64_t *)PyArray_DATA(tokens);
-    size_t n_tokens = (size_t)PyArray_DIM(tokens, 0), error_row = 0;
-    lmc_executor_t executor;
-    lmc_context_t context = lmc_py_context(&executor);
-    lmc_status status = LMC_ERROR_CAPACITY;
-    if (session_begin(error, self, lmc_neox_prefill_bound(&model->config, n_tokens, executor.n_slots)) < 0)
-        return -1;
-    if (n_tokens <= self->n_tokens - self->cache.positions[stream]) {
-        Py_BEGIN_ALLOW_THREADS status = lmc_neox_prefill(&context, model, &self->cache, stream, token_data,
-                                                         n_tokens, (float *)PyArray_DATA(logits),
-                                                         self->workspace, self->workspace_bytes, &error_row);
-        Py_END_ALLOW_THREADS
-    }
-    if (status == LMC_ERROR_CAPACITY)
-        PyErr_Format(error, "stream %zu has seen %zu tokens and cannot take %zu more; the session holds %zu",
-                     stream, self->cache.positions[stream], n_tokens, self->n_tokens);
-    else if (status != LMC_OK)
-        raise_session_error(error, self, status, stream, (long long)token_data[error_row]);
-    atomic_flag_clear(&self->in_use);
-    return status == LMC_OK ? 0 : -1;
-}
-
-static int check_stream(PyObject *error, const neox_session_object_t *self, Py_ssize_t stream) {
-    if (stream >= 0 && (size_t)stream < self->cache.n_streams) return 0;
-    PyErr_Format(error, "stream %zd; the session has streams 0 to %zu", stream, self->cache.n_streams - 1);
-    return -1;
-}
-
-static PyObject *session_prefill(PyObject *object, PyObject *arguments) {
-    neox_session_object_t *self = (neox_session_object_t *)object;
-    lmc_module_state_t *state = lmc_py_state_of_type(Py_TYPE(object));
-    Py_ssize_t stream;
-    PyObject *tokens_object;
-    if (state == NULL || !PyArg_ParseTuple(arguments, "nO", &stream, &tokens_object)) return NULL;
-    if (check_stream(state->error, self, stream) < 0) return NULL;
-    PyObject *any = PyArray_FROM_O(tokens_object);
-    if (any == NULL) return NULL;
-    npy_intp n_tokens = PyArray_SIZE((PyArrayObject *)any),
-             n_logits = (npy_intp)self->owner->model.config.n_logits;
-    PyArrayObject *tokens = lmc_py_integers_parse(state->error, any, "tokens", 1, &n_tokens);
-    Py_DECREF(any);
-    if (tokens == NULL) return NULL;
-    PyObject *logits = NULL;
-    if (n_tokens == 0)
-        PyErr_SetString(state->error, "prefill of 0 tokens; expected at least 1");
-    else
-        logits = PyArray_EMPTY(1, &n_logits, NPY_FLOAT32, 0);
-    if (logits != NULL &&
-        session_run_prefill(state->error, self, (size_t)stream, tokens, (PyArrayObject *)logits) < 0)
-        Py_CLEAR(logits);
-    Py_DECREF(tokens);
-    return logits;
-}
-
-static PyObject *session_reset(PyObject *object, PyObject *arguments) {
-    neox_session_object_t *self = (neox_session_object_t *)object;
-    lmc_module_state_t *state = lmc_py_state_of_type(Py_TYPE(object));
-    PyObject *stream_object = Py_None;
-    if (state == NULL || !PyArg_ParseTuple(arguments, "|O", &stream_object)) return NULL;
-    Py_ssize_t stream = 0;
-    if (stream_object != Py_None) {
-        stream = PyNumber_AsSsize_t(stream_object, PyExc_OverflowError);
-        if (stream == -1 && PyErr_Occurred()) return NULL;
-        if (check_stream(state->error, self, stream) < 0) return NULL;
-    }
-    if (session_begin(state->error, self, 0) < 0) return NULL;
-    if (stream_object == Py_None)
-        memset(self->cache.positions, 0, self->cache.n_streams * sizeof(size_t));
-    else
-        self->cache.positions[stream] = 0;
-    atomic_flag_clear(&self->in_use);
-    Py_RETURN_NONE;
-}
-
-static PyObject *session_n_streams(PyObject *object, void *unused) {
-    (void)unused;
-    return PyLong_FromSize_t(((neox_session_object_t *)object)->cache.n_streams);
-}
-
-static PyObject *session_positions(PyObject *object, void *unused) {
-    (void)unused;
-    neox_session_object_t *self = (neox_session_object_t *)object;
-    npy_intp n_streams = (npy_intp)self->cache.n_streams;
-    PyObject *positions = PyArray_EMPTY(1, &n_streams, NPY_INT64, 0);
-    for (npy_intp i = 0; positions != NULL && i < n_streams; i++)
-        ((int64_t *)PyArray_DATA((PyArrayObject *)positions))[i] = (int64_t)self->cache.positions[i];
-    return positions;
-}
-
-/* ---- types
- * ----------------------------------------------------------------------------------------------------------------
- */
+/* ---- the type ---- */
 
 PyDoc_STRVAR(
     model_doc,
@@ -637,18 +387,11 @@ PyDoc_STRVAR(intervals_doc, "intervals($self, tokens, targets, lengths=None, voc
                             "int [B, T] twice -> (start, freq, total), uint64 [B, T] each.");
 PyDoc_STRVAR(session_of_doc, "session($self, n_streams, n_tokens, /)\n--\n\n"
                              "A cache for n_streams streams of up to n_tokens tokens.");
-PyDoc_STRVAR(session_doc, "Streams of tokens with their keys and values; NeoxModel.session makes it.");
-PyDoc_STRVAR(step_doc,
-             "step($self, tokens, active=None, out=None)\n--\n\n"
-             "One token into every active stream: int [n_streams] -> float32 [n_streams, n_logits].");
-PyDoc_STRVAR(prefill_doc, "prefill($self, stream, tokens, /)\n--\n\n"
-                          "Tokens int [n] into one stream -> float32 [n_logits], the logits after the last.");
-PyDoc_STRVAR(reset_doc, "reset($self, stream=None, /)\n--\n\nOne stream, or all of them, start again.");
 
 static PyMethodDef model_methods[] = {
     {"logits", (PyCFunction)(void (*)(void))model_logits, METH_VARARGS | METH_KEYWORDS, logits_doc},
     {"intervals", (PyCFunction)(void (*)(void))model_intervals, METH_VARARGS | METH_KEYWORDS, intervals_doc},
-    {"session", model_session, METH_VARARGS, session_of_doc},
+    {"session", lmc_py_model_session, METH_VARARGS, session_of_doc},
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot model_slots[] = {
@@ -665,39 +408,11 @@ static PyType_Spec model_spec = {
     .slots = model_slots,
 };
 
-static PyMethodDef session_methods[] = {
-    {"step", (PyCFunction)(void (*)(void))session_step, METH_VARARGS | METH_KEYWORDS, step_doc},
-    {"prefill", session_prefill, METH_VARARGS, prefill_doc},
-    {"reset", session_reset, METH_VARARGS, reset_doc},
-    {NULL, NULL, 0, NULL},
-};
-static PyGetSetDef session_properties[] = {
-    {"n_streams", session_n_streams, NULL, "Number of streams.", NULL},
-    {"positions", session_positions, NULL, "int64 [n_streams]: tokens that each stream has seen (a copy).",
-     NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
-static PyType_Slot session_slots[] = {
-    {Py_tp_doc, (void *)session_doc},
-    {Py_tp_dealloc, session_dealloc},
-    {Py_tp_methods, session_methods},
-    {Py_tp_getset, session_properties},
-    {0, NULL},
-};
-static PyType_Spec session_spec = {
-    .name = "llmcomp._core.NeoxSession",
-    .basicsize = sizeof(neox_session_object_t),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = session_slots,
-};
-
 int lmc_py_add_neox(PyObject *module) {
     lmc_module_state_t *state = PyModule_GetState(module);
     state->neox_model_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &model_spec, NULL);
-    state->neox_session_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &session_spec, NULL);
+    state->neox_session_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &lmc_py_session_spec, NULL);
     if (state->neox_model_type == NULL || state->neox_session_type == NULL) return -1;
-    return PyModule_AddType(module, state->neox_model_type) < 0 ||
-                   PyModule_AddType(module, state->neox_session_type) < 0
-               ? -1
-               : 0;
+    if (PyModule_AddType(module, state->neox_model_type) < 0) return -1;
+    return PyModule_AddType(module, state->neox_session_type);
 }
