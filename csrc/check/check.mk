@@ -90,3 +90,5 @@ fuzz: $(FUZZ_PROGRAMS)
 fuzz-short: $(FUZZ_TARGETS:%=$(CHECK_DIR)/fuzz_address/%)
 	$(call fuzz_one,$(CHECK_DIR)/fuzz_address/fuzz_decode,-max_total_time=8)
 	$(call fuzz_one,$(CHECK_DIR)/fuzz_address/fuzz_roundtrip,-max_total_time=8)
+
+include csrc/check/engine.mk
