@@ -98,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_archive(add("decompress", _compress, "decompress FILE.llmc"), compress=False)
     info = add("info", _info, "tell what an archive needs, or what this installation has")
     info.add_argument("file", nargs="*", metavar="FILE.llmc")
-    add("bench", _bench, "measure coder and engine on this machine")
+    bench = add("bench", _bench, "measure coder and engine on this machine, or the work of a whole sweep")
+    _add_bench(bench)
     add("models", _models, "list the models that are known by name")
     return parser
 
@@ -136,7 +137,7 @@ def _add_scoring(parser: argparse.ArgumentParser, several: bool) -> None:
     _add_engine(parser)
 
 
-def _add_engine(parser: argparse.ArgumentParser) -> None:
+def _add_engine(parser: Any) -> None:
     parser.add_argument("--engine", choices=("exact", "torch"), default="exact", help="default: %(default)s")
     parser.add_argument("--device", help="of the torch engine: cpu, cuda, ...")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the torch engine")
@@ -155,6 +156,19 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="the default: what is finished is never computed again")
     parser.add_argument("--workers", type=_positive, metavar="N", help="work in N processes")
     parser.add_argument("--ray", action="store_true", help="work on a Ray cluster")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="?", choices=("speed", "sweep"), default="speed", help="default: %(default)s")
+    sweep = parser.add_argument_group("bench sweep")
+    sweep.add_argument("--suite", choices=("pico", "pythia"), default="pythia", help="default: %(default)s")
+    sweep.add_argument(
+        "--random-weights", action="store_true", help="the default, and all there is: nothing is downloaded"
+    )
+    sweep.add_argument("--chunks", type=_positive, metavar="N", help="of each data set (default: 2,048; on a CPU 1)")
+    sweep.add_argument("--sizes", type=_positive, metavar="N", help="the N smallest models (default: all; on a CPU 1)")
+    sweep.add_argument("--checkpoints", type=_positive, metavar="N", help="of each model (default: 5; on a CPU 1)")
+    _add_engine(sweep)
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
@@ -412,6 +426,17 @@ def _installation(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if args.what == "sweep":
+        from llmcomp.bench_sweep import run_sweep_benchmark
+
+        scale = {"n_chunks": args.chunks, "n_sizes": args.sizes, "n_checkpoints": args.checkpoints}
+        options = {"device": args.device, "dtype": args.dtype, "attention": args.attention}
+        found = run_sweep_benchmark(args.suite, args.engine, **scale, **options, progress=not args.quiet)
+        if args.json:
+            _print_json(found.to_dict())
+        else:
+            print(found)
+        return 0
     from llmcomp.bench import run_benchmarks
 
     _print_table(run_benchmarks(), args)

@@ -23,7 +23,7 @@ from llmcomp.errors import CorruptArchive, Error
 from llmcomp.models import load_model
 from llmcomp.salvage import salvage_segments
 from llmcomp.segments import MAPPING_DEFAULT, ModelTraits, SegmentCodec
-from llmcomp.windows import BATCH_LOGITS_BYTES
+from llmcomp.windows import BATCH_LOGITS_BYTES, BATCH_ROWS
 
 PUBLISHED_MAPPING = "ascii"
 PUBLISHED_CLAMP = 1e-10
@@ -411,7 +411,7 @@ def _warn_of_short_context(traits: ModelTraits) -> None:
 
 def _published_rows(batch: list[bytes], model: Any, traits: ModelTraits) -> list[dict]:
     kept_and_covered = [_published_tokens(chunk, traits) for chunk in batch]
-    bits = _published_bits([kept for kept, _ in kept_and_covered], model, traits)
+    bits = published_bits([kept for kept, _ in kept_and_covered], model, traits)
     rows = []
     for chunk, (kept, covered), ideal_bits in zip(batch, kept_and_covered, bits, strict=True):
         ratio = ideal_bits / (8 * len(chunk))
@@ -430,21 +430,33 @@ def _published_tokens(chunk: bytes, traits: ModelTraits) -> tuple[npt.NDArray[np
     return kept, covered
 
 
-def _published_bits(streams: list[npt.NDArray[np.int32]], model: Any, traits: ModelTraits) -> list[float]:
-    """Sum of -log2 of the clamped probabilities of all tokens but the first. Streams of like length share a batch."""
+def published_bits(streams: list[npt.NDArray[np.int32]], model: Any, traits: ModelTraits) -> list[float]:
+    """Sum of -log2 of the clamped probabilities of all tokens but the first, for every stream, int [T] each.
+
+    Streams of like length share a batch. A model with `log2_probabilities` computes them where its logits lie.
+    """
     bits = [0.0] * len(streams)
     order = sorted((i for i in range(len(streams)) if len(streams[i]) > 1), key=lambda i: -len(streams[i]))
-    n_logits = getattr(model, "n_logits", traits.vocab_size)
+    is_fused = hasattr(model, "log2_probabilities")
+    n_rows = BATCH_LOGITS_BYTES // (4 * getattr(model, "n_logits", traits.vocab_size))
+    if is_fused:
+        n_rows = getattr(model, "batch_rows", None) or BATCH_ROWS
     while order:
         longest = len(streams[order[0]])
-        n_rows = max(1, BATCH_LOGITS_BYTES // (4 * n_logits * longest))
-        inputs = np.zeros((len(order[:n_rows]), longest), np.int32)
-        for row, i in enumerate(order[:n_rows]):
+        batch = order[: max(1, n_rows // longest)]
+        inputs = np.zeros((len(batch), longest), np.int32)
+        for row, i in enumerate(batch):
             inputs[row, : len(streams[i])] = streams[i]
-        logits = np.asarray(model.logits(inputs))
-        for row, i in enumerate(order[:n_rows]):
-            bits[i] = _softmax_bits(logits[row, : len(streams[i]) - 1], streams[i][1:])
-        del order[:n_rows]
+        if is_fused:
+            lengths = np.array([len(streams[i]) for i in batch]) - 1
+            found = model.log2_probabilities(inputs[:, :-1], inputs[:, 1:], lengths)
+            for i, row_bits in zip(batch, -np.maximum(found, np.log2(PUBLISHED_CLAMP)).sum(1), strict=True):
+                bits[i] = float(row_bits)
+        else:
+            logits = np.asarray(model.logits(inputs))
+            for row, i in enumerate(batch):
+                bits[i] = _softmax_bits(logits[row, : len(streams[i]) - 1], streams[i][1:])
+        del order[: len(batch)]
     return bits
 
 

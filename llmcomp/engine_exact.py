@@ -110,12 +110,7 @@ class ExactModel:
 
     @functools.cached_property
     def weights_sha256(self) -> str:
-        digest = hashlib.sha256()
-        for tensor_name, tensor in sorted(self._tensors.items()):
-            digest.update(f"{tensor_name} {tensor.dtype} {tensor.data.shape}\n".encode())
-            data = tensor.data if sys.byteorder == "little" else tensor.data.byteswap()
-            digest.update(data.reshape(-1).view(np.uint8).data)
-        return digest.hexdigest()
+        return _tensors_sha256(self._tensors)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -179,6 +174,24 @@ def load_exact(
     own = folder / "tokenizer.json"
     tokenizer_path = tokenizer_path or (own if own.is_file() else None)
     return ExactModel(config, weights, name=name or folder.name, step=step, tokenizer_path=tokenizer_path)
+
+
+def stored_weights_sha256(
+    folder: str | os.PathLike[str], weights: Mapping[str, np.ndarray | Tensor] | None = None
+) -> str:
+    """`ExactModel.weights_sha256` of the checkpoint in `folder`, for whoever runs it otherwise. Arguments and errors as
+    `load_exact`."""
+    folder = Path(folder)
+    config = _parse_config(_read_json(folder / "config.json"), folder.name)
+    return _tensors_sha256(_canonical_tensors(config, weights or _read_weights(folder), folder.name))
+
+
+def tensor_shapes(config: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of all weights of a checkpoint with this config.json."""
+    return [
+        (name if name in _HEAD_NAMES else f"gpt_neox.{name}", shape)
+        for name, shape in _expected_shapes(_parse_config(config, "config.json"))
+    ]
 
 
 # ---- configuration
@@ -309,6 +322,15 @@ def _as_tensor(value: np.ndarray | Tensor, key: str, name: str) -> Tensor:
         if dtype not in ("float32", "float16"):
             raise Error(f"{name}: {key} has dtype {dtype}, expected float32, float16 or bfloat16")
     return Tensor(np.require(data, data.dtype.newbyteorder("="), ["C", "A"]), dtype)
+
+
+def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.data.shape}\n".encode())
+        data = tensor.data if sys.byteorder == "little" else tensor.data.byteswap()
+        digest.update(data.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _core_model(config: NeoxConfig, tensors: Mapping[str, Tensor]) -> _core.NeoxModel:

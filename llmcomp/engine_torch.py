@@ -8,20 +8,24 @@ machine, and its fingerprint says which; the exact engine promises more, for GPT
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import json
+import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from llmcomp import cuda
 from llmcomp.errors import Error
 from llmcomp.tokens import ByteTokenizer, Tokenizer
 
@@ -36,6 +40,13 @@ ATTENTIONS = ("sdpa", "eager")
 
 # Rows of logits held at once by `intervals`: a block of 50,304 float32 logits takes 26 MB, near the caches.
 _BLOCK_ROWS = 128
+# The same on a card, where a block ends with a wait for the device: 824 MB of bfloat16.
+_CARD_BLOCK_ROWS = 8192
+# Rows of a batch on a card, at most; more do not make the products faster.
+_CARD_BATCH_ROWS = 1 << 16
+# What a row holds while it goes through a layer, in values of the model's width: the residual, queries, keys and
+# values, and the two wide arrays of the MLP are 15; twice that for copies and the allocator's gaps.
+_ROW_WIDTHS = 30
 # Buffers that old checkpoints store beside the weights.
 _BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
@@ -44,10 +55,13 @@ class TorchModel:
     """A causal language model of transformers, made by `load_torch` or from a module that is loaded already.
 
     `n_logits` logits a row, of which the first `vocab_size` are tokens; the padded rest gets no probability.
-    `n_params` counts tied weights once. `weights_sha256` is over names, types, shapes and values as they are in use.
+    `n_params` counts tied weights once. `weights_sha256` is what `digest` gives, else (also where that raises `Error`)
+    over names, types, shapes and values as they are in use. `watch(part)` is entered around "forward" and "intervals",
+    for profiles.
     """
 
     engine = "torch"
+    watch: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def __init__(
         self,
@@ -56,6 +70,7 @@ class TorchModel:
         name: str,
         step: int | None = None,
         tokenizer_path: str | os.PathLike[str] | None = None,
+        digest: Callable[[], str] | None = None,
     ) -> None:
         self.module = module.eval()
         self.name, self.step = name, step
@@ -66,6 +81,7 @@ class TorchModel:
         self.n_logits = int(module.get_output_embeddings().weight.shape[0])
         self.context_length = int(getattr(module.config, "max_position_embeddings", 0) or 2048)
         self._tokenizer_path = tokenizer_path
+        self._digest = digest
         self._accepts = set(inspect.signature(module.forward).parameters)
 
     @functools.cached_property
@@ -84,6 +100,9 @@ class TorchModel:
 
     @functools.cached_property
     def weights_sha256(self) -> str:
+        if self._digest is not None:
+            with contextlib.suppress(Error):
+                return self._digest()
         digest = hashlib.sha256()
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -109,6 +128,22 @@ class TorchModel:
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
+    @functools.cached_property
+    def batch_rows(self) -> int | None:
+        """How many rows (tokens, padding included) a batch should have: what the card's free memory holds, at most
+        65,536; None on the CPU, where memory is no bound."""
+        if not self.device.startswith("cuda"):
+            return None
+        free_bytes, _ = torch.cuda.mem_get_info(self.device)
+        free_bytes += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        # One block of logits, and the two of float32 that `log2_probabilities` makes of it.
+        free_bytes -= _CARD_BLOCK_ROWS * self.n_logits * (DTYPES[self.dtype].itemsize + 8)
+        row_bytes = _ROW_WIDTHS * int(getattr(self.module.config, "hidden_size", 4096)) * DTYPES[self.dtype].itemsize
+        if self.attention == "eager":
+            n_heads = int(getattr(self.module.config, "num_attention_heads", 32))
+            row_bytes += 2 * 4 * n_heads * self.context_length
+        return max(self.context_length, min(_CARD_BATCH_ROWS, int(0.8 * free_bytes) // row_bytes))
+
     def logits(self, tokens: npt.ArrayLike, as_tensor: bool = False) -> Any:
         """int [B, T] -> float32 [B, T, n_logits]: NumPy, or on request a tensor in the model's dtype and place."""
         with torch.inference_mode():
@@ -128,37 +163,66 @@ class TorchModel:
         """
         from llmcomp import coding
 
-        inputs = self._as_tokens(tokens)
         wanted = np.ascontiguousarray(targets, np.int64)
-        if wanted.shape != tuple(inputs.shape):
-            raise Error(f"targets have shape {wanted.shape}, expected that of the tokens, {tuple(inputs.shape)}")
-        limits = np.full(len(wanted), wanted.shape[1]) if lengths is None else np.asarray(lengths)
-        rows = np.flatnonzero(np.arange(wanted.shape[1]) < limits[:, None])
         result = np.zeros((3, wanted.size), np.uint64)
-        cuda_coder = "cuda" in coding.backends()
-        for block, logits in self._blocks(inputs, rows):
-            block_logits = logits if logits.device.type == "cpu" or cuda_coder else logits.cpu()
-            found = coding.intervals(block_logits, wanted.reshape(-1)[block], vocab_size or self.vocab_size)
-            result[:, block] = np.stack([np.asarray(part) for part in found])
+        for block, logits in self._blocks(tokens, wanted, lengths):
+            with self.watch("intervals"):
+                on_card = logits.device.type == "cuda" and cuda.is_built()
+                chosen = wanted.reshape(-1)[block]
+                found: Any = coding.intervals(
+                    logits if on_card else logits.cpu(), chosen, vocab_size or self.vocab_size
+                )
+                # On a card the three are tensors there, which come back in one copy.
+                result[:, block] = torch.stack(found).cpu().numpy() if on_card else np.stack(found)
         start, freq, total = result.reshape(3, *wanted.shape)
         return start, freq, total
+
+    @torch.inference_mode()
+    def log2_probabilities(
+        self, tokens: npt.ArrayLike, targets: npt.ArrayLike, lengths: npt.ArrayLike | None = None
+    ) -> np.ndarray:
+        """log2 of the softmax over all `n_logits`, float64 [B, T], of `targets` after `tokens`; 0 where padding.
+
+        Computed where the logits lie, a block of rows at a time, in float32: within 1e-5 of the float64 softmax.
+        """
+        wanted = np.ascontiguousarray(targets, np.int64)
+        result = np.zeros(wanted.size)
+        for block, logits in self._blocks(tokens, wanted, lengths):
+            with self.watch("intervals"):
+                chosen = torch.from_numpy(wanted.reshape(-1)[block]).to(logits.device)
+                rows = logits.float()
+                found = rows.gather(1, chosen[:, None])[:, 0] - rows.logsumexp(1)
+                result[block] = found.cpu().numpy() / np.log(2)
+        return result.reshape(wanted.shape)
 
     def session(self, n_streams: int) -> TorchSession:
         """A session of `n_streams` streams that advance together, one token a call."""
         return TorchSession(self, n_streams)
 
     @torch.inference_mode()
-    def _blocks(self, tokens: torch.Tensor, rows: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """(row numbers, logits [n, n_logits]) of the wanted rows of [B * T]."""
-        if self._head_is_linear:
-            states = self.module.base_model(tokens, use_cache=False).last_hidden_state
-        else:
-            states = self.module(tokens, use_cache=False).logits
+    def _blocks(
+        self, tokens: npt.ArrayLike, targets: np.ndarray, lengths: npt.ArrayLike | None
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """(row numbers of [B * T], logits [n, n_logits]) of all rows that are not padding."""
+        inputs = self._as_tokens(tokens)
+        if targets.shape != tuple(inputs.shape):
+            raise Error(f"targets have shape {targets.shape}, expected that of the tokens, {tuple(inputs.shape)}")
+        limits = np.full(len(targets), targets.shape[1]) if lengths is None else np.asarray(lengths)
+        rows = np.flatnonzero(np.arange(targets.shape[1]) < limits[:, None])
+        head_is_linear = self._head_is_linear
+        with self.watch("forward"):
+            if head_is_linear:
+                states = self.module.base_model(inputs, use_cache=False).last_hidden_state
+            else:
+                states = self.module(inputs, use_cache=False).logits
         states = states.reshape(-1, states.shape[-1])
-        for at in range(0, len(rows), _BLOCK_ROWS):
-            block = rows[at : at + _BLOCK_ROWS]
-            chosen = states[torch.from_numpy(block).to(states.device)]
-            yield block, self.module.get_output_embeddings()(chosen) if self._head_is_linear else chosen
+        n_rows = _CARD_BLOCK_ROWS if states.device.type == "cuda" else _BLOCK_ROWS
+        for at in range(0, len(rows), n_rows):
+            block = rows[at : at + n_rows]
+            with self.watch("forward"):
+                chosen = states[torch.from_numpy(block).to(states.device)]
+                logits = self.module.get_output_embeddings()(chosen) if head_is_linear else chosen
+            yield block, logits
 
     @functools.cached_property
     def _head_is_linear(self) -> bool:
@@ -247,11 +311,13 @@ def load_torch(
     device: str | None = None,
     dtype: str | None = None,
     attention: str | None = None,
+    digest: Callable[[], str] | None = None,
 ) -> TorchModel:
     """Load a causal language model from a folder in Hugging Face's layout.
 
     `device`: "cpu" (default), "cuda", "cuda:1", ...; `dtype`: "float32" (default), "bfloat16", "float16";
-    `attention`: "sdpa" (default) or "eager". `Error` for weights that are missing, truncated or of other shapes.
+    `attention`: "sdpa" (default) or "eager"; `digest` gives the model's `weights_sha256` where it is not to be that of
+    the weights as they are in use. `Error` for weights that are missing, truncated or of other shapes.
     """
     folder = Path(folder)
     device, dtype, attention = device or "cpu", dtype or "float32", attention or "sdpa"
@@ -278,21 +344,62 @@ def load_torch(
         raise Error(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}")
     own = folder / "tokenizer.json"
     tokenizer_path = tokenizer_path or (own if own.is_file() else None)
-    return TorchModel(module, name=name or folder.name, step=step, tokenizer_path=tokenizer_path)
+    if device.startswith("cuda") and not cuda.is_built():
+        warnings.warn(
+            "this llmcomp was built without its CUDA part: logits are copied to the processor to be coded, which is "
+            "correct and slow",
+            stacklevel=2,
+        )
+    return TorchModel(module, name=name or folder.name, step=step, tokenizer_path=tokenizer_path, digest=digest)
 
 
-def product_rate(device: str, dtype: str | None = None) -> float:
-    """Operations a second that a product of two 4,096 x 4,096 matrices reaches on `device`."""
-    width = 4096
-    matrix = torch.ones((width, width), dtype=DTYPES[dtype or "float32"], device=device)
+def published_loop(model: TorchModel, tokens: npt.ArrayLike) -> float:
+    """Bits of one chunk, int [T], as the published code finds them: a softmax and an .item() for every position.
+
+    A yardstick for benchmarks; `codec.score` computes the same sum without the loop.
+    """
+    ids = model._as_tokens(np.asarray(tokens)[None])
+    bits = 0.0
+    with torch.inference_mode():
+        logits = model.module(ids, use_cache=False).logits[0]
+        for at in range(1, ids.shape[1]):
+            probability = torch.softmax(logits[at - 1], dim=-1)[ids[0, at]].item()
+            bits -= math.log2(max(probability, 1e-10))
+    return bits
+
+
+# ---- what a device does
+
+
+def product_rate(device: str, dtype: str | None = None, width: int = 4096) -> float:
+    """Operations a second that a product of two `width` x `width` matrices of random numbers reaches on `device`."""
+    matrix = torch.rand((width, width), device=device).to(DTYPES[dtype or "float32"])
     seconds = []
     for _ in range(3):
-        torch.cuda.synchronize(device)
+        wait_for(device)
         start = time.perf_counter()
         matrix @ matrix
-        torch.cuda.synchronize(device)
+        wait_for(device)
         seconds.append(time.perf_counter() - start)
     return 2 * width**3 / min(seconds)
+
+
+def wait_for(device: str) -> None:
+    """Return when `device` has done all that it was given; at once on the CPU, which never runs behind."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def device_name(device: str) -> str:
+    """What a card calls itself; of a CPU its architecture."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
+
+
+def device_peak_bytes(device: str) -> int:
+    """The most that tensors have taken on a card since this was last asked."""
+    found = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return int(found)
 
 
 def read_pickled_weights(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:

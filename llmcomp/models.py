@@ -259,6 +259,8 @@ def load_source(source: ModelSource, engine: str = "exact", **options: Any) -> A
         from llmcomp import engine_torch
 
         folder = source.fetch()
+        if architecture == "gpt_neox":
+            options["digest"] = functools.partial(_stored_digest, source)
         return engine_torch.load_torch(
             folder, name=source.name, step=source.step, tokenizer_path=source.tokenizer_path, **options
         )
@@ -282,14 +284,30 @@ def _load_exact(source: ModelSource) -> Any:
     from llmcomp import engine_exact
 
     folder = source.fetch()
-    weights = None
-    if not any(file.name.endswith(".safetensors") for file in source.files):
-        from llmcomp import engine_torch
-
-        weights = engine_torch.read_pickled_weights(folder)
     return engine_exact.load_exact(
-        folder, name=source.name, step=source.step, tokenizer_path=source.tokenizer_path, weights=weights
+        folder,
+        name=source.name,
+        step=source.step,
+        tokenizer_path=source.tokenizer_path,
+        weights=_pickled_weights(source, folder),
     )
+
+
+def _pickled_weights(source: ModelSource, folder: Path) -> dict[str, np.ndarray] | None:
+    """The weights of a checkpoint that has them in no other form, else None."""
+    if any(file.name.endswith(".safetensors") for file in source.files):
+        return None
+    from llmcomp import engine_torch
+
+    return engine_torch.read_pickled_weights(folder)
+
+
+def _stored_digest(source: ModelSource) -> str:
+    """One digest for one checkpoint, whichever engine runs it in whatever dtype."""
+    from llmcomp import engine_exact
+
+    folder = source.fetch()
+    return engine_exact.stored_weights_sha256(folder, _pickled_weights(source, folder))
 
 
 def _bundled_source(name: str, step: int | None) -> ModelSource:

@@ -102,7 +102,8 @@ class WindowedModel:
         windows.sort(key=lambda item: item[1].context_start - item[1].stop)
         while windows:
             n_inputs = windows[0][1].stop - windows[0][1].context_start
-            n_rows = max(1, self._batch_rows() // n_inputs)
+            n_batches = -(-len(windows) // max(1, self._batch_rows() // n_inputs))
+            n_rows = -(-len(windows) // n_batches)
             self._score_batch([(streams[n], results[n], window) for n, window in windows[:n_rows]], n_inputs)
             del windows[:n_rows]
         return results
@@ -113,7 +114,7 @@ class WindowedModel:
 
     def _batch_rows(self) -> int:
         if hasattr(self._model, "intervals"):
-            return BATCH_ROWS
+            return getattr(self._model, "batch_rows", None) or BATCH_ROWS
         return BATCH_LOGITS_BYTES // (4 * getattr(self._model, "n_logits", self.vocab_size))
 
     def _score_batch(self, batch: list[tuple[Tokens, np.ndarray, Window]], n_inputs: int) -> None:

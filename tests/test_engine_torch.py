@@ -15,10 +15,11 @@ transformers = pytest.importorskip("transformers", reason="the torch engine is a
 
 from safetensors.torch import save_file  # noqa: E402
 
-from llmcomp import compress, decompress  # noqa: E402
-from llmcomp.engine_torch import TorchModel, read_pickled_weights  # noqa: E402
+from llmcomp import compress, decompress, score  # noqa: E402
+from llmcomp.engine_torch import TorchModel, published_loop, read_pickled_weights  # noqa: E402
 from llmcomp.errors import Error  # noqa: E402
 from llmcomp.models import load_model  # noqa: E402
+from llmcomp.tokens import published_tokens  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,6 +124,44 @@ def test_intervals_in_blocks(model: TorchModel, monkeypatch: pytest.MonkeyPatch,
             assert int(start[row, at]) + int(freq[row, at]) <= int(total[row, at])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_log2_probabilities(folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """Against the softmax of all logits in float64."""
+    monkeypatch.setattr("llmcomp.engine_torch._BLOCK_ROWS", 7)
+    model = load_model(folder, engine="torch", dtype=dtype)
+    tokens, targets, lengths = some_tokens((3, 11)), some_tokens((3, 11), 1), np.array([11, 4, 0])
+    found = model.log2_probabilities(tokens, targets, lengths)
+    logits = model.logits(tokens).astype(np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = np.log2(np.take_along_axis(probabilities, targets[..., None], -1)[..., 0])
+    # The head's product in blocks may round otherwise than in one piece; bfloat16 has 8 bits.
+    np.testing.assert_allclose(found, expected * (np.arange(11) < lengths[:, None]), atol=1e-5, rtol=0.02)
+
+
+def test_published_rows_equal_the_loop(folder: Path) -> None:
+    model = load_model(folder, engine="torch")
+    chunks = [b"Some years ago - never mind how long.", bytes(range(200)), b"x" * 30]
+    with pytest.warns(UserWarning, match="128 tokens"):
+        rows = score(chunks, model, protocol="published", progress=False)
+    for row, chunk in zip(rows.itertuples(), chunks, strict=True):
+        kept = published_tokens(chunk, model.tokenizer)[0][: model.context_length]
+        assert abs(row.ratio - published_loop(model, kept) / (8 * len(chunk))) < 1e-6
+
+
+def test_both_engines_tell_one_digest_of_one_checkpoint(folder: Path, tmp_path: Path) -> None:
+    exact = load_model(folder)
+    for dtype in ("float32", "bfloat16"):
+        other = load_model(folder, engine="torch", dtype=dtype)
+        assert other.weights_sha256 == exact.weights_sha256
+    pickled = write_checkpoint(tmp_path / "pickled", seed=5, num_hidden_layers=2)
+    (pickled / "model.safetensors").unlink()
+    tensors = neox_tensors(neox_config(num_hidden_layers=2), 5)
+    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, pickled / "pytorch_model.bin")
+    assert load_model(pickled, engine="torch").weights_sha256 == exact.weights_sha256
+    changed = write_checkpoint(tmp_path / "changed", seed=6, num_hidden_layers=2)
+    assert load_model(changed, engine="torch").weights_sha256 != exact.weights_sha256
+
+
 def test_another_architecture(tmp_path: Path) -> None:
     config = transformers.GPT2Config(vocab_size=256, n_positions=64, n_embd=16, n_layer=1, n_head=2)
     reference = transformers.GPT2LMHeadModel(config).eval()
@@ -136,6 +175,7 @@ def test_another_architecture(tmp_path: Path) -> None:
     for t in range(10):
         np.testing.assert_allclose(session.step(tokens[:, t]), expected[:, t], atol=1e-4)
     assert (model.vocab_size, model.tokenizer.bos_token) == (256, None)
+    assert len(model.weights_sha256) == 64
     with pytest.raises(Error, match="'gpt2' model, the exact engine computes 'gpt_neox' only"):
         load_model(tmp_path)
 

@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pico": set(),
     "datasets": {"errors", "download", "pico"},
     "engine_exact": {"_core", "errors", "tokens"},
-    "engine_torch": {"coding", "errors", "tokens"},
+    "engine_torch": {"coding", "cuda", "errors", "tokens"},
     "models": {"engine_exact", "engine_torch", "errors", "pico"},
     "results": {"errors"},
     "projection": set(),
@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling": {"coding", "errors", "models", "segments", "tokens", "windows"},
 }
 # Modules above all of these: the work, the command line.
-TOP = {"codec", "archive", "files", "grid", "sweep", "demo", "bench", "cli"}
+TOP = {"codec", "archive", "files", "grid", "sweep", "demo", "bench", "bench_sweep", "cli"}
 TORCH_MODULES = {"engine_torch", "pico/train", "pico/muon"}
 
 
