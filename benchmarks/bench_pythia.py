@@ -84,12 +84,13 @@ def published_loop(chunks: list[bytes], module: Any, tokenizer: Any) -> float:
     return total
 
 
-def largest_difference(chunks: list[bytes], exact: Any, other: Any) -> float:
-    """Bits a token between the engines, of the chunk where they differ most."""
+def compare_engines(chunks: list[bytes], exact: Any, other: Any) -> tuple[float, int]:
+    """Bits a token between the engines, of the chunk where they differ most; the number of tokens of all chunks."""
     rows = [llmcomp.score(chunks, model, progress=False) for model in (exact, other)]
     if not (rows[0]["tokens"] == rows[1]["tokens"]).all():
         raise SystemExit("the engines were given different tokens")
-    return float(((rows[0]["ideal_bits"] - rows[1]["ideal_bits"]) / rows[0]["tokens"]).abs().max())
+    differences = ((rows[0]["ideal_bits"] - rows[1]["ideal_bits"]) / rows[0]["tokens"]).abs()
+    return float(differences.max()), int(rows[0]["tokens"].sum())
 
 
 def measure(work: dict[str, Callable[[], object]], n_rounds: int, clock: Callable[[], float]) -> dict[str, float]:
@@ -118,7 +119,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, llmcomp.use_threads(args.threads):
         make_folder(Path(name), data / "pythia-20B_tokenizer.json")
         exact, other = (llmcomp.load_model(name, engine=engine) for engine in ("exact", "torch"))
-        difference = largest_difference(chunks, exact, other)
+        difference, n_tokens = compare_engines(chunks, exact, other)
         if not difference < BITS_A_TOKEN:
             raise SystemExit(f"the engines differ by {difference} bits a token, expected less than {BITS_A_TOKEN}")
         work = {
@@ -128,7 +129,6 @@ def main() -> None:
         }
         clock = time.perf_counter if args.clock == "wall" else time.process_time
         seconds = measure(work, args.rounds, clock)
-        n_tokens = int(llmcomp.score(chunks, exact, progress=False)["tokens"].sum())
         n_published = sum(len(published_tokens(chunk, other.tokenizer)[0]) for chunk in chunks)
     counts = {"exact": n_tokens, "torch": n_tokens, "published loop": n_published}
     lines = [

@@ -23,7 +23,7 @@ from llmcomp.errors import CorruptArchive, Error
 from llmcomp.models import load_model
 from llmcomp.salvage import salvage_segments
 from llmcomp.segments import MAPPING_DEFAULT, ModelTraits, SegmentCodec
-from llmcomp.windows import BATCH_LOGITS_BYTES, BATCH_ROWS
+from llmcomp.windows import BATCH_LOGITS_BYTES, BATCH_ROWS, batch_size
 
 PUBLISHED_MAPPING = "ascii"
 PUBLISHED_CLAMP = 1e-10
@@ -443,7 +443,7 @@ def published_bits(streams: list[npt.NDArray[np.int32]], model: Any, traits: Mod
         n_rows = getattr(model, "batch_rows", None) or BATCH_ROWS
     while order:
         longest = len(streams[order[0]])
-        batch = order[: max(1, n_rows // longest)]
+        batch = order[: batch_size([len(streams[i]) for i in order], n_rows)]
         inputs = np.zeros((len(batch), longest), np.int32)
         for row, i in enumerate(batch):
             inputs[row, : len(streams[i])] = streams[i]

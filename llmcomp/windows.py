@@ -58,6 +58,18 @@ def plan_windows(n_tokens: int, context_length: int, overlap: int) -> list[Windo
     return windows
 
 
+def batch_size(lengths: Sequence[int], rows_max: int) -> int:
+    """How many of `lengths`, longest first, make the next batch of at most `rows_max` rows with the padding.
+
+    Batches are about equally large, and one of an eighth of `rows_max` rows ends before a length that would be padded
+    by more than an eighth.
+    """
+    n_batches = -(-len(lengths) // max(1, rows_max // lengths[0]))
+    n = -(-len(lengths) // n_batches)
+    first = max(1, -(-rows_max // (8 * lengths[0])))
+    return next((i for i in range(first, n) if 8 * lengths[i] < 7 * lengths[0]), n)
+
+
 class WindowedModel:
     """A model, the symbols that are coded with it, its start token and its windows.
 
@@ -102,8 +114,7 @@ class WindowedModel:
         windows.sort(key=lambda item: item[1].context_start - item[1].stop)
         while windows:
             n_inputs = windows[0][1].stop - windows[0][1].context_start
-            n_batches = -(-len(windows) // max(1, self._batch_rows() // n_inputs))
-            n_rows = -(-len(windows) // n_batches)
+            n_rows = batch_size([window.stop - window.context_start for _, window in windows], self._batch_rows())
             self._score_batch([(streams[n], results[n], window) for n, window in windows[:n_rows]], n_inputs)
             del windows[:n_rows]
         return results

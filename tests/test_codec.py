@@ -19,7 +19,7 @@ from llmcomp import codec, coding, compress, container, decompress, pico, result
 from llmcomp.container import ArchiveReader, ArchiveWriter
 from llmcomp.errors import CorruptArchive, Error, ModelMismatch
 from llmcomp.segments import SegmentCodec
-from llmcomp.windows import WindowedModel, plan_windows
+from llmcomp.windows import WindowedModel, batch_size, plan_windows
 
 DATA = Path(os.environ.get("LLMCOMP_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TINY = TinyModel()
@@ -401,6 +401,24 @@ def test_score_batches_do_not_matter(monkeypatch):
     expected = score(CHUNKS, TINY, progress=False).drop(columns=volatile)
     monkeypatch.setattr(codec, "_SCORE_BATCH_BYTES", 1)
     assert score(CHUNKS, TINY, progress=False).drop(columns=volatile).equals(expected)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows_max", "expected"),
+    [
+        ([100], 10, 1),
+        ([100] * 10, 1000, 10),
+        # Two equal batches, not one of 10 and one of 2.
+        ([100] * 12, 1000, 6),
+        # 200 rows are more than an eighth of 1,000; 88 is less than an eighth shorter than 100, 87 is not.
+        ([100, 100, 87, 87], 1000, 2),
+        ([100, 100, 88, 88], 1000, 4),
+        # A batch that is still small takes shorter ones too.
+        ([100, 10, 10, 10], 1000, 2),
+    ],
+)
+def test_batches_with_little_padding(lengths: list[int], rows_max: int, expected: int) -> None:
+    assert batch_size(lengths, rows_max) == expected
 
 
 def published_ratio(chunk: bytes, model, tokenizer, limit: int) -> float:
