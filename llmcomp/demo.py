@@ -16,7 +16,7 @@ from llmcomp.plot import plot_all
 from llmcomp.sweep import sweep
 
 SAMPLES = ("text", "image", "speech")
-N_CHUNKS = 6
+N_CHUNKS = 5
 # Enough for two digits of an interval, and a quarter of the usual time.
 _RESAMPLES = 200
 
