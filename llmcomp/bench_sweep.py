@@ -7,6 +7,7 @@ coding, and the published sum. Tokenising is not part of it. What a model comput
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import resource
@@ -110,10 +111,9 @@ class SweepBenchmark:
 
     def _loop_lines(self) -> Iterator[str]:
         timed = self.rows[self.rows["loop_seconds_per_chunk"].notna()]
-        for name, loop, own in zip(
-            timed["model"], timed["loop_seconds_per_chunk"], timed["seconds_per_chunk"], strict=True
-        ):
-            yield f"{name}: the published loop {loop:.3g} s a chunk, this {own:.3g} s: {loop / own:.3g} times"
+        columns = (timed[name] for name in ("model", "protocol", "loop_seconds_per_chunk", "seconds_per_chunk"))
+        for name, protocol, loop, own in zip(*columns, strict=True):
+            yield f"{name}: the published loop {loop:.3g} s a chunk, {protocol} {own:.3g} s: {loop / own:.3g} times"
 
 
 class _Stopwatch:
@@ -184,6 +184,9 @@ def run_sweep_benchmark(
     if engine == "torch" and dtype is None and on_card:
         options["dtype"] = "bfloat16"
     given = {key: value for key, value in options.items() if value is not None}
+    if engine == "torch":
+        # Else its import would be part of the first loading.
+        importlib.import_module("llmcomp.engine_torch")
     peak_flops, peak_how = _peak(device or "cpu", options["dtype"])
     rows: list[dict[str, Any]] = []
     batch_rows: dict[str, int | None] = {}
@@ -228,7 +231,8 @@ class _Run:
         self._watches = {protocol: _Stopwatch(self._device) for protocol in PROTOCOLS}
         self._totals: Counter[str] = Counter()
         self._peak_bytes: dict[str, int] = {}
-        self._loop: tuple[float, float] | None = None
+        self._loop: float | None = None
+        self._own: dict[str, float] = {}
         self._loading = 0.0
         self.model: Any = None
 
@@ -239,7 +243,7 @@ class _Run:
         self.model = models.load_model(self._folder, engine=self._engine, **self._options)
         self._loading += time.perf_counter() - start
         if self._loop is None:
-            self._loop = self._time_loop()
+            self._time_loop()
         for protocol in PROTOCOLS:
             self._run_protocol(protocol)
 
@@ -256,29 +260,31 @@ class _Run:
                 self._totals[protocol] += n_streams * n_tokens
         self._peak_bytes[protocol] = max(self._peak_bytes.get(protocol, 0), _peak_bytes(self._device))
 
-    def _time_loop(self) -> tuple[float, float] | None:
-        """Seconds a chunk of the published loop and of this package's published protocol, both on the same chunks."""
+    def _time_loop(self) -> None:
+        """Seconds a chunk of the published loop, on torch, and of both protocols here on the same tokens."""
         try:
-            from llmcomp.engine_torch import published_loop, wait_for
+            from llmcomp.engine_torch import published_loop
         except Error:
-            return None
+            self._loop = math.nan
+            return
         other = self.model
         if self._engine != "torch":
             other = models.load_model(self._folder, engine="torch")
-        n_tokens = self._counts["published"]["text"]
+        n_tokens = min(self._counts["published"]["text"], other.context_length)
         chunks = np.random.default_rng(1).integers(0, other.n_logits, (_LOOP_CHUNKS, n_tokens), np.int32)
         published_loop(other, chunks[0][:16])
         start = time.perf_counter()
         for chunk in chunks:
             published_loop(other, chunk)
-        loop = (time.perf_counter() - start) / len(chunks)
-        wait_for(self._device)
+        self._loop = (time.perf_counter() - start) / len(chunks)
         n_streams = min(self._n_chunks, _GROUP_CHUNKS) if self._device.startswith("cuda") else _LOOP_CHUNKS
         streams = [chunks[i % len(chunks)] for i in range(n_streams)]
-        _score(self.model, "published", streams[:1], _Stopwatch(self._device))
-        start = time.perf_counter()
-        _score(self.model, "published", streams, _Stopwatch(self._device))
-        return loop, (time.perf_counter() - start) / len(streams)
+        for protocol in PROTOCOLS:
+            watch = _Stopwatch(self._device)
+            _score(self.model, protocol, streams[:1], watch)
+            with watch.part("all"):
+                _score(self.model, protocol, streams, watch)
+            self._own[protocol] = watch.seconds["all"] / len(streams)
 
     def rows(self, n_checkpoints: int, peak_flops: float) -> Iterator[dict[str, Any]]:
         """One row a protocol; each bears half of the loading."""
@@ -287,7 +293,6 @@ class _Run:
             parts = {name: seconds[name] for name in ("forward", "intervals", "coding")}
             busy = seconds["all"]
             loading = self._loading / len(PROTOCOLS)
-            loop, own = self._loop if self._loop and protocol == "published" else (math.nan, math.nan)
             yield {
                 "model": self._name,
                 "protocol": protocol,
@@ -300,8 +305,8 @@ class _Run:
                 "tokens_per_s": self._totals[protocol] / busy,
                 "flop_utilisation": self._totals[protocol] * _flops_per_token(self.model) / busy / peak_flops,
                 "peak_bytes": self._peak_bytes[protocol],
-                "loop_seconds_per_chunk": loop,
-                "seconds_per_chunk": own,
+                "loop_seconds_per_chunk": self._loop,
+                "seconds_per_chunk": self._own.get(protocol, math.nan),
             }
 
 

@@ -86,7 +86,7 @@ def test_the_torch_engine_is_watched_inside() -> None:
     found = run_sweep_benchmark("pico", "torch", n_chunks=2, dtype="bfloat16", progress=False)
     assert (found.engine, found.dtype, found.attention) == ("torch", "bfloat16", "sdpa")
     assert (found.rows[["forward", "intervals"]] > 0).all(axis=None)
-    assert (found.rows.loc[found.rows["protocol"] == "published", "loop_seconds_per_chunk"] > 0).all()
+    assert (found.rows[["loop_seconds_per_chunk", "seconds_per_chunk"]] > 0).all(axis=None)
     np.testing.assert_allclose(found.rows[PARTS].sum(axis=1), found.rows["seconds"])
 
 
