@@ -26,8 +26,7 @@ LMC_INLINE void tile(const lmc_product_t *p, size_t row, const float *input, flo
     }
     for (size_t k = 0; k < p->n_k; k++) {
         __m256 x[2];
-        /* With few tokens the weights come straight from memory, in rows too short for the processor to guess
-         * the next. */
+        /* As in rows_of_few: with few tokens the weights come straight from memory. */
         if (n_vectors == 1 && k % 16 == 0) {
 #pragma GCC unroll 12
             for (size_t r = 0; r < n_rows; r++)
@@ -114,63 +113,100 @@ LMC_INLINE void load_columns(const float *weights, ptrdiff_t row_stride, __m256 
     }
 }
 
-/* 8 rows for n_tokens (a constant, at most 4) lanes, the vectors running over the rows; k_stride is 1. */
-LMC_INLINE void rows_of_few(const lmc_product_t *p, size_t row, const float *input, float *output,
-                            const size_t n_tokens) {
-    const float *weights = p->weights + (ptrdiff_t)row * p->row_stride;
+/* Few tokens: 8 * n_blocks rows for n_tokens lanes over n_k weights from column k on, the vectors running
+ * over the rows. x has the tokens of a column side by side. n_tokens * n_blocks <= 4 chains hide each other's
+ * latency. */
+LMC_INLINE void rows_of_few(const lmc_product_t *p, size_t row, size_t k, size_t n_k, const float *x,
+                            float *output, const size_t n_tokens, const size_t n_blocks) {
+    ptrdiff_t stride = p->row_stride, block_stride = 8 * stride;
+    const float *weights = p->weights + (ptrdiff_t)row * stride + k;
+    int resume = p->resume || k > 0, is_end = k + n_k == p->n_k;
     float *out = output + row * LMC_LANES, lanes[8];
-    __m256 sums[4];
-    size_t k = 0;
+    __m256 sums[2][4];
 #pragma GCC unroll 4
-    for (size_t t = 0; t < n_tokens; t++) {
-        for (size_t r = 0; r < 8; r++)
-            lanes[r] = p->resume ? out[r * LMC_LANES + t] : 0.0f;
-        sums[t] = _mm256_loadu_ps(lanes);
-    }
-    for (; k + 8 <= p->n_k; k += 8, weights += 8, input += 8 * LMC_LANES) {
-        __m256 columns[8];
-        if (k % 16 == 0) {
-#pragma GCC unroll 8
-            for (ptrdiff_t r = 8; r < 16; r++)
-                _mm_prefetch((const char *)(weights + r * p->row_stride), _MM_HINT_T0);
+    for (size_t b = 0; b < n_blocks; b++) {
+#pragma GCC unroll 4
+        for (size_t t = 0; t < n_tokens; t++) {
+            for (size_t r = 0; r < 8; r++)
+                lanes[r] = resume ? out[(8 * b + r) * LMC_LANES + t] : 0.0f;
+            sums[b][t] = _mm256_loadu_ps(lanes);
         }
-        load_columns(weights, p->row_stride, columns);
+    }
+    size_t left = n_k;
+    for (; left >= 8; left -= 8, weights += 8, x += 8 * n_tokens) {
+#pragma GCC unroll 4
+        for (size_t b = 0; b < n_blocks; b++) {
+            const float *block = weights + (ptrdiff_t)b * block_stride;
+            __m256 columns[8];
+            /* The rows that come next: too short for the processor to guess. */
+            if (left % 16 < 8) {
 #pragma GCC unroll 8
-        for (size_t j = 0; j < 8; j++) {
+                for (ptrdiff_t r = 0; r < 8; r++)
+                    _mm_prefetch((const char *)(block + (ptrdiff_t)n_blocks * block_stride + r * stride),
+                                 _MM_HINT_T0);
+            }
+            load_columns(block, stride, columns);
+#pragma GCC unroll 8
+            for (size_t j = 0; j < 8; j++) {
+#pragma GCC unroll 4
+                for (size_t t = 0; t < n_tokens; t++)
+                    sums[b][t] =
+                        _mm256_fmadd_ps(columns[j], _mm256_broadcast_ss(x + j * n_tokens + t), sums[b][t]);
+            }
+        }
+    }
+    for (; left > 0; left--, weights++, x += n_tokens) {
+#pragma GCC unroll 4
+        for (size_t b = 0; b < n_blocks; b++) {
+            for (size_t r = 0; r < 8; r++)
+                lanes[r] = weights[(ptrdiff_t)b * block_stride + (ptrdiff_t)r * stride];
+            __m256 column = _mm256_loadu_ps(lanes);
 #pragma GCC unroll 4
             for (size_t t = 0; t < n_tokens; t++)
-                sums[t] =
-                    _mm256_fmadd_ps(columns[j], _mm256_broadcast_ss(input + j * LMC_LANES + t), sums[t]);
+                sums[b][t] = _mm256_fmadd_ps(column, _mm256_broadcast_ss(x + t), sums[b][t]);
         }
     }
-    for (; k < p->n_k; k++, weights++, input += LMC_LANES) {
-        for (size_t r = 0; r < 8; r++)
-            lanes[r] = weights[(ptrdiff_t)r * p->row_stride];
-        __m256 column = _mm256_loadu_ps(lanes);
 #pragma GCC unroll 4
-        for (size_t t = 0; t < n_tokens; t++)
-            sums[t] = _mm256_fmadd_ps(column, _mm256_broadcast_ss(input + t), sums[t]);
-    }
+    for (size_t b = 0; b < n_blocks; b++) {
 #pragma GCC unroll 4
-    for (size_t t = 0; t < n_tokens; t++) {
-        if (p->bias != NULL) sums[t] = _mm256_add_ps(sums[t], _mm256_loadu_ps(p->bias + row));
-        _mm256_storeu_ps(lanes, sums[t]);
-        for (size_t r = 0; r < 8; r++)
-            out[r * LMC_LANES + t] = lanes[r];
+        for (size_t t = 0; t < n_tokens; t++) {
+            if (is_end && p->bias != NULL)
+                sums[b][t] = _mm256_add_ps(sums[b][t], _mm256_loadu_ps(p->bias + row + 8 * b));
+            _mm256_storeu_ps(lanes, sums[b][t]);
+            for (size_t r = 0; r < 8; r++)
+                out[(8 * b + r) * LMC_LANES + t] = lanes[r];
+        }
     }
 }
 
-static void product_few_lanes(const lmc_product_t *p, const float *input, float *output) {
+#define LMC_PACKED_K 1024 /* columns whose tokens lie packed on the stack */
+
+LMC_INLINE void columns_of_few(const lmc_product_t *p, size_t k, size_t n_k, const float *input,
+                               float *output, const size_t n_tokens) {
+    float x[LMC_PACKED_K * 4];
     size_t row = 0;
-    for (; row + 8 <= p->n_rows; row += 8) {
-        if (p->n_lanes == 1)
-            rows_of_few(p, row, input, output, 1);
-        else if (p->n_lanes == 2)
-            rows_of_few(p, row, input, output, 2);
-        else
-            rows_of_few(p, row, input, output, 4);
+    for (size_t i = 0; i < n_k; i++) {
+#pragma GCC unroll 4
+        for (size_t t = 0; t < n_tokens; t++)
+            x[i * n_tokens + t] = input[(k + i) * LMC_LANES + t];
     }
-    for (; row < p->n_rows; row++)
+    for (; n_tokens < 4 && row + 16 <= p->n_rows; row += 16)
+        rows_of_few(p, row, k, n_k, x, output, n_tokens, 2);
+    for (; row + 8 <= p->n_rows; row += 8)
+        rows_of_few(p, row, k, n_k, x, output, n_tokens, 1);
+}
+
+static void product_few_lanes(const lmc_product_t *p, const float *input, float *output) {
+    for (size_t k = 0; k == 0 || k < p->n_k; k += LMC_PACKED_K) {
+        size_t left = p->n_k - k, n_k = left < LMC_PACKED_K ? left : LMC_PACKED_K;
+        if (p->n_lanes == 1)
+            columns_of_few(p, k, n_k, input, output, 1);
+        else if (p->n_lanes == 2)
+            columns_of_few(p, k, n_k, input, output, 2);
+        else
+            columns_of_few(p, k, n_k, input, output, 4);
+    }
+    for (size_t row = p->n_rows / 8 * 8; row < p->n_rows; row++)
         tile(p, row, input, output, 1, 1);
 }
 

@@ -74,7 +74,7 @@ static void cut_slot(lmc_cutter_t *cutter, const lmc_neox_config_t *config, cons
     group->logits = NULL;
     if (demand->fused_intervals)
         group->logits = cut_floats(cutter, panels_of_logits(config) * LMC_LANES * config->n_logits);
-    task->weights = cut_floats(cutter, LMC_BLOCK_ROWS * LMC_BLOCK_K);
+    task->weights = cut_floats(cutter, LMC_WEIGHT_BUFFER_FLOATS);
     task->output = cut_floats(cutter, panel_floats * LMC_BLOCK_ROWS);
     task->scores = cut_floats(cutter, (demand->capacity + head_dim) * LMC_LANES);
     task->vector = cut_floats(cutter, larger(config->hidden, config->rotary_dims * LMC_LANES));

@@ -77,6 +77,34 @@ static void store_logits(const lmc_matrix_t *matrix, size_t first_row, size_t n_
     }
 }
 
+/* product->n_rows rows from first_row on, the chains cut into pieces of block_k. Short weights are widened
+ * into a buffer, with a gap between rows so that these do not lie a power of two apart and meet in the cache.
+ */
+static void multiply_rows(const lmc_matrix_t *matrix, size_t first_row, size_t block_k, float *buffer,
+                          lmc_product_t *product) {
+    const lmc_neox_kernels_t *kernels = kernels_of(matrix->group->forward);
+    size_t element_bytes = matrix->weight.dtype == LMC_FLOAT32 ? 4 : 2;
+    for (size_t k = 0; k < matrix->n_k; k += block_k) {
+        size_t k_left = matrix->n_k - k;
+        const char *weights =
+            (const char *)matrix->weight.data + (first_row * matrix->n_k + k) * element_bytes;
+        product->n_k = k_left < block_k ? k_left : block_k;
+        product->input = matrix->input + k * LMC_LANES;
+        product->resume = k > 0;
+        product->bias = k_left <= block_k && matrix->bias != NULL ? matrix->bias + first_row : NULL;
+        product->weights = (const float *)(const void *)weights;
+        product->row_stride = (ptrdiff_t)matrix->n_k;
+        if (matrix->weight.dtype != LMC_FLOAT32) {
+            product->weights = buffer;
+            product->row_stride = (ptrdiff_t)(product->n_k + LMC_ROW_GAP);
+            for (size_t row = 0; row < product->n_rows; row++)
+                kernels->widen(weights + row * matrix->n_k * element_bytes, matrix->weight.dtype,
+                               product->n_k, buffer + (ptrdiff_t)row * product->row_stride);
+        }
+        kernels->product(product);
+    }
+}
+
 /* One block of rows for all panels of the group: a block of weights is read (and widened) once. */
 static void matrix_block(void *argument, size_t block, size_t slot) {
     const lmc_matrix_t *matrix = (const lmc_matrix_t *)argument;
@@ -84,42 +112,27 @@ static void matrix_block(void *argument, size_t block, size_t slot) {
     const lmc_neox_kernels_t *kernels = kernels_of(group->forward);
     const lmc_task_buffers_t *buffers = &group->forward->tasks[slot];
     size_t first_row = block * LMC_BLOCK_ROWS, left = matrix->n_rows - first_row;
-    size_t n_rows = left < LMC_BLOCK_ROWS ? left : LMC_BLOCK_ROWS;
-    int to_panels = matrix->output != NULL;
-    lmc_product_t product = {.n_rows = n_rows,
-                             .k_stride = 1,
-                             .n_panels = group->n_panels,
-                             .n_lanes = lanes_of(group),
-                             .input_stride = matrix->n_k * LMC_LANES,
-                             .output = to_panels ? matrix->output + first_row * LMC_LANES : buffers->output,
-                             .output_stride = (to_panels ? matrix->n_rows : n_rows) * LMC_LANES};
-    /* Few tokens: the weights pass through once, and are best read in the order in which they lie. */
-    int in_one_piece = product.n_lanes <= LMC_LANES / 2 && matrix->weight.dtype == LMC_FLOAT32;
-    size_t block_k = in_one_piece ? matrix->n_k : LMC_BLOCK_K;
-    for (size_t k = 0; k < matrix->n_k; k += block_k) {
-        size_t k_left = matrix->n_k - k;
-        product.n_k = k_left < block_k ? k_left : block_k;
-        product.input = matrix->input + k * LMC_LANES;
-        product.resume = k > 0;
-        product.bias = k_left <= block_k && matrix->bias != NULL ? matrix->bias + first_row : NULL;
-        size_t offset = first_row * matrix->n_k + k;
-        if (matrix->weight.dtype == LMC_FLOAT32) {
-            product.weights = (const float *)matrix->weight.data + offset;
-            product.row_stride = (ptrdiff_t)matrix->n_k;
-        } else {
-            for (size_t row = 0; row < n_rows; row++) {
-                const uint16_t *halves = (const uint16_t *)matrix->weight.data + offset + row * matrix->n_k;
-                kernels->widen(halves, matrix->weight.dtype, product.n_k,
-                               buffers->weights + row * product.n_k);
-            }
-            product.weights = buffers->weights;
-            product.row_stride = (ptrdiff_t)product.n_k;
-        }
-        kernels->product(&product);
+    size_t n_rows = left < LMC_BLOCK_ROWS ? left : LMC_BLOCK_ROWS, n_lanes = lanes_of(group);
+    int to_panels = matrix->output != NULL, is_short = matrix->weight.dtype != LMC_FLOAT32;
+    size_t part = LMC_BLOCK_ROWS, block_k = LMC_BLOCK_K;
+    if (n_lanes <= LMC_LANES / 2) {
+        part = is_short ? LMC_FEW_ROWS : LMC_BLOCK_ROWS;
+        block_k = is_short ? LMC_FEW_K : matrix->n_k;
     }
-    if (!to_panels) store_logits(matrix, first_row, n_rows, buffers->output);
+    float *output = to_panels ? matrix->output + first_row * LMC_LANES : buffers->output;
+    lmc_product_t product = {.k_stride = 1,
+                             .n_panels = group->n_panels,
+                             .n_lanes = n_lanes,
+                             .input_stride = matrix->n_k * LMC_LANES,
+                             .output_stride = (to_panels ? matrix->n_rows : n_rows) * LMC_LANES};
+    for (size_t row = 0; row < n_rows; row += part) {
+        product.n_rows = n_rows - row < part ? n_rows - row : part;
+        product.output = output + row * LMC_LANES;
+        multiply_rows(matrix, first_row + row, block_k, buffers->weights, &product);
+    }
+    if (!to_panels) store_logits(matrix, first_row, n_rows, output);
     for (size_t i = 0; matrix->with_gelu && i < group->n_panels; i++)
-        kernels->gelu(product.output + i * product.output_stride, n_rows * LMC_LANES);
+        kernels->gelu(output + i * product.output_stride, n_rows * LMC_LANES);
 }
 
 static void run_matrix(const lmc_matrix_t *matrix) {

@@ -11,6 +11,15 @@
 #define LMC_GROUP_PANELS 8
 #define LMC_BLOCK_ROWS 48
 #define LMC_BLOCK_K 256
+/* With few tokens each weight is used but a few times, and rows are read whole; short weights, which are
+ * widened first, in a block of this size. */
+#define LMC_FEW_ROWS 16
+#define LMC_FEW_K 1024
+/* Between rows in the buffer of widened weights, which holds either block. */
+#define LMC_ROW_GAP 16
+#define LMC_WEIGHT_BUFFER_FLOATS ((size_t)LMC_FEW_ROWS * (LMC_FEW_K + LMC_ROW_GAP))
+_Static_assert(LMC_WEIGHT_BUFFER_FLOATS >= LMC_BLOCK_ROWS * (LMC_BLOCK_K + LMC_ROW_GAP),
+               "the larger block is the other");
 
 /* Which tokens the lanes of a panel are. In a pass the lanes are consecutive positions of one stream. */
 typedef struct lmc_panel {
@@ -31,7 +40,7 @@ typedef struct lmc_group_buffers {
 
 /* Memory of the task that a slot runs. */
 typedef struct lmc_task_buffers {
-    float *weights; /* [LMC_BLOCK_ROWS][LMC_BLOCK_K] widened */
+    float *weights; /* [LMC_WEIGHT_BUFFER_FLOATS] */
     float *output;  /* [LMC_GROUP_PANELS][LMC_BLOCK_ROWS][LMC_LANES] of the head */
     float *scores;  /* [capacity + head_dim][LMC_LANES] */
     float *vector;  /* [max(hidden, 2 * rotary_dims * LMC_LANES)] */
