@@ -39,7 +39,7 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest llmcomp._core
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml llmcomp._core
 	$(BIN)/pytest tests/test_layers.py
 
 check-slow: $(VENV)/.installed-test

@@ -1,7 +1,7 @@
 """Types of the C extension. The public documentation is in coding.py and engine_exact.py."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,8 +20,9 @@ def encode(logits: Any, tokens: ArrayLike, vocab_size: int | None, /) -> bytes: 
 def encode_intervals(start: ArrayLike, freq: ArrayLike, total: ArrayLike, /) -> bytes: ...
 def decode(payload: bytes, logits: Any, vocab_size: int | None, /) -> NDArray[np.int32]: ...
 
+@final
 class Encoder:
-    def __init__(self, n_streams: int, vocab_size: int | None = None) -> None: ...
+    def __new__(cls, n_streams: int, vocab_size: int | None = None) -> Self: ...
     @property
     def n_streams(self) -> int: ...
     def push(self, logits: Any, tokens: ArrayLike, active: NDArray[np.bool_] | None = None) -> None: ...
@@ -30,15 +31,17 @@ class Encoder:
     ) -> None: ...
     def finish(self) -> list[bytes]: ...
 
+@final
 class Decoder:
-    def __init__(self, payloads: Sequence[bytes], vocab_size: int | None = None) -> None: ...
+    def __new__(cls, payloads: Sequence[bytes], vocab_size: int | None = None) -> Self: ...
     @property
     def n_streams(self) -> int: ...
     def pull(self, logits: Any, active: NDArray[np.bool_] | None = None) -> NDArray[np.int32]: ...
 
+@final
 class NeoxModel:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         n_layers: int,
         n_heads: int,
         hidden: int,
@@ -51,7 +54,7 @@ class NeoxModel:
         layer_norm_epsilon: float,
         parallel_residual: bool,
         tensors: tuple[np.ndarray | None, ...],
-    ) -> None: ...
+    ) -> Self: ...
     def logits(self, tokens: ArrayLike, lengths: ArrayLike | None = None) -> NDArray[np.float32]: ...
     def intervals(
         self,
