@@ -241,7 +241,7 @@ def _rename_to_new(name: Path, path: Path, exists: Error) -> None:
         name.unlink()
 
 
-# ---- what an archive says of itself
+# What an archive says of itself.
 
 
 @dataclass(frozen=True)

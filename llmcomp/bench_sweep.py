@@ -336,7 +336,7 @@ def _score(model: Any, protocol: str, streams: list[np.ndarray], watch: _Stopwat
             coding.encode_intervals(*part)
 
 
-# ---- shapes
+# Shapes.
 
 
 def suite_configs(suite: str) -> dict[str, dict[str, Any]]:
@@ -404,7 +404,7 @@ def _flops_per_token(model: Any) -> float:
     return 2.0 * (model.n_params - (0 if is_tied else model.n_logits * hidden))
 
 
-# ---- the machine
+# The machine.
 
 
 def _peak(device: str, dtype: str | None) -> tuple[float, str]:

@@ -55,7 +55,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
         print(f"llmcomp: warning: {message}", file=sys.stderr)
 
 
-# ---- arguments
+# Arguments.
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -209,7 +209,7 @@ def _version() -> str:
     return __version__
 
 
-# ---- commands
+# Commands.
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -490,7 +490,7 @@ def _data_check(args: argparse.Namespace) -> int:
     return 0
 
 
-# ---- shared by commands
+# Shared by commands.
 
 
 def _model(name: str, args: argparse.Namespace) -> Any:

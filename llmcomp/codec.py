@@ -55,7 +55,7 @@ class SalvageSummary(NamedTuple):
     lost: list[tuple[int, int | None]]
 
 
-# ---- archives
+# Archives.
 
 
 def compress(
@@ -278,7 +278,7 @@ def lanes_of(codec: SegmentCodec | None, lanes: int | None) -> int:
     return lanes
 
 
-# ---- scores
+# Scores.
 
 
 def score(
@@ -397,7 +397,7 @@ def _lossless_rows(batch: list[bytes], codec: SegmentCodec, verify: bool) -> lis
     ]
 
 
-# ---- the published computation
+# The published computation.
 
 
 def _warn_of_short_context(traits: ModelTraits) -> None:

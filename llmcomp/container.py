@@ -83,7 +83,7 @@ def content_hasher() -> hashlib._Hash:
     return hashlib.sha256()
 
 
-# ---- integers and checksums
+# Integers and checksums.
 
 
 def _varint(value: int) -> bytes:
@@ -156,7 +156,7 @@ class _Source:
                 return value, raw
 
 
-# ---- header
+# Header.
 
 
 def header_bytes(header: Header) -> bytes:
@@ -243,7 +243,7 @@ def _checked_model(fields: dict) -> ModelId:
     return model
 
 
-# ---- writing
+# Writing.
 
 
 class ArchiveWriter:
@@ -320,7 +320,7 @@ def _tail_bytes(header_check: int, entries: list[int], content_bytes: int, conte
     return body + _CHECK.pack(zlib.crc32(body, header_check))
 
 
-# ---- reading
+# Reading.
 
 
 class _Frames:

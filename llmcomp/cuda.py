@@ -103,7 +103,7 @@ def cuda_info() -> dict[str, Any]:
     }
 
 
-# ---- arrays ----
+# Arrays.
 
 
 class DeviceArray:
@@ -228,7 +228,7 @@ class _Caller:
         self.module.upload(self.device, self.stream, self.pointer(target), np.ascontiguousarray(array))
         return target
 
-    # ---- arguments ----
+    # Arguments.
 
     def rows(self, vocab_size: int | None) -> tuple[tuple[int, ...], tuple[Any, ...]]:
         """The leading axes of the logits, and the rows as ``_cuda`` takes them."""
@@ -287,7 +287,7 @@ class _Caller:
             raise Error(f"active has dtype {view.dtype} and shape {view.shape}; expected contiguous bool ({n},)")
         return active, view.pointer
 
-    # ---- errors ----
+    # Errors.
 
     def new_error(self) -> tuple[Any, int]:
         array = self.empty((1,), "uint64")
@@ -331,7 +331,7 @@ def _two_levels(shape: Sequence[int], strides: Sequence[int], name: str) -> tupl
     return (levels[-1][1] if levels else 0), inner, max(n_inner, 1)
 
 
-# ---- intervals ----
+# Intervals.
 
 
 def intervals(logits: Any, tokens: Any, vocab_size: int | None = None) -> tuple[Any, Any, Any]:
@@ -384,7 +384,7 @@ def decode(payload: bytes, logits: Any, vocab_size: int | None = None) -> Any:
     return decoder.pull_rows(logits)
 
 
-# ---- streams ----
+# Streams.
 
 
 class _Streams:

@@ -194,7 +194,7 @@ def tensor_shapes(config: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]
     ]
 
 
-# ---- configuration
+# Configuration.
 
 
 def _parse_config(config: Mapping[str, Any], name: str) -> NeoxConfig:
@@ -264,7 +264,7 @@ def _number(config: Mapping[str, Any], key: str, default: float, name: str) -> f
     return float(value)
 
 
-# ---- tensors
+# Tensors.
 
 
 def _expected_shapes(config: NeoxConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -365,7 +365,7 @@ def _core_model(config: NeoxConfig, tensors: Mapping[str, Tensor]) -> _core.Neox
     )
 
 
-# ---- files
+# Files.
 
 
 def _read_json(path: Path) -> dict[str, Any]:

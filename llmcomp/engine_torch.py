@@ -369,7 +369,7 @@ def published_loop(model: TorchModel, tokens: npt.ArrayLike) -> float:
     return bits
 
 
-# ---- what a device does
+# What a device does.
 
 
 def product_rate(device: str, dtype: str | None = None, width: int = 4096) -> float:

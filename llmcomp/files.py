@@ -139,7 +139,7 @@ def salvage_file(
     return report, found[0]
 
 
-# ---- names
+# Names.
 
 
 def _archive_name(path: str, force: bool) -> str:
@@ -158,7 +158,7 @@ def _content_name(path: str) -> str:
     return path.removesuffix(SUFFIX)
 
 
-# ---- one file
+# One file.
 
 
 class _Options(NamedTuple):

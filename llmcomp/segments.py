@@ -36,7 +36,7 @@ SESSION_BYTES_MAX = 256 << 20
 _NO_STAND_INS, _STAND_INS = b"\x00", b"\x80"
 
 
-# ---- what is needed of a model
+# What is needed of a model.
 
 
 class ModelTraits(NamedTuple):
@@ -144,7 +144,7 @@ def windowed_model(model: Any, overlap: int | None = None, context_length: int |
     )
 
 
-# ---- segments
+# Segments.
 
 
 class Coded(NamedTuple):

@@ -97,7 +97,7 @@ class WindowedModel:
         self._session: Any = None
         self._n_session_streams = 0
 
-    # ---- scoring and encoding
+    # Scoring and encoding.
 
     def intervals(self, streams: Sequence[Tokens]) -> list[npt.NDArray[np.uint64]]:
         """For every stream of T tokens its intervals, uint64 [3, T]: start, freq and total."""
@@ -161,7 +161,7 @@ class WindowedModel:
                 if at + 1 < window.stop:
                     logits = session.step(token)
 
-    # ---- decoding
+    # Decoding.
 
     def open_window(self, context: np.ndarray) -> tuple[Any, Any]:
         """A session that has read the start token and `context`, int [B, k], and nothing else; its logits then."""

@@ -165,7 +165,7 @@ def decode(
     return out
 
 
-# ---- tokens of a byte-level BPE vocabulary
+# Tokens of a byte-level BPE vocabulary.
 
 
 def byte_alphabet() -> dict[str, int]:

@@ -25,7 +25,7 @@ class OracleError(Exception):
     """The row or the token has no interval."""
 
 
-# ---- section 1: floats ----
+# Section 1: floats.
 
 
 def round_to_float32(exact: Fraction) -> Fraction:
@@ -61,7 +61,7 @@ def float32_of_bfloat16(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-# ---- section 2: from a row of logits to intervals ----
+# Section 2: from a row of logits to intervals.
 
 
 def weight_exact(logit: float, maximum: float) -> int:
@@ -137,7 +137,7 @@ def interval(row: np.ndarray, token: int) -> tuple[int, int, int]:
     return sum(w[:token]), w[token], sum(w)
 
 
-# ---- section 3: the range coder ----
+# Section 3: the range coder.
 
 # Here `low` is one big integer: all bytes written and the 64 bits below them, so a carry is nothing special.
 

@@ -190,7 +190,7 @@ def test_info_says_how_to_get_the_model(name, step, expected):
     assert expected in archive.info(io.BytesIO(blob)).how_to_get
 
 
-# ---- processes that differ in whatever may differ
+# Processes that differ in whatever may differ.
 
 PROGRAM = """
 import sys

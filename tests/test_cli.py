@@ -56,7 +56,7 @@ def error_line(status: int, capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
-# ---- the main jobs
+# The main jobs.
 
 
 def sweep_arguments(suite: Path, text_file: Path, out: Path) -> list[str]:
@@ -196,7 +196,7 @@ def test_dry_run_computes_nothing(
     assert not out.exists()
 
 
-# ---- mistakes
+# Mistakes.
 
 
 Broken = Callable[[Path], list[str]]
@@ -359,7 +359,7 @@ def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert "usage: llmcomp" in capsys.readouterr().out
 
 
-# ---- real files
+# Real files.
 
 
 @pytest.mark.slow

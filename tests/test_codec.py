@@ -39,7 +39,7 @@ def pythia_tokenizer() -> tokens.Tokenizer:
     return tokens.Tokenizer.from_file(path)
 
 
-# ---- windows
+# Windows.
 
 
 def test_the_plan_of_the_docstring():
@@ -110,7 +110,7 @@ def test_one_pass_fused_stepwise_and_small_batches_give_the_same_payloads(monkey
         assert decoded == contents
 
 
-# ---- compress and decompress
+# Compress and decompress.
 
 
 OPTIONS = [
@@ -218,7 +218,7 @@ def test_any_bytes_any_options_any_model(content, model, mapping, segment_bytes,
     assert decompress(blob, model) == content
 
 
-# ---- what must be refused
+# What must be refused.
 
 
 def test_another_model_is_refused_before_a_byte_is_written(pico_tokenizer):
@@ -313,7 +313,7 @@ def test_models_that_cannot_be_used():
             compress(b"x", TINY, **options)
 
 
-# ---- salvage
+# Salvage.
 
 
 def test_salvage_decodes_the_intact_segments():
@@ -334,7 +334,7 @@ def test_salvage_decodes_the_intact_segments():
     assert (target.getvalue(), summary.lost) == (TRAINING_TEXT[:200], [(200, None)])
 
 
-# ---- score
+# Score.
 
 
 CHUNKS = [TRAINING_TEXT[:200], bytes(100), TRAINING_TEXT[200:300], bytes(range(128, 228)), b"x"]

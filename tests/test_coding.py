@@ -17,7 +17,7 @@ BACKENDS = llmcomp.backends()
 EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 EVERY_N_THREADS = pytest.mark.parametrize("n_threads", [1, 2])
 
-# ---- rows of logits ----
+# Rows of logits.
 
 FLOAT32_MAX = np.finfo(np.float32).max
 DENORMALS = np.array([1e-45, -1e-45, 1.1754942e-38, -1.1754942e-38, 5e-41, 0.0, -0.0], np.float32)
@@ -113,7 +113,7 @@ def as_triples(arrays):
     return [tuple(int(x) for x in triple) for triple in zip(*(np.ravel(a) for a in arrays), strict=True)]
 
 
-# ---- the oracle itself ----
+# The oracle itself.
 
 
 def test_array_fma_of_the_oracle_rounds_like_fractions():
@@ -145,7 +145,7 @@ def test_weight_is_the_power_of_two_that_the_text_promises():
     assert oracle.weights(d)[-1] == 2**29 + 1
 
 
-# ---- intervals ----
+# Intervals.
 
 
 @EVERY_BACKEND
@@ -357,7 +357,7 @@ def test_torch_tensors_without_a_copy(dtype):
     assert llmcomp.decode(payload, wide[:, 7:136]).tolist() == tokens.tolist()
 
 
-# ---- code length ----
+# Code length.
 
 
 def ideal_bits(logits, tokens):
@@ -410,7 +410,7 @@ def test_many_cheap_tokens_cost_nearly_nothing():
     assert 8 * len(payload) <= ideal + 16
 
 
-# ---- payloads ----
+# Payloads.
 
 
 def long_case(vocab_size, n_rows, seed):
@@ -524,7 +524,7 @@ def test_bad_intervals_name_their_index(bad):
     assert encoder.finish() == [b"", b""]
 
 
-# ---- streams side by side ----
+# Streams side by side.
 
 
 @EVERY_BACKEND
@@ -608,7 +608,7 @@ def test_nan_wins_over_infinities():
                 llmcomp.intervals(row, [0])
 
 
-# ---- anything at all ----
+# Anything at all.
 
 any_rows = hnp.arrays(
     np.uint32, st.tuples(st.integers(1, 5), st.integers(1, 80)), elements=st.integers(0, 2**32 - 1)

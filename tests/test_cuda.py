@@ -55,7 +55,7 @@ def assert_intervals_equal(on_device, tokens, vocab_size=None):
         np.testing.assert_array_equal(one, other)
 
 
-# ---- intervals ----
+# Intervals.
 
 
 @EVERY_DTYPE
@@ -165,7 +165,7 @@ def test_a_thousand_million_logits(dtype):
             break
 
 
-# ---- errors ----
+# Errors.
 
 
 @EVERY_DTYPE
@@ -207,7 +207,7 @@ def test_a_device_that_is_not_there():
     assert_intervals_equal(torch.zeros(2, 5, device="cuda"), [1, 4])
 
 
-# ---- streams of the range coder ----
+# Streams of the range coder.
 
 
 @EVERY_DTYPE
@@ -287,7 +287,7 @@ def test_a_step_with_an_error_codes_nothing_and_is_raised_later():
         decoder.check()
 
 
-# ---- streams and graphs of CUDA ----
+# Streams and graphs of CUDA.
 
 
 def test_work_is_put_on_the_callers_stream():
@@ -363,7 +363,7 @@ def test_more_replays_than_reserved_are_an_error_and_write_nowhere():
         encoder.finish()
 
 
-# ---- other frameworks ----
+# Other frameworks.
 
 
 def test_cupy_arrays():

@@ -37,7 +37,7 @@ def run(*command: object, **settings: object) -> str:
     return done.stdout + done.stderr
 
 
-# ---- the arithmetic, on the host ----
+# The arithmetic, on the host.
 
 
 FLAGS = ["-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers", "-Icsrc/include"]
@@ -104,7 +104,7 @@ def test_many_rows_cut_into_tiles_give_the_integers_of_the_core(on_host: Path) -
     assert "0 failures" in run(on_host, "rows", 3, 5000)
 
 
-# ---- what nvcc makes of it ----
+# What nvcc makes of it.
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc was not found")
 
@@ -148,7 +148,7 @@ def test_the_ptx_holds_no_contracted_approximate_or_flushing_operation(tmp_path:
     assert floats and all(".rn." in word for word in floats), floats
 
 
-# ---- the module ----
+# The module.
 
 
 def python(code: str, **environment: str) -> str:

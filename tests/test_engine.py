@@ -50,7 +50,7 @@ def serial_logits(model: ExactModel, tokens: np.ndarray) -> np.ndarray:
         return model.logits(tokens)
 
 
-# ---- right
+# Right.
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -112,7 +112,7 @@ def test_positions_are_those_of_torch_far_out() -> None:
     assert np.abs(found - reference_logits(config, weights, tokens)).max() < 2e-5
 
 
-# ---- the same bits
+# The same bits.
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -325,7 +325,7 @@ def test_threads_share_a_model_and_a_session_is_one_thread_s() -> None:
         assert_same_bits(result, expected)
 
 
-# ---- arguments
+# Arguments.
 
 
 def test_wrong_arguments_name_what_was_expected() -> None:

@@ -48,7 +48,7 @@ def published_laws():
     return fit_scaling_law(results.published(), resamples=200)
 
 
-# ---- the published laws ----
+# The published laws.
 
 # Exponents of the paper's Table 1 and R^2 of the least-squares refit.
 REFIT = {"text": (0.38, 0.75, 0.965), "image": (0.15, 0.86, 0.912), "speech": (0.68, 0.85, 0.933)}
@@ -106,7 +106,7 @@ def test_alpha_is_called_not_identified(published_laws):
     assert "does not depend on P" in str(published_laws["speech"])
 
 
-# ---- the optimum and the intervals, against plain searches ----
+# The optimum and the intervals, against plain searches.
 
 
 def least_squares(y, alpha, beta):
@@ -194,7 +194,7 @@ def test_planted_coefficients_lie_in_their_intervals():
     assert all(0.93 <= share <= 0.97 for share in found.values()), found
 
 
-# ---- planted laws ----
+# Planted laws.
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_held_out_error_is_the_error_of_an_extrapolation():
     assert math.isnan(held_out(cells[cells["step"] < 1e4], "last"))
 
 
-# ---- rows, cells, several data sets ----
+# Rows, cells, several data sets.
 
 
 def rows_of(ratios, dataset="d", modality="text", **changes):
@@ -384,7 +384,7 @@ def test_printed_forms(published_laws):
     assert set(law.coefficients.columns) == {"value", "low", "high", "low_cells", "high_cells"}
 
 
-# ---- what cannot be fitted ----
+# What cannot be fitted.
 
 
 @pytest.mark.parametrize(
@@ -453,7 +453,7 @@ def test_a_rising_ratio_leaves_both_terms_at_zero():
     assert law.identified == {"alpha": False, "beta": False}
 
 
-# ---- cost ----
+# Cost.
 
 
 def test_a_thousand_resamples_take_less_than_five_seconds():

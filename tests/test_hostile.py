@@ -38,7 +38,7 @@ def check_still_right():
     assert llmcomp.decode(PAYLOAD, LOGITS).tolist() == TOKENS
 
 
-# ---- wrong types and shapes ----
+# Wrong types and shapes.
 
 WRONG_LOGITS = {
     "float64": LOGITS.astype(np.float64),
@@ -187,7 +187,7 @@ def test_wrong_n_streams(n_streams):
         llmcomp.Encoder(n_streams)
 
 
-# ---- memory layouts ----
+# Memory layouts.
 
 
 def test_empty_arrays():
@@ -257,7 +257,7 @@ def test_sequences_that_lie_about_their_length():
         llmcomp.encode_intervals([start], [freq], [total])
 
 
-# ---- DLPack ----
+# DLPack.
 
 
 class Exporter:
@@ -333,7 +333,7 @@ def test_torch_tensors_that_cannot_be_read():
             llmcomp.intervals(torch.zeros(2, 4, dtype=dtype), TOKENS)
 
 
-# ---- objects misused ----
+# Objects misused.
 
 
 def test_encoder_finished_twice():
@@ -375,7 +375,7 @@ def test_decoding_far_past_the_end():
     assert tokens.shape == (2_000, 2) and ((tokens >= 0) & (tokens < 4)).all()
 
 
-# ---- threads and signals ----
+# Threads and signals.
 
 
 def run_together(function, n_threads=8):
@@ -524,7 +524,7 @@ def test_fork_after_the_pool_was_used():
     assert subprocess.run(command, timeout=60, check=False).returncode == 0
 
 
-# ---- leaks ----
+# Leaks.
 
 
 def leaking_calls():
@@ -619,7 +619,7 @@ def test_no_call_leaks_over_100_000_calls():
         assert resident_bytes() - before < 1_500_000, name
 
 
-# ---- anything at all ----
+# Anything at all.
 
 anything = st.one_of(
     st.none(), st.integers(), st.floats(), st.text(max_size=3), st.binary(max_size=9), st.booleans(),

@@ -41,7 +41,7 @@ static float random_unit(void) {
     return (float)(random_bits() >> 40) * 0x1p-24f;
 }
 
-/* ---- the kernels of coding_kernels.cu in loops ---- */
+/* The kernels of coding_kernels.cu in loops. */
 
 typedef struct row_case {
     const unsigned char *row;
@@ -220,7 +220,7 @@ static lmc_status decode_row(const row_case_t *c, lmc_decoder_t *decoder, int32_
     return LMC_OK;
 }
 
-/* ---- rows ---- */
+/* Rows. */
 
 static void store(unsigned char *row, uint32_t i, lmc_dtype dtype, float x) {
     uint32_t bits = lmc_bits_of(x), exponent = bits >> 23 & 0xFF;
@@ -357,7 +357,7 @@ static void check_case(void) {
     free(memory);
 }
 
-/* ---- floats ---- */
+/* Floats. */
 
 static void check_weights(uint32_t stride) {
     const lmc_origin_t origins[] = {lmc_origin(0.0f), lmc_origin(17.25f), lmc_origin(-8192.0f),

@@ -42,7 +42,7 @@ static const engine_case_t cases[] = {
      0xfed37132fbd532c3},
 };
 
-/* ---- weights ---- */
+/* Weights. */
 
 static lmc_neox_tensor_t make_tensor(uint64_t *random, lmc_dtype dtype, size_t n, size_t n_inputs,
                                      int is_gain) {
@@ -86,7 +86,7 @@ static void free_layer(lmc_neox_layer_t *layer) {
         free((void *)tensors[i].data);
 }
 
-/* ---- three ways to the same logits ---- */
+/* Three ways to the same logits. */
 
 typedef struct engine_run {
     lmc_context_t context;

@@ -19,7 +19,7 @@ static uint64_t read_integer(FILE *file, int n_bytes) {
     return value;
 }
 
-/* ---- the generator of logits ---- */
+/* The generator of logits. */
 
 static uint16_t half_of_float(float value) { /* exact for the values of the generator */
     uint32_t bits = lmc_bits_of(value);
@@ -89,7 +89,7 @@ static void make_logits(golden_case_t *c) {
           (unsigned long long)c->seed);
 }
 
-/* ---- the file ---- */
+/* The file. */
 
 static void read_case(FILE *file, golden_case_t *c) {
     c->dtype = (lmc_dtype)read_integer(file, 4);

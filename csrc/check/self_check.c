@@ -29,7 +29,7 @@ static const char *name_of(const lmc_context_t *context) {
     return lmc_backend_name(context->backend);
 }
 
-/* ---- the golden file ---- */
+/* The golden file. */
 
 static lmc_rows_t rows_of(const golden_case_t *c) {
     ptrdiff_t stride = (ptrdiff_t)(c->vocab_size * lmc_dtype_bytes(c->dtype));
@@ -83,7 +83,7 @@ static void check_golden(const char *path) {
     golden_free(cases, n_cases);
 }
 
-/* ---- row kernels against the serial ones ---- */
+/* Row kernels against the serial ones. */
 
 #define BLOCK 67 /* four AVX-512 vectors and three elements */
 
@@ -181,7 +181,7 @@ static void check_maxima(const lmc_backend_t *backend) {
     }
 }
 
-/* ---- streams over the pool ---- */
+/* Streams over the pool. */
 
 #define N_STREAMS 37
 #define N_STEPS 12
@@ -315,7 +315,7 @@ static void check_fork(void) {
     run_streams(&test);
 }
 
-/* ---- the float state of the caller ---- */
+/* The float state of the caller. */
 
 #define STATE_ROW 40
 
@@ -352,7 +352,7 @@ static void check_float_state(void) {
     }
 }
 
-/* ---- errors ---- */
+/* Errors. */
 
 static void check_row_errors(const lmc_context_t *context) {
     float logits[6][100];

@@ -18,8 +18,7 @@
 #error "llmcomp's arithmetic needs IEEE semantics: build without -ffast-math"
 #endif
 
-/* ---- the processor's state --------------------------------------------------------------------------------
- */
+/* The processor's state. */
 
 /* Round to nearest even, denormals kept, no traps: whatever the caller left set (PyTorch and -ffast-math
  * libraries switch denormals off) is saved here and restored afterwards. */
@@ -58,8 +57,7 @@ static inline void lmc_float_state_leave(lmc_float_state_t saved) {
 }
 #endif
 
-/* ---- operations that a compiler must not touch
- * -------------------------------------------------------------- */
+/* Operations that a compiler must not touch. */
 
 #if defined(__CUDA_ARCH__)
 #define lmc_fma(a, b, c) __fmaf_rn((a), (b), (c))
@@ -94,8 +92,7 @@ LMC_FN float lmc_max(float a, float b) {
     return a > b ? a : b;
 }
 
-/* ---- exact widening
- * ------------------------------------------------------------------------------------------- */
+/* Exact widening. */
 
 LMC_FN float lmc_widen_bf16(uint16_t bits) {
     return lmc_float_of((uint32_t)bits << 16);
@@ -109,8 +106,7 @@ LMC_FN float lmc_widen_f16(uint16_t bits) {
     return lmc_float_of(lmc_bits_of(value) | (uint32_t)(bits & 0x8000u) << 16);
 }
 
-/* ---- 2^x
- * ---------------------------------------------------------------------------------------------------- */
+/* 2^x. */
 
 #define LMC_LOG2_E 0x1.715476p+0f
 /* Adding 1.5 * 2^23 rounds |x| < 2^22 to an integer, which is then in the low bits of the sum. */
@@ -138,8 +134,7 @@ LMC_FN float lmc_scale_by_shifted(float p, float shifted) {
     return lmc_float_of(lmc_bits_of(p) + (lmc_bits_of(shifted) << 23));
 }
 
-/* ---- attention and GELU
- * --------------------------------------------------------------------------------------- */
+/* Attention and GELU. */
 
 /* Exponents below this one count as this one: 2^-64 beside a sum >= 1 is nothing, and no product gets
  * denormal. */
@@ -189,8 +184,7 @@ LMC_FN float lmc_gelu(float x) {
     return lmc_mul(x, x < 0.0f ? h : rest);
 }
 
-/* ---- binary64, for the tables of positions
- * ---------------------------------------------------------------------- */
+/* Binary64, for the tables of positions. */
 
 #define lmc_fma64(a, b, c) __builtin_fma((a), (b), (c))
 /* Adding 1.5 * 2^52 rounds |x| < 2^51 to an integer. */
@@ -247,7 +241,7 @@ LMC_FN void lmc_sincos64(double x, double *sine, double *cosine) {
     *cosine = quadrant == 0 ? c : quadrant == 1 ? -s : quadrant == 2 ? -c : s;
 }
 
-/* ---- the weight of a symbol ---- */
+/* The weight of a symbol. */
 
 /* 2^29 * 2^-g on [-1/2, 1/2] by minimax of the relative error (2.8e-6) with P(0) = 2^29, coefficients rounded
  * one by one to binary32 while the rest was refitted. */

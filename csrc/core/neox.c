@@ -25,9 +25,7 @@ static size_t smaller(size_t a, size_t b) {
     return a < b ? a : b;
 }
 
-/* ---- memory
- * ---------------------------------------------------------------------------------------------------------
- */
+/* Memory. */
 
 /* Cuts aligned pieces from a block; with a NULL base it only adds up what would be cut. */
 typedef struct lmc_cutter {
@@ -116,8 +114,7 @@ static size_t count_workspace(const lmc_neox_config_t *config, const lmc_demand_
     return cut_workspace(config, demand, NULL, 0, &forward, &panels);
 }
 
-/* ---- who does what
- * ---------------------------------------------------------------------------------------------------- */
+/* Who does what. */
 
 typedef void (*lmc_stage_fn)(const lmc_group_t *group, size_t argument);
 
@@ -224,9 +221,7 @@ static size_t find_foreign_token(const int64_t *tokens, size_t n_tokens, size_t 
     return i;
 }
 
-/* ---- pass
- * --------------------------------------------------------------------------------------------------------------
- */
+/* Pass. */
 
 static lmc_demand_t pass_demand(size_t n_sequences, size_t n_tokens, size_t n_slots, int fused_intervals) {
     size_t capacity = round_up(n_tokens, LMC_LANES);
@@ -297,8 +292,7 @@ lmc_status lmc_neox_pass(const lmc_context_t *context, const lmc_neox_model_t *m
     return LMC_OK;
 }
 
-/* ---- cache, prefill, step
- * ------------------------------------------------------------------------------------------------ */
+/* Cache, prefill, step. */
 
 static size_t cache_floats(const lmc_neox_config_t *config, size_t n_streams, size_t n_tokens) {
     return config->n_layers * n_streams * round_up(n_tokens, LMC_LANES) * config->hidden;

@@ -26,8 +26,7 @@ lmc_layer_vectors_t lmc_layer_vectors_at(const lmc_neox_model_t *model, size_t l
                                  .mlp_in_bias = at + 9 * hidden};
 }
 
-/* ---- work inside a group
- * ---------------------------------------------------------------------------------------- */
+/* Work inside a group. */
 
 static void run_in_group(const lmc_group_t *group, size_t n_tasks, lmc_task_fn task, void *argument) {
     const lmc_executor_t *inner = group->forward->inner;
@@ -52,8 +51,7 @@ static lmc_group_buffers_t *buffers_of(const lmc_group_t *group) {
     return &group->forward->groups[group->slot];
 }
 
-/* ---- the matrix product of a group
- * ------------------------------------------------------------------------------- */
+/* The matrix product of a group. */
 
 typedef struct lmc_matrix {
     const lmc_group_t *group;
@@ -153,8 +151,7 @@ static void apply_linear(const lmc_group_t *group, lmc_neox_tensor_t weight, con
     run_matrix(&matrix);
 }
 
-/* ---- norms and residuals, a panel a task
- * ---------------------------------------------------------------------------- */
+/* Norms and residuals, a panel a task. */
 
 typedef struct lmc_panelwise {
     const lmc_group_t *group;
@@ -181,8 +178,7 @@ static void add_to(const lmc_group_t *group, float *x, const float *y) {
     kernels_of(group->forward)->add(x, y, group->n_panels * group->forward->model->config.hidden * LMC_LANES);
 }
 
-/* ---- embedding
- * ---------------------------------------------------------------------------------------------------- */
+/* Embedding. */
 
 static void embed_panel(void *argument, size_t index, size_t slot) {
     const lmc_group_t *group = (const lmc_group_t *)argument;
@@ -205,8 +201,7 @@ void lmc_group_embed(const lmc_group_t *group) {
     run_in_group(group, group->n_panels, embed_panel, (void *)group);
 }
 
-/* ---- queries, keys, values
- * ------------------------------------------------------------------------------------------- */
+/* Queries, keys, values. */
 
 typedef struct lmc_layer_task {
     const lmc_group_t *group;
@@ -297,8 +292,7 @@ void lmc_group_project(const lmc_group_t *group, size_t layer) {
     run_in_group(group, group->n_panels * config->n_heads, place_head, &task);
 }
 
-/* ---- attention, MLP, residuals
- * ------------------------------------------------------------------------------------ */
+/* Attention, MLP, residuals. */
 
 static void attend_head(void *argument, size_t index, size_t slot) {
     const lmc_layer_task_t *task = (const lmc_layer_task_t *)argument;
@@ -351,9 +345,7 @@ void lmc_group_finish(const lmc_group_t *group, size_t layer) {
     add_to(group, hidden, buffers->attended);
 }
 
-/* ---- head
- * --------------------------------------------------------------------------------------------------------------
- */
+/* Head. */
 
 static void intervals_of_panel(void *argument, size_t index, size_t slot) {
     (void)slot;

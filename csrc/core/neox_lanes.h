@@ -31,8 +31,7 @@ static void lmc_widen_run(const void *source, lmc_dtype dtype, size_t n, float *
     }
 }
 
-/* ---- layer norm
- * -------------------------------------------------------------------------------------------- */
+/* Layer norm. */
 
 /* chain + x, or chain + (x - middle)^2. */
 static inline __attribute__((always_inline)) lmc_vf lmc_add_feature(lmc_vf chain, const float *x,
@@ -89,8 +88,7 @@ static void lmc_layer_norm_run(const float *input, size_t n_features, const floa
     }
 }
 
-/* ---- elementwise
- * ------------------------------------------------------------------------------------------- */
+/* Elementwise. */
 
 static void lmc_gelu_run(float *values, size_t n_values) {
     for (size_t i = 0; i < n_values; i++)
@@ -115,8 +113,7 @@ static void lmc_rotate_run(float *head, size_t n_pairs, const float *cosines, co
     }
 }
 
-/* ---- attention: scores, their softmax weights and the sum of these, the weighted values
- * ----------------------- */
+/* Attention: scores, their softmax weights and the sum of these, the weighted values. */
 
 /* seen[LMC_LANES - j] on: ones for the lanes from j on, which see the j-th of their panel's own keys. */
 static const int32_t lmc_seen[2 * LMC_LANES] = {

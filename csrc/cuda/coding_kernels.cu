@@ -14,7 +14,7 @@ constexpr uint32_t ALL_LANES = 0xFFFFFFFFu;
 constexpr uint32_t BLOCK_THREADS_MAX = LMC_BLOCK_WARPS_MAX * LMC_WARP_LANES;
 constexpr int32_t TOKEN_INACTIVE = -1, TOKEN_ERROR = -2;
 
-/* ---- warps ---- */
+/* Warps. */
 
 /* Sums below 2^53: 24 bits at a time, so that 32 lanes fit the 32-bit reduction. */
 __device__ __forceinline__ uint64_t warp_sum(uint64_t x) {
@@ -33,7 +33,7 @@ __device__ __forceinline__ uint64_t warp_scan(uint64_t x, uint32_t lane) {
     return x;
 }
 
-/* ---- a row ---- */
+/* A row. */
 
 struct place_t {
     uint32_t row, rank, warp, lane; /* rank of the block in its cluster; warp of the row */
@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
     if (held.edge_symbol == token) write_interval(out, at.row, start, weight + 1, total);
 }
 
-/* ---- decoding ---- */
+/* Decoding. */
 
 /* What the search works on: shares (weights with their floors) of the head, of each warp and of the tail, in
  * order. */
@@ -358,7 +358,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
     tokens[at.row] = (int32_t)found.symbol;
 }
 
-/* ---- streams: one a thread ---- */
+/* Streams: one a thread. */
 
 __global__ void encoders_place_kernel(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes,
                                       size_t capacity_bytes, bool is_new) {
@@ -404,7 +404,7 @@ __global__ void code_length_kernel(size_t n, const uint64_t *freq, const uint64_
     if (i < n) bits[i] = -log2((double)freq[i] / (double)total[i]);
 }
 
-/* ---- launching ---- */
+/* Launching. */
 
 constexpr uint32_t ITEM_THREADS = 64; /* few, so that hundreds of streams spread over the card */
 

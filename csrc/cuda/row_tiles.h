@@ -42,7 +42,7 @@ typedef struct lmc_vector {
     uint32_t words[4];
 } lmc_vector_t;
 
-/* ---- the parts of a row ---- */
+/* The parts of a row. */
 
 typedef struct lmc_row_layout {
     uint32_t n_head, n_vectors, n_tail;
@@ -114,7 +114,7 @@ LMC_FN uint32_t lmc_warp_of_vector(uint32_t n_chunks, uint32_t vector) {
     return vector / (n_chunks * LMC_TILE_VECTORS * LMC_WARP_LANES);
 }
 
-/* ---- edges: the symbol of a lane of the first warp, or LMC_NO_SYMBOL_INDEX ---- */
+/* Edges: the symbol of a lane of the first warp, or LMC_NO_SYMBOL_INDEX. */
 
 #define LMC_EDGE_TAIL_LANE 8
 #define LMC_EDGE_TOKEN_LANE 16 /* below it: head and tail, which count towards the total */
@@ -133,7 +133,7 @@ LMC_FN uint32_t lmc_edge_symbol(const lmc_row_layout_t *layout, uint32_t vocab_s
     return symbol <= token ? symbol : LMC_NO_SYMBOL_INDEX;
 }
 
-/* ---- elements ---- */
+/* Elements. */
 
 LMC_FN float lmc_widen(uint32_t bits16, lmc_dtype dtype) {
     if (dtype == LMC_BFLOAT16) return lmc_float_of(bits16 << 16);
@@ -196,7 +196,7 @@ LMC_FN void lmc_tiles_load(lmc_vector_t vectors[LMC_TILE_VECTORS], const unsigne
     }
 }
 
-/* ---- the maximum; NaN wins over everything ---- */
+/* The maximum; NaN wins over everything. */
 
 LMC_FN float lmc_max_or_nan(float a, float b) {
 #if defined(__CUDA_ARCH__)
@@ -262,7 +262,7 @@ LMC_FN lmc_status lmc_status_of_key(int32_t key) {
     return key == LMC_KEY_NEGATIVE_INFINITY ? LMC_ERROR_NO_SYMBOL : LMC_OK;
 }
 
-/* ---- weights ---- */
+/* Weights. */
 
 /* The device's conversion: saturated, and 0 for NaN. */
 LMC_FN uint32_t lmc_truncate_saturated(float x) {
@@ -350,7 +350,7 @@ LMC_FN void lmc_tiles_weight_sum_moved(const unsigned char *body, uint32_t lane_
     }
 }
 
-/* ---- the search for a value ---- */
+/* The search for a value. */
 
 /* The element of a vector whose interval holds rest, which lies inside the vector; *before is what lies below
  * it in the vector, *freq its own share. */

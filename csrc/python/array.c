@@ -5,7 +5,7 @@
 
 #include "dlpack.h"
 
-/* ---- DLPack ---- */
+/* DLPack. */
 
 #define CAPSULE_OWNED "llmcomp_dltensor"
 
@@ -81,7 +81,7 @@ static PyArrayObject *array_from_dlpack(PyObject *error, PyObject *object, int *
     return view;
 }
 
-/* ---- logits ---- */
+/* Logits. */
 
 /* ml_dtypes' bfloat16 (JAX, TensorFlow) is a user-defined NumPy type: known by its name. */
 static int is_bfloat16_array(PyArrayObject *array) {
@@ -169,7 +169,7 @@ void lmc_py_logits_release(lmc_py_logits_t *logits) {
     Py_CLEAR(logits->owner);
 }
 
-/* ---- integers and masks ---- */
+/* Integers and masks. */
 
 PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const char *name, int n_dims,
                                      const npy_intp *shape) {

@@ -40,7 +40,7 @@ lmc_context_t lmc_py_context(lmc_executor_t *executor);
 int lmc_py_add_coding(PyObject *module);
 int lmc_py_add_neox(PyObject *module);
 
-/* ---- array.c ---- */
+/* array.c */
 
 /* Logits of the caller, [..., n_logits] in rows; owner keeps the memory. */
 typedef struct lmc_py_logits {

@@ -22,7 +22,7 @@ static PyObject *raise_cuda(PyObject *error, int status) {
     return PyErr_Format(error, "CUDA: %s", cudaGetErrorString((cudaError_t)status));
 }
 
-/* ---- the current device ---- */
+/* The current device. */
 
 static int device_enter(int device, int *saved) {
     int status = cudaGetDevice(saved);
@@ -55,7 +55,7 @@ static PyObject *none_or_null(int result) {
     Py_RETURN_NONE;
 }
 
-/* ---- Buffer: device memory with an owner ---- */
+/* Buffer: device memory with an owner. */
 
 typedef struct buffer_object {
     PyObject_HEAD void *data;
@@ -129,7 +129,7 @@ static PyType_Spec buffer_spec = {
     .slots = buffer_slots,
 };
 
-/* ---- DLPack ---- */
+/* DLPack. */
 
 static PyObject *tuple_of_int64(const int64_t *numbers, int32_t n) {
     PyObject *tuple = PyTuple_New(n);
@@ -224,7 +224,7 @@ static PyObject *dlpack_capsule(PyObject *module, PyObject *arguments) {
     return capsule;
 }
 
-/* ---- copies ---- */
+/* Copies. */
 
 static PyObject *upload(PyObject *module, PyObject *arguments) {
     module_state_t *state = PyModule_GetState(module);
@@ -286,7 +286,7 @@ static PyObject *copy_rows_on_device(PyObject *module, PyObject *arguments) {
     return none_or_null(result);
 }
 
-/* ---- errors found on the device ---- */
+/* Errors found on the device. */
 
 static PyObject *error_clear(PyObject *module, PyObject *arguments) {
     module_state_t *state = PyModule_GetState(module);
@@ -325,7 +325,7 @@ static PyObject *is_capturing(PyObject *module, PyObject *arguments) {
     return result < 0 ? NULL : PyBool_FromLong(capture != cudaStreamCaptureStatusNone);
 }
 
-/* ---- launchers ---- */
+/* Launchers. */
 
 /* rows: (data, outer stride, inner stride, n_rows, n_inner, vocab_size, dtype); tokens: (data, outer stride,
  * inner stride, bytes of one). */
@@ -484,7 +484,7 @@ static PyObject *decode_stream(PyObject *module, PyObject *arguments) {
     return none_or_null(result);
 }
 
-/* ---- what this machine has ---- */
+/* What this machine has. */
 
 static PyObject *device_description(int device) {
     struct cudaDeviceProp properties;
@@ -512,7 +512,7 @@ static PyObject *machine(PyObject *module, PyObject *unused) {
                          status == cudaSuccess ? NULL : cudaGetErrorString((cudaError_t)status));
 }
 
-/* ---- the module ---- */
+/* The module. */
 
 #define FUNCTION(NAME, DOC) {#NAME, NAME, METH_VARARGS, DOC}
 static PyMethodDef functions[] = {

@@ -4,7 +4,7 @@
 
 #include <stdatomic.h>
 
-/* ---- settings: a default for the process, an override for the thread (use_backend, use_threads) ---- */
+/* Settings: a default for the process, an override for the thread (use_backend, use_threads). */
 
 static _Atomic(const lmc_backend_t *) default_backend;
 static atomic_size_t default_threads = 1;
@@ -88,7 +88,7 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-/* ---- the module ---- */
+/* The module. */
 
 lmc_module_state_t *lmc_py_state_of_type(PyTypeObject *type) {
 #if PY_VERSION_HEX >= 0x030B0000

@@ -6,7 +6,7 @@
 
 #include "llmcomp/coder.h"
 
-/* ---- intervals ---- */
+/* Intervals. */
 
 static PyObject *new_uint64(int n_dims, const npy_intp *shape) {
     return PyArray_EMPTY(n_dims, (npy_intp *)shape, NPY_UINT64, 0);
@@ -80,7 +80,7 @@ static PyObject *intervals(PyObject *module, PyObject *arguments) {
     return result;
 }
 
-/* ---- Encoder ---- */
+/* Encoder. */
 
 typedef struct encoder_object {
     PyObject_HEAD Py_ssize_t n_streams;
@@ -325,7 +325,7 @@ static PyType_Spec encoder_spec = {
     .slots = encoder_slots,
 };
 
-/* ---- Decoder ---- */
+/* Decoder. */
 
 typedef struct decoder_object {
     PyObject_HEAD PyObject *payloads; /* a tuple of bytes, which hold what the streams read */
@@ -484,7 +484,7 @@ static PyType_Spec decoder_spec = {
     .slots = decoder_slots,
 };
 
-/* ---- one stream at once ---- */
+/* One stream at once. */
 
 static PyObject *encode_stream(PyObject *error, const triple_t *triple, size_t n_symbols) {
     lmc_encoder_t stream;

@@ -9,9 +9,7 @@
  * between. */
 #define PASS_WORKSPACE_BYTES ((size_t)32 << 20)
 
-/* ---- weights
- * ----------------------------------------------------------------------------------------------------------
- */
+/* Weights. */
 
 #define N_GLOBAL_TENSORS 4
 #define N_LAYER_TENSORS 12
@@ -88,8 +86,7 @@ static int take_weights(PyObject *error, const lmc_neox_config_t *config, PyObje
     return 0;
 }
 
-/* ---- NeoxModel
- * -------------------------------------------------------------------------------------------------------- */
+/* NeoxModel. */
 
 static int parse_config(PyObject *arguments, PyObject *keywords, lmc_neox_config_t *config,
                         PyObject **arrays) {
@@ -162,9 +159,7 @@ static void model_dealloc(PyObject *object) {
     Py_DECREF(type);
 }
 
-/* ---- a pass
- * -------------------------------------------------------------------------------------------------------------
- */
+/* A pass. */
 
 /* int64 [B, T] with T within the context; a new reference. */
 static PyArrayObject *parse_token_rows(PyObject *error, const lmc_neox_config_t *config, PyObject *object,
@@ -373,7 +368,7 @@ static PyObject *model_intervals(PyObject *object, PyObject *arguments, PyObject
     return result;
 }
 
-/* ---- the type ---- */
+/* The type. */
 
 PyDoc_STRVAR(
     model_doc,

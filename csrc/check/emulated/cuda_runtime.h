@@ -226,7 +226,7 @@ inline constexpr emulator::index_t<emulator::thread_index> threadIdx{};
 inline constexpr emulator::index_t<emulator::block_index> blockIdx{};
 inline constexpr emulator::index_t<emulator::block_size> blockDim{};
 
-/* ---- operations of the device ---- */
+/* Operations of the device. */
 
 inline void __syncwarp() {
     emulator::exchange(0);
@@ -273,7 +273,7 @@ inline unsigned long long atomicMin(unsigned long long *target, unsigned long lo
     return found;
 }
 
-/* ---- csrc/cuda/cluster.h ---- */
+/* cluster.h, emulated. */
 
 #define LLMCOMP_CUDA_CLUSTER_H
 
@@ -301,7 +301,7 @@ template <typename T> inline void store_in_block(T *shared, uint32_t rank, T val
     *(T *)(place + ((char *)shared - &emulator::anchor)) = value;
 }
 
-/* ---- the runtime ---- */
+/* The runtime. */
 
 typedef int cudaError_t;
 enum { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
