@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from llmcomp import _core
 from llmcomp.errors import Error
-from llmcomp.tokens import ByteTokenizer, Tokenizer
+from llmcomp.tokens import Tokenized
 
 # Version of the arithmetic of csrc/FORMAT.md: a part of every fingerprint.
 ARITHMETIC = 1
@@ -58,7 +58,7 @@ class NeoxConfig(NamedTuple):
     tied: bool
 
 
-class ExactModel:
+class ExactModel(Tokenized):
     """A GPT-NeoX model in the C core, made by `load_exact` or from arrays.
 
     `n_logits` logits a row, of which the first `vocab_size` are tokens; the padded rest gets no probability.
@@ -93,20 +93,6 @@ class ExactModel:
                 raise Error(f"{name}: vocab_size is {vocab_size}, expected 1 to {self.n_logits}")
             self.vocab_size = vocab_size
         self._core = _core_model(self.config, self._tensors)
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer | ByteTokenizer:
-        """The model's tokenizer; `Error` where it is of a kind that cannot carry any bytes."""
-        return ByteTokenizer() if self._tokenizer_path is None else Tokenizer.from_file(Path(self._tokenizer_path))
-
-    @functools.cached_property
-    def vocab_size(self) -> int:
-        if self._tokenizer_path is None:
-            return self.n_logits
-        try:
-            return min(self.tokenizer.vocab_size, self.n_logits)
-        except Error:
-            return self.n_logits
 
     @functools.cached_property
     def weights_sha256(self) -> str:

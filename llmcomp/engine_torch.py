@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from llmcomp import cuda
 from llmcomp.errors import Error
-from llmcomp.tokens import ByteTokenizer, Tokenizer
+from llmcomp.tokens import Tokenized
 
 try:
     import torch
@@ -52,7 +52,7 @@ _ROW_WIDTHS = 30
 _BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
 
-class TorchModel:
+class TorchModel(Tokenized):
     """A causal language model of transformers, made by `load_torch` or from a module that is loaded already.
 
     `n_logits` logits a row, of which the first `vocab_size` are tokens; the padded rest gets no probability.
@@ -84,20 +84,6 @@ class TorchModel:
         self._tokenizer_path = tokenizer_path
         self._digest = digest
         self._accepts = set(inspect.signature(module.forward).parameters)
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer | ByteTokenizer:
-        """The model's tokenizer; `Error` where it is of a kind that cannot carry any bytes."""
-        return ByteTokenizer() if self._tokenizer_path is None else Tokenizer.from_file(Path(self._tokenizer_path))
-
-    @functools.cached_property
-    def vocab_size(self) -> int:
-        if self._tokenizer_path is None:
-            return self.n_logits
-        try:
-            return min(self.tokenizer.vocab_size, self.n_logits)
-        except Error:
-            return self.n_logits
 
     @functools.cached_property
     def weights_sha256(self) -> str:

@@ -21,8 +21,10 @@ byte. One side bit tells the decoder; input without missing bytes, thus all vali
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -278,6 +280,28 @@ class ByteTokenizer:
     def encode_text(self, text: str) -> Tokens:
         """The UTF-8 bytes of `text`."""
         return self.encode_bytes(text.encode())
+
+
+class Tokenized:
+    """What the models of all engines have of their tokenizer; they set the two attributes."""
+
+    _tokenizer_path: str | os.PathLike[str] | None
+    n_logits: int
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer | ByteTokenizer:
+        """The model's tokenizer; `Error` where it is of a kind that cannot carry any bytes."""
+        return ByteTokenizer() if self._tokenizer_path is None else Tokenizer.from_file(Path(self._tokenizer_path))
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """How many logits of a row are tokens; the padding after them gets no probability."""
+        if self._tokenizer_path is None:
+            return self.n_logits
+        try:
+            return min(self.tokenizer.vocab_size, self.n_logits)
+        except Error:
+            return self.n_logits
 
 
 @dataclass(frozen=True)
