@@ -1,11 +1,12 @@
-"""The exact engine on the CUDA card of this machine, beside cuBLAS and beside transformers, all in one run.
+"""The exact engines on the CUDA card of this machine, beside cuBLAS and beside transformers, all in one run.
 
     python benchmarks/bench_cuda_engine.py [--streams 512,1024] [--steps 536] [--rows 8192] [--out FILE.md]
 
 Random weights of Pythia's shapes; nothing is downloaded. First the bits: logits of one pass and of steps against the C
 core's, and payloads that decode to what was coded. Then the times, by CUDA events:
 
-- One pass of the 1.4b shape in float32, against its matrix products alone by cuBLAS in float32 with TF32 off.
+- One pass of the 1.4b shape in float32, against its matrix products alone by cuBLAS in float32 with TF32 off; and in
+  8-bit integers, against the products alone by cuBLAS in 8-bit integers, which leaves their sums as integers.
 - Decoding with the 70m shape: model, range decoder and tokens on the card, payloads in and tokens out. Against
   transformers' steps with its cache on the same weights, which give a row of logits and no more: its share is one
   argmax a step. A token stands for 3.82 bytes, as on enwik8: 536 tokens in 2,048 bytes.
@@ -26,8 +27,8 @@ import numpy as np
 import llmcomp
 from llmcomp import coding
 from llmcomp.cuda import open_device
-from llmcomp.engine_cuda import CudaModel
-from llmcomp.engine_exact import ExactModel, tensor_shapes
+from llmcomp.engine_cuda import CudaInt8Model, CudaModel
+from llmcomp.engine_exact import ExactModel, Int8Model, tensor_shapes
 
 SHAPES = {
     "70m": {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048},
@@ -36,6 +37,11 @@ SHAPES = {
 }
 BYTES_PER_TOKEN = 2048 / 536  # of enwik8 with Pythia's tokenizer
 N_REPEATS = 7
+# What every engine is on the processor, and on the card.
+MODELS: dict[str, tuple[type[ExactModel], type[CudaModel]]] = {
+    "exact": (ExactModel, CudaModel),
+    "exact-int8": (Int8Model, CudaInt8Model),
+}
 
 
 def config_of(shape: str) -> dict[str, Any]:
@@ -57,13 +63,14 @@ def random_weights(config: dict[str, Any]) -> dict[str, np.ndarray]:
 # Bits.
 
 
-def check_bits(shape: str, n_tokens: int) -> str:
+def check_bits(shape: str, engine: str, n_tokens: int) -> str:
     """One pass and steps, float32 and float16; SystemExit where a bit differs from the C core's."""
     config = config_of(shape)
     weights = random_weights(config)
+    on_cpu, on_card = MODELS[engine]
     for dtype in (np.float32, np.float16):
         stored = {name: value.astype(dtype, copy=False) for name, value in weights.items()}
-        cpu, card = ExactModel(config, stored), CudaModel(config, stored)
+        cpu, card = on_cpu(config, stored), on_card(config, stored)
         tokens = np.random.default_rng(1).integers(0, cpu.n_logits, (2, n_tokens))
         expected = cpu.logits(tokens)
         session = card.session(2, n_tokens)
@@ -71,8 +78,11 @@ def check_bits(shape: str, n_tokens: int) -> str:
         for name, found in (("one pass", card.logits(tokens)), ("steps", steps)):
             n_wrong = int((found.view(np.uint32) != expected.view(np.uint32)).sum())
             if n_wrong:
-                raise SystemExit(f"{shape} {dtype.__name__}, {name}: {n_wrong} of {found.size} logits differ in bits")
-    return f"{shape}: {expected.size:,} logits of one pass and of steps, float32 and float16, are the C core's"
+                which = f"{shape} {engine} {dtype.__name__}, {name}"
+                raise SystemExit(f"{which}: {n_wrong} of {found.size} logits differ in bits")
+    return (
+        f"{shape}, {engine}: {expected.size:,} logits of one pass and of steps, float32 and float16, are the C core's"
+    )
 
 
 # Times.
@@ -105,10 +115,10 @@ def product_shapes(model: CudaModel) -> list[tuple[int, int, int]]:
     return [*((c.n_layers, *shape) for shape in layer), (1, c.n_logits, c.hidden)]
 
 
-def time_pass(torch: Any, n_rows: int) -> list[str]:
+def time_pass(torch: Any, engine: str, n_rows: int) -> list[str]:
     """The 1.4b shape: sequences of 512 tokens, all layers and all logits."""
     config = config_of("1.4b")
-    model = CudaModel(config, random_weights(config))
+    model = MODELS[engine][1](config, random_weights(config))
     module, device, n_tokens, n_head = model._module, model._device, 512, 1024
     n_sequences = n_rows // n_tokens
     session = model._core.session(1, n_sequences, n_tokens, n_rows)
@@ -130,29 +140,34 @@ def time_pass(torch: Any, n_rows: int) -> list[str]:
     ours = timer.median_ms(layers), timer.median_ms(head)
     if (error := session.check()) is not None:
         raise SystemExit(f"the pass found an error: {error}")
-    of_cublas, operations = time_cublas(torch, product_shapes(model), n_rows)
+    of_cublas, operations = time_cublas(torch, product_shapes(model), n_rows, engine == "exact-int8")
     both = sum(ours)
+    arithmetic, told = ("float32", "float32, TF32 off") if engine == "exact" else ("8-bit integers",) * 2
+    target = " (target 60 %)" if engine == "exact" else ""
     return [
-        f"| 1.4b shape, float32, {n_rows:,} tokens | ms | TFLOP/s of the products |",
+        f"| 1.4b shape, {arithmetic}, {n_rows:,} tokens | ms | 10^12 operations/s of the products |",
         "|---|---|---|",
-        f"| exact engine: all layers and the head | {both:.1f} | {operations / both / 1e9:.1f} |",
+        f"| {engine}: all layers and the head | {both:.1f} | {operations / both / 1e9:.1f} |",
         f"| of it the head | {ours[1]:.1f} | {2 * n_rows * model.n_logits * model.config.hidden / ours[1] / 1e9:.1f} |",
-        f"| cuBLAS, TF32 off: the products alone | {of_cublas:.1f} | {operations / of_cublas / 1e9:.1f} |",
+        f"| cuBLAS, {told}: the products alone | {of_cublas:.1f} | {operations / of_cublas / 1e9:.1f} |",
         "",
-        f"The pass runs at {of_cublas / both:.0%} of cuBLAS (target 60 %), norms, attention and GELU included.",
+        f"The pass runs at {of_cublas / both:.0%} of cuBLAS{target}, norms, attention and GELU included.",
     ]
 
 
-def time_cublas(torch: Any, shapes: list[tuple[int, int, int]], n_rows: int) -> tuple[float, float]:
+def time_cublas(torch: Any, shapes: list[tuple[int, int, int]], n_rows: int, int8: bool) -> tuple[float, float]:
     """(milliseconds, operations) of all products; the head in the same blocks would be no faster."""
     torch.backends.cuda.matmul.allow_tf32 = False
     timer, total, operations = Timer(torch, 0), 0.0, 0.0
+    dtype, product, sum_dtype = (
+        (torch.int8, torch._int_mm, torch.int32) if int8 else (torch.float32, torch.mm, torch.float32)
+    )
     for n_times, n_outputs, n_inputs in shapes:
-        weight = torch.randn(n_outputs, n_inputs, device="cuda")
-        inputs = torch.randn(min(n_rows, 8192), n_inputs, device="cuda")
+        weight = torch.randn(n_outputs, n_inputs, device="cuda").to(dtype)
+        inputs = torch.randn(min(n_rows, 8192), n_inputs, device="cuda").to(dtype)
         parts = n_rows / len(inputs)
-        output = torch.empty(len(inputs), n_outputs, device="cuda")
-        one = timer.median_ms(lambda x=inputs, w=weight, y=output: torch.mm(x, w.T, out=y))
+        output = torch.empty(len(inputs), n_outputs, device="cuda", dtype=sum_dtype)
+        one = timer.median_ms(lambda x=inputs, w=weight, y=output: product(x, w.T, out=y))
         total += n_times * parts * one
         operations += 2.0 * n_times * n_rows * n_outputs * n_inputs
         del weight, inputs, output
@@ -221,15 +236,17 @@ def time_transformers(torch: Any, model: Any, n_streams: int, n_steps: int) -> f
 def decoding_table(torch: Any, all_streams: list[int], n_steps: int) -> list[str]:
     config = config_of("70m")
     weights = random_weights(config)
-    model = CudaModel(config, weights)
-    ours = {n: time_decoding(torch, model, n, n_steps) for n in all_streams}
-    del model
+    ours = {}
+    for engine, (_, on_card) in MODELS.items():
+        model = on_card(config, weights)
+        ours |= {(engine, n): time_decoding(torch, model, n, n_steps) for n in all_streams}
+        del model
     lines = [
         f"| 70m shape, {n_steps} steps from position 0 | streams | tokens/s | MB/s of text |",
         "|---|---|---|---|",
         *(
-            f"| exact engine, float32, decoding | {n:,} | {rate:,.0f} | {rate * BYTES_PER_TOKEN / 1e6:.2f} |"
-            for n, rate in ours.items()
+            f"| {engine}, decoding | {n:,} | {rate:,.0f} | {rate * BYTES_PER_TOKEN / 1e6:.2f} |"
+            for (engine, n), rate in ours.items()
         ),
     ]
     theirs = {}
@@ -243,12 +260,15 @@ def decoding_table(torch: Any, all_streams: list[int], n_steps: int) -> list[str
         del other
         torch.cuda.empty_cache()
     first = all_streams[0]
-    ratios = [ours[first] / theirs["float32", n] for n in (1, first)]
+    ratios = [ours["exact", first] / theirs["float32", n] for n in (1, first)]
     told = (
         f"{ratios[0]:.1f} times transformers at batch 1 (target 20), {ratios[1]:.1f} times at batch {first} (target 2)"
     )
-    best = max(rate * BYTES_PER_TOKEN / 1e6 for rate in ours.values())
-    return [*lines, "", f"At {first} streams {told}, all in float32; at best {best:.2f} MB/s (target 1)."]
+    best = {
+        engine: max(rate for (of, _), rate in ours.items() if of == engine) * BYTES_PER_TOKEN / 1e6 for engine in MODELS
+    }
+    ends = f"at best {best['exact']:.2f} MB/s (target 1), in 8-bit integers {best['exact-int8']:.2f}"
+    return [*lines, "", f"At {first} streams {told}, all in float32; {ends}."]
 
 
 def main() -> None:
@@ -270,13 +290,14 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("bench_cuda_engine: this torch has no CUDA; it is measured beside")
     lines = [
-        "## The exact engine",
+        "## The exact engines",
         *machine(),
-        *(f"- {check_bits(shape, 48)}" for shape in ("70m", "160m", "1.4b")),
+        *(f"- {check_bits(shape, engine, 48)}" for shape in SHAPES for engine in MODELS),
         "",
     ]
     print("\n".join(lines), file=sys.stderr)
-    lines += [*time_pass(torch, arguments.rows), ""]
+    for engine in MODELS:
+        lines += [*time_pass(torch, engine, arguments.rows), ""]
     lines += [*decoding_table(torch, [int(n) for n in arguments.streams.split(",")], arguments.steps), ""]
     lines.append(f"Afterwards: {machine()[0][2:]}")
     print("\n".join(lines))

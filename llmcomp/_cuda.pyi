@@ -41,6 +41,7 @@ class NeoxModel:
         layer_norm_epsilon: float,
         parallel_residual: bool,
         tensors: tuple[Any, ...],
+        int8: bool = False,
     ) -> None: ...
     @property
     def n_bytes(self) -> int: ...

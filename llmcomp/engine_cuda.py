@@ -1,4 +1,4 @@
-"""The exact engine on a CUDA device: the bits of `engine_exact`, computed by the kernels of csrc/cuda.
+"""The exact engines on a CUDA device: the bits of `engine_exact`, computed by the kernels of csrc/cuda.
 
 Arguments are checked here, and calls are cut into what the device's memory holds; weights go there once, as they are
 stored. No arithmetic and no file formats. Needs ``llmcomp._cuda``, which is loaded with the first model.
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from llmcomp import cuda
 from llmcomp.cuda import DeviceArray
-from llmcomp.engine_exact import ExactModel, Tensor, core_arguments, read_checkpoint
+from llmcomp.engine_exact import ExactModel, Int8Model, Tensor, core_arguments, read_checkpoint
 from llmcomp.errors import Error
 from llmcomp.memory import PassMemory
 
@@ -59,7 +59,8 @@ class CudaModel(ExactModel):
         self._pass_rows = max(self.pass_memory().rows(), self.context_length)
 
     def _make_core(self) -> Any:
-        return self._module.NeoxModel(device=self._device, **core_arguments(self.config, self._tensors))
+        arguments = core_arguments(self.config, self._tensors)
+        return self._module.NeoxModel(device=self._device, **arguments, int8=self._is_int8)
 
     def pass_memory(self) -> PassMemory:
         """What a pass takes: for every row what lies between the kernels, key, value, token and interval; beside them
@@ -219,9 +220,16 @@ class CudaModel(ExactModel):
         return DecodingChain(self, n_streams, n_tokens, vocab_size)
 
 
-def load_cuda(folder: str | os.PathLike[str], *, device: str = "cuda", **options: Any) -> CudaModel:
-    """Load a GPT-NeoX model onto a CUDA device; `options` and errors as `engine_exact.load_exact`."""
-    return CudaModel(**read_checkpoint(folder, **options), device=device)
+class CudaInt8Model(CudaModel, Int8Model):
+    """An `Int8Model` whose codes are made and kept on a CUDA device, and multiplied by its integer tensor cores."""
+
+
+def load_cuda(
+    folder: str | os.PathLike[str], *, device: str = "cuda", engine: str = "exact", **options: Any
+) -> CudaModel:
+    """Load a GPT-NeoX model onto a CUDA device; `engine`, `options` and errors as `engine_exact.load_exact`."""
+    model = CudaInt8Model if engine == Int8Model.engine else CudaModel
+    return model(**read_checkpoint(folder, **options), device=device)
 
 
 class _Scratch:

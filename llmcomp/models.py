@@ -249,10 +249,10 @@ def load_model(
     """Load a model: a bundled pico model, a Hugging Face folder or hub name, or any object with logits() and session().
 
     `engine="exact"` computes GPT-NeoX models bit for bit alike on every machine: in the C core, or with `device="cuda"`
-    ("cuda:1", ...) by kernels for a CUDA device (`engine_cuda`). So does "exact-int8", on the processor, with linear
-    maps in 8-bit integers: other logits, its own archives (`engine_exact.Int8Model`). `engine="torch"` runs any causal
-    model of transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32", "bfloat16", "float16") with
-    `attention` ("sdpa", "eager"); what it promises is written in `engine_torch`. `step` None means the last step of a
+    ("cuda:1", ...) by kernels for a CUDA device (`engine_cuda`). So does "exact-int8", with linear maps in 8-bit
+    integers: other logits, its own archives (`engine_exact.Int8Model`). `engine="torch"` runs any causal model of
+    transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32", "bfloat16", "float16") with `attention`
+    ("sdpa", "eager"); what it promises is written in `engine_torch`. `step` None means the last step of a
     known suite. An object that is a model already is returned unchanged. Raises `Error`, also for want of a device.
     """
     if not isinstance(name, (str, os.PathLike)):
@@ -297,8 +297,6 @@ def check_options(engine: str, options: Mapping[str, Any]) -> None:
     device = options.get("device") or "cpu"
     if device == "cpu":
         return
-    if engine == "exact-int8":
-        raise Error(f"the exact-int8 engine runs on the processor only, device {device!r} is out of its reach")
     from llmcomp import cuda
 
     cuda.open_device(device)
@@ -360,7 +358,7 @@ def _load_exact(source: ModelSource, engine: str, device: str) -> Any:
     if device == "cpu":
         from llmcomp import engine_exact
 
-        load: Any = functools.partial(engine_exact.load_exact, engine=engine)
+        load: Any = engine_exact.load_exact
     else:
         from llmcomp import engine_cuda
 
@@ -368,6 +366,7 @@ def _load_exact(source: ModelSource, engine: str, device: str) -> Any:
     folder = source.fetch()
     return load(
         folder,
+        engine=engine,
         name=source.name,
         step=source.step,
         tokenizer_path=source.tokenizer_path,

@@ -28,8 +28,8 @@ from llmcomp import cuda, pico
 from llmcomp.archive import open as open_archive
 from llmcomp.cli import main
 from llmcomp.container import ArchiveReader
-from llmcomp.engine_cuda import CudaModel
-from llmcomp.engine_exact import ExactModel, Tensor
+from llmcomp.engine_cuda import CudaInt8Model, CudaModel
+from llmcomp.engine_exact import ExactModel, Int8Model, Tensor
 from llmcomp.errors import CorruptArchive, Error
 from llmcomp.segments import SegmentCodec
 from llmcomp.windows import WindowedModel
@@ -37,6 +37,11 @@ from llmcomp.windows import WindowedModel
 HAS_CARD = bool(cuda.cuda_info()["devices"])
 needs_card = pytest.mark.skipif(not HAS_CARD, reason="there is no CUDA device, and an emulated one is too slow")
 TEXT = pico.sample_path("text").read_bytes()
+MODELS: dict[str, tuple[type[ExactModel], type[CudaModel]]] = {
+    "exact": (ExactModel, CudaModel),
+    "exact-int8": (Int8Model, CudaInt8Model),
+}
+with_both_engines = pytest.mark.parametrize("engine", MODELS)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,18 +77,22 @@ def shortened(weights: dict[str, np.ndarray], dtype: str) -> dict[str, Any]:
     return weights
 
 
-def make_pair(dtype: str = "float32", scale: float = 1.0, **changes: object) -> tuple[ExactModel, CudaModel]:
+def make_pair(
+    dtype: str = "float32", scale: float = 1.0, engine: str = "exact", **changes: object
+) -> tuple[ExactModel, CudaModel]:
     config = make_config(**changes)
     weights = shortened(make_weights(config, scale=scale), dtype)
-    return ExactModel(config, weights), CudaModel(config, weights)
+    on_cpu, on_device = MODELS[engine]
+    return on_cpu(config, weights), on_device(config, weights)
 
 
 # Passes.
 
 
+@with_both_engines
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_are_those_of_the_cpu(variant: str) -> None:
-    cpu, device = make_pair(**VARIANTS[variant])
+def test_logits_are_those_of_the_cpu(variant: str, engine: str) -> None:
+    cpu, device = make_pair(engine=engine, **VARIANTS[variant])
     tokens, lengths = draw(cpu, 4, 40), [40, 0, 17, 1]
     assert_same_bits(device.logits(tokens, lengths), cpu.logits(tokens, lengths))
 
@@ -99,15 +108,31 @@ def test_weights_of_16_bits_stay_so_on_the_device(dtype: str) -> None:
     assert 1.9 * matrices < wide._core.n_bytes - device._core.n_bytes < 2.1 * matrices
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_codes_take_a_byte_a_weight_on_the_device(dtype: str) -> None:
+    sizes = {"hidden_size": 48, "num_attention_heads": 2, "intermediate_size": 200, "vocab_size": 300}
+    cpu, device = make_pair(dtype, engine="exact-int8", **sizes)
+    _, wide = make_pair(**sizes)
+    tokens = draw(cpu, 2, 30)
+    assert_same_bits(device.logits(tokens), cpu.logits(tokens))
+    coded = 300 * 48 + 2 * (4 * 48 * 48 + 2 * 48 * 200)
+    left = 4 * coded - (wide._core.n_bytes - device._core.n_bytes)
+    embedding = 0 if dtype == "float32" else 2 * 300 * 48
+    # Beside the codes a scale a row, and the ends of rows that are filled.
+    assert coded < left + embedding < 1.25 * coded
+
+
+@with_both_engines
 @pytest.mark.parametrize("scale", [30.0, 1e-3])
-def test_large_and_tiny_weights(scale: float) -> None:
-    cpu, device = make_pair(scale=scale)
+def test_large_and_tiny_weights(scale: float, engine: str) -> None:
+    cpu, device = make_pair(scale=scale, engine=engine)
     tokens = draw(cpu, 1, 30)
     assert_same_bits(device.logits(tokens), cpu.logits(tokens))
 
 
-def test_intervals_are_those_of_the_cpu() -> None:
-    cpu, device = make_pair(vocab_size=1100)
+@with_both_engines
+def test_intervals_are_those_of_the_cpu(engine: str) -> None:
+    cpu, device = make_pair(engine=engine, vocab_size=1100)
     tokens, targets, lengths = draw(cpu, 3, 37), draw(cpu, 3, 37, seed=6) % 1000, [37, 5, 0]
     for given in ({"vocab_size": 1000}, {"lengths": lengths}, {"lengths": lengths, "vocab_size": 1000}):
         for found, expected in zip(
@@ -162,9 +187,10 @@ def test_no_sequences_and_no_tokens() -> None:
 # Streams.
 
 
+@with_both_engines
 @pytest.mark.parametrize("variant", ["parallel", "sequential", "odd sizes", "tied"])
-def test_steps_are_those_of_the_cpu(variant: str) -> None:
-    cpu, device = make_pair(**VARIANTS[variant])
+def test_steps_are_those_of_the_cpu(variant: str, engine: str) -> None:
+    cpu, device = make_pair(engine=engine, **VARIANTS[variant])
     tokens = draw(cpu, 3, 40)
     session = device.session(3, 40)
     steps = [session.step(tokens[:, t]) for t in range(40)]
@@ -239,8 +265,9 @@ def test_streams_of_any_length_decode_side_by_side(overlap: int, lanes: int, mon
     assert sum(steps) == 2 * sum(lengths)
 
 
-def test_archives_cross_both_ways() -> None:
-    cpu, device = llmcomp.load_model("pico-13k"), llmcomp.load_model("pico-13k", device="cuda")
+@with_both_engines
+def test_archives_cross_both_ways(engine: str) -> None:
+    cpu, device = (llmcomp.load_model("pico-13k", engine=engine, device=device) for device in ("cpu", "cuda"))
     data = TEXT[:250] + "Größe, ∞".encode()
     archive = llmcomp.compress(data, cpu, segment_bytes=100)
     assert not any(segment.stored for segment in ArchiveReader(io.BytesIO(archive)).segments())
@@ -295,14 +322,15 @@ def test_the_command_line_takes_the_device(tmp_path: Path, monkeypatch: pytest.M
     assert main(["decompress", "--test", *options, "-m", "pico-13k", "a.txt.llmc"]) == 0
 
 
-def test_the_model_is_the_same_model(tmp_path: Path) -> None:
-    cpu, device = make_pair()
+@with_both_engines
+def test_the_model_is_the_same_model(engine: str, tmp_path: Path) -> None:
+    cpu, device = make_pair(engine=engine)
     for name in ("name", "step", "n_params", "vocab_size", "n_logits", "context_length", "fingerprint", "engine"):
         assert getattr(cpu, name) == getattr(device, name)
     assert (cpu.dtype, cpu.weights_sha256) == (device.dtype, device.weights_sha256)
     assert (cpu.device, device.device) == ("cpu", "cuda:0")
     folder = write_folder(tmp_path / "tiny", make_config(), make_weights(make_config()))
-    loaded = llmcomp.load_model(folder, device="cuda:0")
+    loaded = llmcomp.load_model(folder, engine=engine, device="cuda:0")
     assert loaded.fingerprint == cpu.fingerprint
     assert llmcomp.load_model(loaded, device="cuda") is loaded
     with pytest.raises(Error, match="loaded on device 'cuda:0' already, expected 'cpu'"):
@@ -355,16 +383,18 @@ def test_mistakes_are_told_in_the_words_of_the_cpu() -> None:
     assert_same_bits(pair[1].logits([[1, 99]], [1]), pair[0].logits([[1, 0]], [1]))
 
 
-def bad_pair() -> tuple[ExactModel, CudaModel]:
+def bad_pair(engine: str = "exact") -> tuple[ExactModel, CudaModel]:
     """Token 9 gives NaN."""
     config = make_config(vocab_size=256, max_position_embeddings=32)
     weights = make_weights(config)
     weights["gpt_neox.embed_in.weight"][9] = np.nan
-    return ExactModel(config, weights), CudaModel(config, weights)
+    on_cpu, on_device = MODELS[engine]
+    return on_cpu(config, weights), on_device(config, weights)
 
 
-def test_a_row_without_valid_logits_is_named() -> None:
-    pair = bad_pair()
+@with_both_engines
+def test_a_row_without_valid_logits_is_named(engine: str) -> None:
+    pair = bad_pair(engine)
     tokens = [[1, 2, 3], [4, 9, 5]]
     messages(*pair, "intervals", tokens, np.ones((2, 3), int))
     good = np.zeros((1, 2), int)
@@ -455,6 +485,19 @@ def test_too_little_memory_is_told_before_any_is_taken(emulated: emulated_device
     assert model.session(3).step([1, 2, 3]).shape == (3, 61)
 
 
+def test_too_little_memory_for_the_way_to_codes(emulated: emulated_device.Machine) -> None:
+    config = make_config(vocab_size=5000)
+    weights = make_weights(config)
+    n_bytes = CudaInt8Model(config, weights)._core.n_bytes
+    gc.collect()
+    before = emulated.bytes_in_use
+    emulated.memory_bytes = before + n_bytes + 4 * 5000 * 24 - 1
+    with pytest.raises(Error, match="a matrix of the model on its way to 8-bit codes: 480000 bytes of memory are"):
+        CudaInt8Model(config, weights)
+    gc.collect()
+    assert emulated.bytes_in_use == before
+
+
 def test_a_batch_that_does_not_fit_is_halved(
     emulated: emulated_device.Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -529,9 +572,10 @@ def test_a_longer_archive() -> None:
 
 
 @pytest.mark.slow
+@with_both_engines
 @pytest.mark.parametrize("name", ["pico-28k", "pico-77k", "pico-224k", "pico-595k"])
-def test_the_pico_suite(name: str) -> None:
-    cpu, device = llmcomp.load_model(name), llmcomp.load_model(name, device="cuda")
+def test_the_pico_suite(name: str, engine: str) -> None:
+    cpu, device = (llmcomp.load_model(name, engine=engine, device=device) for device in ("cpu", "cuda"))
     tokens = cpu.tokenizer.encode_bytes(TEXT[:3000])[None, :400]
     assert_same_bits(device.logits(tokens), cpu.logits(tokens))
 
@@ -544,10 +588,11 @@ SHAPES = {
 
 @needs_card
 @pytest.mark.slow
+@with_both_engines
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_of_pythia(shape: str, dtype: str) -> None:
-    cpu, device = make_pair(dtype, vocab_size=50304, max_position_embeddings=2048, **SHAPES[shape])
+def test_shapes_of_pythia(shape: str, dtype: str, engine: str) -> None:
+    cpu, device = make_pair(dtype, engine=engine, vocab_size=50304, max_position_embeddings=2048, **SHAPES[shape])
     tokens = draw(cpu, 3, 700)
     expected = cpu.logits(tokens, [700, 33, 200])
     assert_same_bits(device.logits(tokens, [700, 33, 200]), expected)
@@ -560,8 +605,9 @@ def test_shapes_of_pythia(shape: str, dtype: str) -> None:
 
 @needs_card
 @pytest.mark.slow
-def test_hundreds_of_streams_at_once() -> None:
-    cpu, device = llmcomp.load_model("pico-595k"), llmcomp.load_model("pico-595k", device="cuda")
+@with_both_engines
+def test_hundreds_of_streams_at_once(engine: str) -> None:
+    cpu, device = (llmcomp.load_model("pico-595k", engine=engine, device=device) for device in ("cpu", "cuda"))
     data = (TEXT * 40)[: 600 * 2048]
     archive = llmcomp.compress(data, device, segment_bytes=2048)
     assert llmcomp.decompress(archive, device) == data

@@ -61,6 +61,74 @@ static void check_product(uint32_t kind) {
           weights.dtype);
 }
 
+/* A row as codes, in other words than int8_rule.h: FORMAT.md, section 4.7. */
+static float codes_of_row(const float *row, size_t n_k, int8_t *codes) {
+    float largest = 0.0f;
+    bool is_finite = true;
+    for (size_t k = 0; k < n_k; k++) {
+        is_finite = is_finite && isfinite(row[k]);
+        largest = max(largest, fabsf(row[k]));
+    }
+    float reciprocal = !is_finite || largest < 0x1p-100f ? 0.0f : 127.0f / largest;
+    for (size_t k = 0; k < n_k; k++)
+        codes[k] = reciprocal == 0.0f ? 0 : (int8_t)nearbyintf(row[k] * reciprocal);
+    return !is_finite ? NAN : reciprocal == 0.0f ? 0.0f : largest / 127.0f;
+}
+
+/* Codes and their product by themselves; kinds as in check_product. */
+static void check_code_product(uint32_t kind) {
+    uint32_t n_tokens = kind == 0   ? 1 + below(8)
+                        : kind == 1 ? 20 + below(40)
+                                    : 65 + below(64) + 128 * below(2);
+    uint32_t n_rows = kind < 2 ? 1 + below(150) : 65 + below(64) + 128 * below(2);
+    uint32_t n_k = 1 + below(below(3) == 0 ? 900 : 150), n_all = n_tokens + n_rows;
+    check_tensor_t numbers((lmc_dtype)below(LMC_DTYPE_COUNT), (size_t)n_all * n_k, 2.0f);
+    check_tensor_t bias(LMC_FLOAT32, n_rows, 1.0f), before(LMC_FLOAT32, (size_t)n_tokens * n_rows, 1.0f);
+    check_tensor_t output = before;
+    uint32_t n_padded = (n_k + 15) / 16 * 16;
+    check_memory_t codes((size_t)n_all * n_padded), scales(n_all * sizeof(float));
+    /* A row of zeros, and one that is not finite. */
+    memset(numbers.at((size_t)below(n_all) * n_k), 0, n_k * lmc_element_bytes(numbers.dtype));
+    if (below(2)) memset(numbers.at(below(n_all) * n_k + below(n_k)), 0xFF, lmc_element_bytes(numbers.dtype));
+    lmc_cuda_codes_t all = {(int8_t *)codes.data, (float *)scales.data};
+    CHECK(lmc_cuda_int8_quantise(numbers.at(0), numbers.dtype, n_all, n_k, all, nullptr) == cudaSuccess,
+          "a launch failed");
+    std::vector<float> row(n_k);
+    std::vector<int8_t> wanted(n_padded);
+    for (size_t i = 0; i < n_all; i++) {
+        for (size_t k = 0; k < n_k; k++)
+            row[k] = widened(numbers, i * n_k + k);
+        float scale = codes_of_row(row.data(), n_k, wanted.data());
+        CHECK(check_same(scale, all.scales[i]), "row %zu", i);
+        CHECK(memcmp(wanted.data(), all.codes + i * n_padded, n_padded) == 0, "row %zu", i);
+    }
+    lmc_cuda_product_t p = {};
+    p.weights = all.codes + (size_t)n_tokens * n_padded;
+    p.scales = all.scales + n_tokens;
+    p.bias = below(2) ? (const float *)bias.at(0) : nullptr;
+    p.addends[1] = below(2) ? (const float *)output.at(0) : nullptr;
+    p.output = (float *)output.at(0);
+    p.n_tokens = n_tokens;
+    p.n_rows = n_rows;
+    p.n_k = n_k;
+    p.with_gelu = below(2);
+    CHECK(lmc_cuda_int8_product(p, all, nullptr) == cudaSuccess, "a launch failed");
+    long n_wrong = 0;
+    for (size_t t = 0; t < n_tokens; t++) {
+        for (size_t i = 0; i < n_rows; i++) {
+            int64_t sum = 0;
+            for (size_t k = 0; k < n_k; k++)
+                sum += all.codes[t * n_padded + k] * all.codes[(n_tokens + i) * n_padded + k];
+            float number = (float)sum * p.scales[i] * all.scales[t];
+            if (p.bias != nullptr) number += p.bias[i];
+            if (p.with_gelu) lmc_neox_kernels_serial.gelu(&number, 1);
+            if (p.addends[1] != nullptr) number += widened(before, t * n_rows + i);
+            n_wrong += !check_same(number, p.output[t * n_rows + i]);
+        }
+    }
+    CHECK(n_wrong == 0, "%ld outputs of %u x %u over %u", n_wrong, n_tokens, n_rows, n_k);
+}
+
 static void check_norm() {
     uint32_t n_rows = 1 + below(9), n_features = 1 + below(below(4) == 0 ? 5000 : 300);
     check_tensor_t input(LMC_FLOAT32, (size_t)n_rows * n_features, 2.0f);
@@ -378,8 +446,10 @@ int main(int argc, char **argv) {
     for (long n = strtol(argv[2], nullptr, 0); n > 0; n--) {
         emulated_machine.major = below(4) == 0 ? 8 : 9;
         emulated_machine.n_processors = 1;
-        for (uint32_t kind = 0; kind < 3; kind++)
+        for (uint32_t kind = 0; kind < 3; kind++) {
             check_product(kind);
+            check_code_product(kind);
+        }
         check_norm();
         emulated_machine.n_processors = 1 + (int)below(20);
         check_model_t model;

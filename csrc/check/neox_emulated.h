@@ -46,7 +46,7 @@ inline uint32_t check_below(uint32_t n) {
 }
 
 inline const lmc_backend_t check_serial_backend = {"serial", lmc_row_kernels_serial, &lmc_neox_kernels_serial,
-                                                   nullptr};
+                                                   &lmc_int8_kernels_serial};
 inline const lmc_context_t check_serial = {&check_serial_backend, nullptr};
 
 /* The same bits, or both NaN: a processor may choose a NaN's sign and payload. */
@@ -115,8 +115,10 @@ struct check_model_t {
     lmc_neox_config_t config;
     lmc_dtype dtype;
     std::vector<check_tensor_t> tensors; /* the embedding first */
-    std::vector<lmc_neox_layer_t> layers;
-    std::vector<unsigned char> tables, device_tables;
+    std::vector<lmc_neox_layer_t> layers, layers_of_codes;
+    std::vector<unsigned char> tables, device_tables, codes;
+    std::vector<std::unique_ptr<check_memory_t>> device_codes;
+    std::vector<lmc_neox_layer_t> device_layers;
     lmc_neox_model_t model, placed;
 
     check_model_t() : dtype((lmc_dtype)check_below(LMC_DTYPE_COUNT)) {
@@ -134,6 +136,7 @@ struct check_model_t {
         config.rotary_base = 10000.0;
         config.layer_norm_epsilon = 1e-5f;
         config.parallel_residual = (int)check_below(2);
+        config.int8 = check_below(3) == 0;
         make_weights();
     }
 
@@ -175,7 +178,35 @@ struct check_model_t {
             lmc_cuda_neox_model_prepare(&config, &weights, tables.data(), tables.size(), &model);
         CHECK(status == LMC_OK, "%s", lmc_status_message(status));
         device_tables = tables;
-        lmc_cuda_neox_model_place(&model, &weights, device_tables.data(), &placed);
+        lmc_neox_weights_t device_weights = weights;
+        if (config.int8) quantise(weights, device_weights);
+        lmc_cuda_neox_model_place(&model, &device_weights, device_tables.data(), &placed);
+    }
+
+    /* Codes by the core, for the core's model, and by the device. */
+    void quantise(const lmc_neox_weights_t &weights, lmc_neox_weights_t &device_weights) {
+        size_t d = config.hidden, m = config.intermediate;
+        codes.resize(lmc_neox_int8_bound(&config));
+        layers_of_codes = device_layers = layers;
+        lmc_status status = lmc_neox_int8_quantise(&check_serial, &config, &weights, codes.data(),
+                                                   codes.size(), layers_of_codes.data(), &model.weights);
+        CHECK(status == LMC_OK, "%s", lmc_status_message(status));
+        device_weights.layers = device_layers.data();
+        quantise_on_device(device_weights.head, config.n_logits, d);
+        for (lmc_neox_layer_t &layer : device_layers) {
+            quantise_on_device(layer.qkv_weight, 3 * d, d);
+            quantise_on_device(layer.dense_weight, d, d);
+            quantise_on_device(layer.mlp_in_weight, m, d);
+            quantise_on_device(layer.mlp_out_weight, d, m);
+        }
+    }
+
+    void quantise_on_device(lmc_neox_tensor_t &matrix, size_t n_rows, size_t n_k) {
+        const lmc_neox_tensor_t source = matrix;
+        device_codes.push_back(std::make_unique<check_memory_t>(lmc_cuda_neox_int8_bytes(n_rows, n_k)));
+        int status =
+            lmc_cuda_neox_int8_quantise(&source, n_rows, n_k, device_codes.back()->data, &matrix, nullptr);
+        CHECK(status == cudaSuccess, "a launch failed");
     }
 
     /* [history.size()][n_logits], by the serial backend. */

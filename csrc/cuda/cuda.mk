@@ -37,7 +37,7 @@ $(EMULATED)/_cuda.so: $(EMULATED_OBJECTS)
 	$(CXX) -shared $^ -pthread -lm -o $@
 
 # The exact engine: all sources of csrc/cuda on the emulated device, once more with sanitizers.
-CUDA_ENGINE_CORE := $(CUDA_CHECK_CORE) gemm_serial neox neox_forward neox_tables
+CUDA_ENGINE_CORE := $(CUDA_CHECK_CORE) gemm_serial gemm_int8_serial neox neox_forward neox_int8 neox_tables
 CUDA_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 # 1 program, 2 flags
 define cuda_engine_check

@@ -10,7 +10,7 @@ extern "C" {
 
 namespace {
 
-constexpr size_t ALIGNMENT = 256;
+constexpr size_t ALIGNMENT = 256, PIECE_BYTES = 16;
 constexpr uint32_t KEY_BLOCK = 32;
 
 /* Runs CALL unless something failed before it. */
@@ -67,6 +67,9 @@ size_t cut_work(const lmc_neox_config_t &config, void *memory, lmc_cuda_neox_wor
     work->row_positions = cutter.cut<uint32_t>(n);
     work->is_active = cutter.cut<uint8_t>(n);
     work->error = cutter.cut<uint64_t>(1);
+    size_t longest = lmc_int8_padded(hidden > config.intermediate ? hidden : config.intermediate);
+    work->codes = config.int8 ? cutter.cut<int8_t>(n * longest) : nullptr;
+    work->code_scales = config.int8 ? cutter.cut<float>(n) : nullptr;
     return cutter.used;
 }
 
@@ -98,7 +101,17 @@ lmc_cuda_product_t linear(const forward_t &f, const lmc_neox_tensor_t &weight, c
     product.n_tokens = f.n_rows;
     product.n_rows = (uint32_t)n_rows;
     product.n_k = (uint32_t)n_k;
+    product.scales = weight.scales;
     return product;
+}
+
+cudaError_t multiply(const forward_t &f, const lmc_cuda_product_t &product) {
+    if (product.scales == nullptr) return lmc_cuda_product(product, f.stream);
+    lmc_cuda_codes_t codes = {f.work.codes, f.work.code_scales};
+    cudaError_t status =
+        lmc_cuda_int8_quantise(product.input, LMC_FLOAT32, product.n_tokens, product.n_k, codes, f.stream);
+    LMC_THEN(status, lmc_cuda_int8_product(product, codes, f.stream));
+    return status;
 }
 
 lmc_cuda_attention_t attention_of_layer(const forward_t &f, size_t layer) {
@@ -152,9 +165,8 @@ cudaError_t run_attention(const forward_t &f, size_t layer) {
     }
     lmc_cuda_attention_t attention = attention_of_layer(f, layer);
     cudaError_t status = lmc_cuda_norm(norm, f.stream);
-    LMC_THEN(status, lmc_cuda_product(linear(f, f.model.weights.layers[layer].qkv_weight, vectors.qkv_bias,
-                                             3 * hidden, hidden, f.work.normed, f.work.wide),
-                                      f.stream));
+    LMC_THEN(status, multiply(f, linear(f, f.model.weights.layers[layer].qkv_weight, vectors.qkv_bias,
+                                        3 * hidden, hidden, f.work.normed, f.work.wide)));
     LMC_THEN(status, lmc_cuda_attention_place(attention, f.stream));
     if (f.row_begin != nullptr)
         LMC_THEN(status, lmc_cuda_attend_pass(attention, f.row_begin, f.n_stretches, f.n_longest, f.stream));
@@ -183,13 +195,13 @@ cudaError_t run_mlp(const forward_t &f, size_t layer) {
         dense.output = x;
         dense.addends[1] = x;
     }
-    cudaError_t status = lmc_cuda_product(dense, f.stream);
+    cudaError_t status = multiply(f, dense);
     if (!config.parallel_residual)
         LMC_THEN(status,
                  lmc_cuda_norm(norm_of(f, vectors.mlp_norm_gain, vectors.mlp_norm_bias, f.work.normed_mlp),
                                f.stream));
-    LMC_THEN(status, lmc_cuda_product(in, f.stream));
-    LMC_THEN(status, lmc_cuda_product(out, f.stream));
+    LMC_THEN(status, multiply(f, in));
+    LMC_THEN(status, multiply(f, out));
     return status;
 }
 
@@ -215,7 +227,7 @@ bool is_fitting(const lmc_neox_model_t *model, const lmc_cuda_neox_work_t *work,
 lmc_status lmc_cuda_neox_config_check(const lmc_neox_config_t *config) {
     lmc_status status = lmc_neox_config_check(config);
     if (status != LMC_OK) return status;
-    bool fits = !config->int8 && config->hidden / config->n_heads <= LMC_CUDA_HEAD_DIM_MAX &&
+    bool fits = config->hidden / config->n_heads <= LMC_CUDA_HEAD_DIM_MAX &&
                 config->context_length <= LMC_CUDA_CONTEXT_MAX;
     return fits ? LMC_OK : LMC_ERROR_ARGUMENT;
 }
@@ -226,7 +238,24 @@ lmc_status lmc_cuda_neox_model_prepare(const lmc_neox_config_t *config, const lm
     const lmc_context_t context = {&serial, nullptr};
     lmc_status status = lmc_cuda_neox_config_check(config);
     if (status != LMC_OK) return status;
-    return lmc_neox_model_init(&context, config, weights, tables, tables_bytes, model);
+    /* The tables are the same for both arithmetics, and the matrices are not codes yet. */
+    lmc_neox_config_t of_tables = *config;
+    of_tables.int8 = 0;
+    status = lmc_neox_model_init(&context, &of_tables, weights, tables, tables_bytes, model);
+    if (status == LMC_OK) model->config.int8 = config->int8;
+    return status;
+}
+
+size_t lmc_cuda_neox_int8_bytes(size_t n_rows, size_t n_k) {
+    return round_up(n_rows * sizeof(float), PIECE_BYTES) + n_rows * lmc_int8_padded(n_k);
+}
+
+int lmc_cuda_neox_int8_quantise(const lmc_neox_tensor_t *matrix, size_t n_rows, size_t n_k, void *memory,
+                                lmc_neox_tensor_t *quantised, lmc_cuda_stream_t stream) {
+    int8_t *codes = (int8_t *)memory + round_up(n_rows * sizeof(float), PIECE_BYTES);
+    *quantised = lmc_neox_tensor_t{codes, LMC_FLOAT32, (float *)memory};
+    return lmc_cuda_int8_quantise(matrix->data, matrix->dtype, (uint32_t)n_rows, (uint32_t)n_k,
+                                  lmc_cuda_codes_t{codes, (float *)memory}, stream);
 }
 
 void lmc_cuda_neox_model_place(const lmc_neox_model_t *model, const lmc_neox_weights_t *weights,
@@ -298,9 +327,8 @@ int lmc_cuda_neox_head(const lmc_neox_model_t *model, const lmc_cuda_neox_work_t
     lmc_cuda_norm_t norm = norm_of(f, gain, gain + config.hidden, work->normed);
     norm.input = work->hidden + (size_t)first_row * config.hidden;
     cudaError_t status = lmc_cuda_norm(norm, stream);
-    LMC_THEN(status, lmc_cuda_product(linear(f, model->weights.head, nullptr, config.n_logits, config.hidden,
-                                             work->normed, logits),
-                                      stream));
+    LMC_THEN(status, multiply(f, linear(f, model->weights.head, nullptr, config.n_logits, config.hidden,
+                                        work->normed, logits)));
     return status;
 }
 

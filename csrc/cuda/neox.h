@@ -19,7 +19,7 @@ extern "C" {
 #define LMC_CUDA_HEAD_DIM_MAX 256
 #define LMC_CUDA_CONTEXT_MAX 8192
 
-/* lmc_neox_config_check, and LMC_ERROR_ARGUMENT for head or context sizes above these and for int8. */
+/* lmc_neox_config_check, and LMC_ERROR_ARGUMENT for head or context sizes above these. */
 lmc_status lmc_cuda_neox_config_check(const lmc_neox_config_t *config);
 
 /* The model. */
@@ -28,9 +28,15 @@ lmc_status lmc_cuda_neox_config_check(const lmc_neox_config_t *config);
  * lmc_neox_tables_bound bytes of the host. */
 lmc_status lmc_cuda_neox_model_prepare(const lmc_neox_config_t *config, const lmc_neox_weights_t *weights,
                                        void *tables, size_t tables_bytes, lmc_neox_model_t *model);
+/* A matrix [n_rows][n_k] of the device as 8-bit codes, the same that lmc_neox_int8_quantise makes, in memory
+ * of the device that is aligned to 16 bytes. The matrix itself is not needed afterwards. */
+size_t lmc_cuda_neox_int8_bytes(size_t n_rows, size_t n_k);
+int lmc_cuda_neox_int8_quantise(const lmc_neox_tensor_t *matrix, size_t n_rows, size_t n_k, void *memory,
+                                lmc_neox_tensor_t *quantised, lmc_cuda_stream_t stream);
 /* *placed is the model as the launchers below want it. weights: matrices with device pointers, each aligned
- * to 16 bytes for speed and to its type in any case, in its own format; norms and biases are not read, and
- * the array weights->layers stays on the host. device_tables: a copy of tables, all of it. */
+ * to 16 bytes for speed and to its type in any case, in its own format, or where the config says int8 as
+ * codes (all but the embedding); norms and biases are not read, and the array weights->layers stays on the
+ * host. device_tables: a copy of tables, all of it. */
 void lmc_cuda_neox_model_place(const lmc_neox_model_t *model, const lmc_neox_weights_t *weights,
                                const void *device_tables, lmc_neox_model_t *placed);
 
@@ -60,6 +66,8 @@ typedef struct lmc_cuda_neox_work {
     uint32_t *row_streams, *row_positions;
     uint8_t *is_active;
     uint64_t *error;
+    int8_t *codes; /* of the inputs of one product, and their scales; NULL where the config is not int8 */
+    float *code_scales;
     uint32_t n_rows;
 } lmc_cuda_neox_work_t;
 

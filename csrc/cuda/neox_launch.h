@@ -25,9 +25,24 @@ typedef struct lmc_cuda_product {
     uint32_t n_tokens, n_rows, n_k;
     lmc_dtype dtype;
     bool with_gelu;
+    const float *scales; /* [n_rows] of weights that are codes, in place of dtype; else NULL */
 } lmc_cuda_product_t;
 
 cudaError_t lmc_cuda_product(const lmc_cuda_product_t &product, lmc_cuda_stream_t stream);
+
+/* 8-bit codes of rows of numbers, each filled with zeros to lmc_int8_padded(n_k), and a scale a row. */
+typedef struct lmc_cuda_codes {
+    int8_t *codes; /* aligned to 16 bytes */
+    float *scales;
+} lmc_cuda_codes_t;
+
+/* rows: [n_rows][n_k] of dtype. */
+cudaError_t lmc_cuda_int8_quantise(const void *rows, lmc_dtype dtype, uint32_t n_rows, uint32_t n_k,
+                                   const lmc_cuda_codes_t &codes, lmc_cuda_stream_t stream);
+/* The product of codes, each sum as FORMAT.md, section 4.7, makes it a number; then on as lmc_cuda_product.
+ * input: the codes of product.input, which is not read. */
+cudaError_t lmc_cuda_int8_product(const lmc_cuda_product_t &product, const lmc_cuda_codes_t &input,
+                                  lmc_cuda_stream_t stream);
 
 /* Rows: which stream and position each is, its embedding, its norm. */
 

@@ -5,8 +5,7 @@
  * it goes, never what comes out. */
 #include <cuda_pipeline_primitives.h>
 
-#include "neox_launch.h"
-#include "row_tiles.h"
+#include "product_tiles.h"
 
 namespace {
 
@@ -212,17 +211,6 @@ __device__ __forceinline__ void multiply_rest(const stage_t<TILE> &stage, corner
     }
 }
 
-__device__ __forceinline__ void store_output(const lmc_cuda_product_t &p, size_t token, size_t row,
-                                             float sum) {
-    if (token >= p.n_tokens || row >= p.n_rows) return;
-    size_t at = token * p.n_rows + row;
-    if (p.bias != nullptr) sum = lmc_add(sum, p.bias[row]);
-    if (p.with_gelu) sum = lmc_gelu(sum);
-    if (p.addends[0] != nullptr) sum = lmc_add(sum, p.addends[0][at]);
-    if (p.addends[1] != nullptr) sum = lmc_add(sum, p.addends[1][at]);
-    p.output[at] = sum;
-}
-
 /* One tile a block; blocks that follow each other share their weights. */
 template <class TILE, lmc_dtype DTYPE, template <class, lmc_dtype> class COPY>
 __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
@@ -262,18 +250,6 @@ __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
     }
 }
 
-template <class TILE> uint64_t count_tiles(const lmc_cuda_product_t &p) {
-    return (uint64_t)((p.n_tokens + TILE::N_TOKENS - 1) / TILE::N_TOKENS) *
-           ((p.n_rows + TILE::N_ROWS - 1) / TILE::N_ROWS);
-}
-
-/* Outputs that a multiprocessor works on one after the other, over the share of its speed that a tile is
- * expected to reach. The shares are estimates; they choose between ways to the same bits. */
-template <class TILE> double estimate(const lmc_cuda_product_t &p, int n_processors, double share) {
-    uint64_t n_rounds = (count_tiles<TILE>(p) + (uint64_t)n_processors - 1) / (uint64_t)n_processors;
-    return (double)(n_rounds * TILE::N_TOKENS * TILE::N_ROWS) / share;
-}
-
 template <class TILE, template <class, lmc_dtype> class COPY = aligned_copy_t>
 cudaError_t launch_tiles(const lmc_cuda_product_t &p, lmc_cuda_stream_t stream) {
     auto kernel = p.dtype == LMC_FLOAT32   ? product_kernel<TILE, LMC_FLOAT32, COPY>
@@ -285,16 +261,15 @@ cudaError_t launch_tiles(const lmc_cuda_product_t &p, lmc_cuda_stream_t stream) 
 } // namespace
 
 cudaError_t lmc_cuda_product(const lmc_cuda_product_t &p, lmc_cuda_stream_t stream) {
-    int device, n_processors;
-    cudaError_t status = cudaGetDevice(&device);
-    if (status == cudaSuccess)
-        status = cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
+    int n_processors;
+    cudaError_t status = count_processors(&n_processors);
     if (status != cudaSuccess) return status;
     uint32_t vector = p.dtype == LMC_FLOAT32 ? 4 : 8;
     if (p.n_k % vector != 0 || (uintptr_t)p.weights % 16 != 0 || (uintptr_t)p.input % 16 != 0)
         return launch_tiles<medium_t, element_copy_t>(p, stream);
-    double large = estimate<large_t>(p, n_processors, 0.8), medium = estimate<medium_t>(p, n_processors, 0.5),
-           few = estimate<few_t>(p, n_processors, 0.25);
+    double large = estimate_time<large_t>(p, n_processors, 0.8),
+           medium = estimate_time<medium_t>(p, n_processors, 0.5),
+           few = estimate_time<few_t>(p, n_processors, 0.25);
     if (large <= medium && large <= few) return launch_tiles<large_t>(p, stream);
     return medium <= few ? launch_tiles<medium_t>(p, stream) : launch_tiles<few_t>(p, stream);
 }

@@ -112,6 +112,9 @@ static int take_weights(PyObject *error, host_weights_t *host, PyObject *arrays)
 typedef struct upload_plan {
     char *base;
     size_t used;
+    void *passage;        /* memory of the device for a matrix that becomes codes */
+    size_t passage_bytes; /* of the largest one */
+    int int8;
     int status; /* of the first copy that failed */
 } upload_plan_t;
 
@@ -125,9 +128,34 @@ static const void *place(upload_plan_t *plan, const void *data, size_t n_bytes) 
     return plan->base + at;
 }
 
-static lmc_neox_tensor_t place_matrix(upload_plan_t *plan, lmc_neox_tensor_t tensor, size_t n_elements) {
-    size_t element_bytes = tensor.dtype == LMC_FLOAT32 ? 4 : 2;
-    return (lmc_neox_tensor_t){place(plan, tensor.data, n_elements * element_bytes), tensor.dtype};
+static size_t matrix_bytes(lmc_neox_tensor_t tensor, size_t n_rows, size_t n_k) {
+    return n_rows * n_k * (tensor.dtype == LMC_FLOAT32 ? 4 : 2);
+}
+
+static lmc_neox_tensor_t place_as_stored(upload_plan_t *plan, lmc_neox_tensor_t tensor, size_t n_rows,
+                                         size_t n_k) {
+    return (lmc_neox_tensor_t){place(plan, tensor.data, matrix_bytes(tensor, n_rows, n_k)), tensor.dtype};
+}
+
+static lmc_neox_tensor_t place_codes(upload_plan_t *plan, lmc_neox_tensor_t tensor, size_t n_rows,
+                                     size_t n_k) {
+    size_t at = plan->used, n_bytes = matrix_bytes(tensor, n_rows, n_k);
+    lmc_neox_tensor_t codes = {NULL, tensor.dtype};
+    plan->used += round_up(lmc_cuda_neox_int8_bytes(n_rows, n_k));
+    if (n_bytes > plan->passage_bytes) plan->passage_bytes = n_bytes;
+    if (plan->base == NULL || tensor.data == NULL) return codes;
+    if (plan->status == cudaSuccess)
+        plan->status = cudaMemcpy(plan->passage, tensor.data, n_bytes, cudaMemcpyHostToDevice);
+    tensor.data = plan->passage;
+    if (plan->status == cudaSuccess)
+        plan->status = lmc_cuda_neox_int8_quantise(&tensor, n_rows, n_k, plan->base + at, &codes, NULL);
+    return codes;
+}
+
+/* The matrix of a linear map. */
+static lmc_neox_tensor_t place_matrix(upload_plan_t *plan, lmc_neox_tensor_t tensor, size_t n_rows,
+                                      size_t n_k) {
+    return plan->int8 ? place_codes(plan, tensor, n_rows, n_k) : place_as_stored(plan, tensor, n_rows, n_k);
 }
 
 /* The matrices, tied ones once, then the tables. Norms and biases are in the tables. */
@@ -135,16 +163,15 @@ static const void *place_weights(upload_plan_t *plan, const host_weights_t *host
                                  lmc_neox_layer_t *layers) {
     const lmc_neox_config_t *config = &host->config;
     size_t d = config->hidden, m = config->intermediate;
-    placed->embedding = place_matrix(plan, host->weights.embedding, config->n_embeddings * d);
-    placed->head = host->weights.head.data == host->weights.embedding.data
-                       ? placed->embedding
-                       : place_matrix(plan, host->weights.head, config->n_logits * d);
+    int is_tied = host->weights.head.data == host->weights.embedding.data && !plan->int8;
+    placed->embedding = place_as_stored(plan, host->weights.embedding, config->n_embeddings, d);
+    placed->head = is_tied ? placed->embedding : place_matrix(plan, host->weights.head, config->n_logits, d);
     for (size_t i = 0; i < config->n_layers; i++) {
         const lmc_neox_layer_t *from = &host->layers[i];
-        layers[i].qkv_weight = place_matrix(plan, from->qkv_weight, 3 * d * d);
-        layers[i].dense_weight = place_matrix(plan, from->dense_weight, d * d);
-        layers[i].mlp_in_weight = place_matrix(plan, from->mlp_in_weight, m * d);
-        layers[i].mlp_out_weight = place_matrix(plan, from->mlp_out_weight, d * m);
+        layers[i].qkv_weight = place_matrix(plan, from->qkv_weight, 3 * d, d);
+        layers[i].dense_weight = place_matrix(plan, from->dense_weight, d, d);
+        layers[i].mlp_in_weight = place_matrix(plan, from->mlp_in_weight, m, d);
+        layers[i].mlp_out_weight = place_matrix(plan, from->mlp_out_weight, d, m);
     }
     placed->layers = layers;
     return place(plan, host->tables, host->tables_bytes);
@@ -154,35 +181,27 @@ static const void *place_weights(upload_plan_t *plan, const host_weights_t *host
 
 static int parse_model(PyObject *arguments, PyObject *keywords, int *device, lmc_neox_config_t *config,
                        PyObject **arrays) {
-    static char *names[] = {"device",
-                            "n_layers",
-                            "n_heads",
-                            "hidden",
-                            "intermediate",
-                            "n_embeddings",
-                            "n_logits",
-                            "context_length",
-                            "rotary_dims",
-                            "rotary_base",
-                            "layer_norm_epsilon",
-                            "parallel_residual",
-                            "tensors",
-                            NULL};
+    static char *names[] = {
+        "device",   "n_layers",       "n_heads",     "hidden",      "intermediate",       "n_embeddings",
+        "n_logits", "context_length", "rotary_dims", "rotary_base", "layer_norm_epsilon", "parallel_residual",
+        "tensors",  "int8",           NULL};
     Py_ssize_t sizes[LMC_PY_CONFIG_SIZES];
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "innnnnnnndfpO!", names, device, &sizes[0],
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "innnnnnnndfpO!|p", names, device, &sizes[0],
                                      &sizes[1], &sizes[2], &sizes[3], &sizes[4], &sizes[5], &sizes[6],
                                      &sizes[7], &config->rotary_base, &config->layer_norm_epsilon,
-                                     &config->parallel_residual, &PyTuple_Type, arrays))
+                                     &config->parallel_residual, &PyTuple_Type, arrays, &config->int8))
         return -1;
     lmc_py_config_set_sizes(config, sizes);
     return 0;
 }
 
-static int upload_weights(const host_weights_t *host, void *memory, lmc_neox_weights_t *placed,
+/* passage: memory of the device for the largest matrix, where the weights become codes. */
+static int upload_weights(const host_weights_t *host, void *memory, void *passage, lmc_neox_weights_t *placed,
                           lmc_neox_layer_t *layers, const void **tables) {
-    upload_plan_t plan = {memory, 0, cudaSuccess};
+    upload_plan_t plan = {
+        .base = memory, .passage = passage, .int8 = host->config.int8, .status = cudaSuccess};
     *tables = place_weights(&plan, host, placed, layers);
-    return plan.status;
+    return plan.status == cudaSuccess ? (int)cudaDeviceSynchronize() : plan.status;
 }
 
 static int model_fill(const module_state_t *state, cuda_model_object_t *self, host_weights_t *host) {
@@ -201,15 +220,21 @@ static int model_fill(const module_state_t *state, cuda_model_object_t *self, ho
         PyErr_NoMemory();
         return -1;
     }
-    upload_plan_t count = {NULL, 0, cudaSuccess};
+    upload_plan_t count = {.int8 = host->config.int8};
     place_weights(&count, host, &placed, self->layers);
     self->n_bytes = count.used;
+    void *passage = NULL;
     if (lmc_py_device_allocate(state, self->device, self->n_bytes, "the model's weights", &self->memory) < 0)
+        return -1;
+    if (count.passage_bytes > 0 &&
+        lmc_py_device_allocate(state, self->device, count.passage_bytes,
+                               "a matrix of the model on its way to 8-bit codes", &passage) < 0)
         return -1;
     int result;
     const void *tables;
     ON_DEVICE(state->error, self->device, result,
-              upload_weights(host, self->memory, &placed, self->layers, &tables));
+              upload_weights(host, self->memory, passage, &placed, self->layers, &tables));
+    lmc_py_device_free(self->device, passage);
     if (result < 0) return -1;
     lmc_cuda_neox_model_place(&model, &placed, tables, &self->placed);
     return 0;
@@ -267,8 +292,9 @@ static PyObject *model_n_bytes(PyObject *object, void *unused) {
 PyDoc_STRVAR(
     model_doc,
     "NeoxModel(device, n_layers, n_heads, hidden, intermediate, n_embeddings, n_logits, "
-    "context_length, rotary_dims, rotary_base, layer_norm_epsilon, parallel_residual, tensors)\n--\n\n"
-    "A GPT-NeoX model whose weights are copied to the device; tensors as in _core.NeoxModel.");
+    "context_length, rotary_dims, rotary_base, layer_norm_epsilon, parallel_residual, tensors, "
+    "int8=False)\n--\n\n"
+    "A GPT-NeoX model whose weights are copied to the device; tensors and int8 as in _core.NeoxModel.");
 
 static PyMethodDef model_methods[] = {
     {"cache_bytes", model_cache_bytes, METH_VARARGS,

@@ -6,24 +6,37 @@
 
 #include <cuda_runtime.h>
 
-inline void __pipeline_memcpy_async(void *target, const void *source, size_t n_bytes) {
+namespace emulator {
+inline void do_copy(const copy_t &copy) {
+    memcpy(copy.target, copy.source, copy.n_bytes - copy.n_zeros);
+    memset((char *)copy.target + copy.n_bytes - copy.n_zeros, 0, copy.n_zeros);
+}
+} // namespace emulator
+
+inline void __pipeline_memcpy_async(void *target, const void *source, size_t n_bytes, size_t n_zeros = 0) {
     if ((uintptr_t)target % n_bytes != 0 || (uintptr_t)source % n_bytes != 0)
         emulator::fail("an asynchronous copy that is not aligned");
+    emulator::fiber_t &self = emulator::block->fibers[emulator::block->current];
+    emulator::copy_t copy = {target, source, n_bytes, n_zeros, self.n_copy_groups};
     if ((emulator::block->random >> 33) % 2 == 0)
-        memcpy(target, source, n_bytes);
+        emulator::do_copy(copy);
     else
-        emulator::block->fibers[emulator::block->current].copies.push_back({target, source, n_bytes});
+        self.copies.push_back(copy);
 }
 
 inline void __pipeline_commit() {
+    emulator::block->fibers[emulator::block->current].n_copy_groups++;
 }
 
-/* Of the kernels here none waits for less than everything. */
 inline void __pipeline_wait_prior(size_t n_groups_left) {
-    if (n_groups_left != 0) emulator::fail("a wait that the emulation does not know");
-    for (const emulator::copy_t &copy : emulator::block->fibers[emulator::block->current].copies)
-        memcpy(copy.target, copy.source, copy.n_bytes);
-    emulator::block->fibers[emulator::block->current].copies.clear();
+    emulator::fiber_t &self = emulator::block->fibers[emulator::block->current];
+    auto is_waited_for = [&](const emulator::copy_t &copy) {
+        return copy.group + n_groups_left < self.n_copy_groups;
+    };
+    for (const emulator::copy_t &copy : self.copies)
+        if (is_waited_for(copy)) emulator::do_copy(copy);
+    self.copies.erase(std::remove_if(self.copies.begin(), self.copies.end(), is_waited_for),
+                      self.copies.end());
 }
 
 #endif

@@ -58,7 +58,8 @@ enum class waits_for { nothing, warp, block, cluster, end };
 struct copy_t {
     void *target;
     const void *source;
-    size_t n_bytes;
+    size_t n_bytes, n_zeros; /* n_zeros: of n_bytes, the last ones */
+    uint64_t group;
 };
 
 struct fiber_t {
@@ -69,6 +70,7 @@ struct fiber_t {
     uint64_t target = 0;        /* the generation or number of arrivals that ends the wait */
     uint64_t cluster_phase = 0; /* arrivals of this thread at the cluster's barrier */
     std::vector<copy_t> copies; /* asynchronous, not yet done */
+    uint64_t n_copy_groups = 0;
 };
 
 struct warp_t {
@@ -327,6 +329,27 @@ inline unsigned long long atomicMin(unsigned long long *target, unsigned long lo
            !__atomic_compare_exchange_n(target, &found, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
     }
     return found;
+}
+
+/* int8_mma.h, emulated: every lane asks the others for the two rows and two columns of its sums. */
+
+#define LLMCOMP_CUDA_INT8_MMA_H
+
+inline void mma_int8(int32_t (&sums)[4], const uint32_t (&rows)[4], const uint32_t (&columns)[2]) {
+    unsigned lane = emulator::block->current % emulator::N_LANES, g = lane / 4, t = lane % 4;
+    int8_t a[2][32], b[2][32];
+    for (unsigned half = 0; half < 2; half++) {
+        const uint64_t *words = emulator::exchange(rows[2 * half] | (uint64_t)rows[2 * half + 1] << 32);
+        for (unsigned i = 0; i < 8; i++)
+            memcpy(&a[i % 2][16 * half + i / 2 * 4], (const uint32_t *)&words[4 * g + i / 2] + i % 2, 4);
+    }
+    const uint64_t *words = emulator::exchange(columns[0] | (uint64_t)columns[1] << 32);
+    for (unsigned i = 0; i < 16; i++)
+        memcpy(&b[i / 8][16 * (i % 2) + i / 2 % 4 * 4],
+               (const uint32_t *)&words[4 * (2 * t + i / 8) + i / 2 % 4] + i % 2, 4);
+    for (unsigned i = 0; i < 4; i++)
+        for (unsigned k = 0; k < 32; k++)
+            sums[i] += a[i / 2][k] * b[i % 2][k];
 }
 
 /* cluster.h, emulated. */
