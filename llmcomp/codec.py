@@ -357,8 +357,9 @@ def score(
     model that is given by its name is loaded.
 
     protocol "published": the published computation on the same model. b % 128, at most 1,024 tokens (or the model's
-    context, if smaller), first token free, the softmax over all logits (to 5e-6 bits a token), clamped at 1e-10, bits
-    over all bytes, chunks with a ratio outside (0.01, 10) dropped. Nothing is coded and nothing could be decoded.
+    context, if smaller), first token free, the softmax over all logits (to 2e-6 bits a token, 1e-5 with the torch
+    engine), clamped at 1e-10, bits over all bytes, chunks with a ratio outside (0.01, 10) dropped. Nothing is coded and
+    nothing could be decoded.
 
     The two never share a pass: lossless windows begin with the start token, which pays for the first token; published
     ones begin with the first token itself, so every later token has another context and another probability.

@@ -25,6 +25,7 @@ __all__ = [
     "encode",
     "encode_intervals",
     "intervals",
+    "log2_softmax",
     "threads_in_use",
     "use_backend",
     "use_threads",
@@ -66,6 +67,15 @@ def code_length(logits: Any, tokens: ArrayLike, vocab_size: int | None = None) -
         return cuda.code_length(logits, tokens, vocab_size)
     _, freq, total = _core.intervals(logits, tokens, vocab_size)
     return -np.log2(freq.astype(np.float64) / total.astype(np.float64))
+
+
+def log2_softmax(logits: Any, tokens: ArrayLike, vocab_size: int | None = None) -> NDArray[np.float64]:
+    """log2 of the softmax at each token, float64 [...], -inf for a logit of -inf: for scores, nothing is coded by it.
+
+    The same bits by every backend, thread count and machine, and less than 2e-6 from the softmax in exact numbers.
+    Logits on the CPU; otherwise arguments and errors as `intervals`.
+    """
+    return _core.log2_softmax(logits, tokens, vocab_size)
 
 
 def encode(logits: Any, tokens: ArrayLike, vocab_size: int | None = None) -> bytes:

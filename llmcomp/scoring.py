@@ -8,7 +8,6 @@ Here tokens and models meet the coder; bytes, mappings, rows and archives are un
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,10 +25,6 @@ from llmcomp.windows import BatchRows, Tokens
 PUBLISHED_CLAMP = 1e-10
 # Groups that may wait for the coder while the model is at work on the next one.
 N_BEHIND = 1
-# Logits that are turned to probabilities at once: what stays in a core's cache.
-_SOFTMAX_BLOCK_BYTES = 1 << 19
-# Fewer are not worth a thread.
-_SOFTMAX_BLOCKS_PER_THREAD = 8
 
 Group = TypeVar("Group")
 Result = TypeVar("Result")
@@ -115,7 +110,7 @@ class PublishedSum:
             logits = np.asarray(self._model.logits(inputs))
             with self._watch("intervals"):
                 for row, i in enumerate(batch):
-                    bits[i] = softmax_bits(logits[row, : lengths[row]], streams[i][1:])
+                    bits[i] = _bits_of_logits(logits[row, : lengths[row]], streams[i][1:], i)
             return lambda: None
         if hasattr(self._model, "start_log2_probabilities"):
             wait = self._model.start_log2_probabilities(inputs[:, :-1], inputs[:, 1:], lengths)
@@ -124,46 +119,22 @@ class PublishedSum:
             wait = lambda: found  # noqa: E731
 
         def fill() -> None:
-            # Rows of padding are 0, thus no bits.
-            sums = -np.maximum(wait(), np.log2(PUBLISHED_CLAMP)).sum(1)
-            for i, row_bits in zip(batch, sums, strict=True):
-                bits[i] = float(row_bits)
+            for i, row, length in zip(batch, wait(), lengths, strict=True):
+                bits[i] = _clamped_bits(row[:length])
 
         return fill
 
 
-def softmax_bits(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Sum of -log2 max(softmax(logits)[target], 1e-10) over the rows of logits [T, V], at most 5e-6 bits a row off.
-
-    Only the token's own difference to the maximum m is taken in float64, where it is exact. The sum S of exp(l - m) is
-    float32: the difference is off by 2^-24 |l - m|, which the weights of the mean turn into at most 2^-24 ln V (the
-    mean of |l - m| is the entropy less ln S, and S >= 1); exp by 4 units in the last place (NumPy states 2.52); the
-    pairwise sum of V <= 2^21 terms by 33 roundings. Together 3.4e-6 of S, 4.9e-6 bits.
-    """
-    if logits.dtype != np.float64:
-        logits = logits.astype(np.float32, copy=False)
-    n_rows = max(1, _SOFTMAX_BLOCK_BYTES // (logits.itemsize * logits.shape[1]))
-    starts = range(0, len(targets), n_rows)
-
-    def of_blocks(first: int, step: int) -> list[float]:
-        parts = np.empty((min(n_rows, len(logits)), logits.shape[1]), logits.dtype)
-        return [_block_bits(logits[at : at + n_rows], targets[at : at + n_rows], parts) for at in starts[first::step]]
-
-    n_threads = min(coding.threads_in_use(), len(starts) // _SOFTMAX_BLOCKS_PER_THREAD)
-    if n_threads < 2:
-        return math.fsum(of_blocks(0, 1))
-    # NumPy lets go of the interpreter while it works on a block; fsum does not care for the order.
-    with ThreadPoolExecutor(n_threads) as pool:
-        return math.fsum(itertools.chain(*pool.map(lambda first: of_blocks(first, n_threads), range(n_threads))))
+def _bits_of_logits(logits: np.ndarray, targets: Tokens, stream: int) -> float:
+    """The published sum of float32 or 16-bit logits [T, V]; others become float32."""
+    if logits.dtype.itemsize > 4:
+        logits = logits.astype(np.float32)
+    try:
+        return _clamped_bits(coding.log2_softmax(logits, targets))
+    except Error as error:
+        raise Error(f"stream {stream}, {error}") from None
 
 
-def _block_bits(block: np.ndarray, targets: np.ndarray, parts: np.ndarray) -> float:
-    largest = block.max(1)
-    chosen = block[np.arange(len(block)), targets].astype(np.float64) - largest
-    parts = parts[: len(block)]
-    # A maximum of infinity ends as NaN, which is found at the end.
-    with np.errstate(invalid="ignore"):
-        np.subtract(block, largest[:, None], out=parts)
-        np.exp(parts, out=parts)
-    log2_probabilities = (chosen - np.log(parts.sum(1).astype(np.float64))) / np.log(2)
-    return -float(np.maximum(log2_probabilities, np.log2(PUBLISHED_CLAMP)).sum())
+def _clamped_bits(log2_probabilities: np.ndarray) -> float:
+    # fsum's order is that of no instruction set. A NaN remains one.
+    return -math.fsum(np.maximum(log2_probabilities, np.log2(PUBLISHED_CLAMP)).tolist())

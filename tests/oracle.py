@@ -1,4 +1,4 @@
-"""A second implementation of csrc/FORMAT.md, sections 1 to 3, in Python integers: what the C core is tested against.
+"""A second implementation of csrc/FORMAT.md, sections 1 to 3 and 6, in Python: what the C core is tested against.
 
 Written from that text alone. Slow where it can be plain: numbers are Fractions and integers of any size, nothing wraps.
 `weights` is the one function that works on whole arrays; its fma rounds once by rounding to odd in binary64, and
@@ -88,7 +88,7 @@ def weight_exact(logit: float, maximum: float) -> int:
     return (int(p) >> int(n)) + 1
 
 
-def fma_array(a: np.ndarray, b: np.ndarray | float, c: float) -> np.ndarray:
+def fma_array(a: np.ndarray, b: np.ndarray | float, c: np.ndarray | float) -> np.ndarray:
     """fma in binary32 on binary32 numbers held as float64.
 
     The product is exact in binary64; the sum is rounded to odd there, so that the second rounding, to binary32, is as
@@ -197,3 +197,57 @@ def decode(payload: bytes, all_weights: list[list[int]]) -> list[int]:
     """The tokens, one for each list of weights."""
     decoder = Decoder(payload)
     return [decoder.next(row_weights) for row_weights in all_weights]
+
+
+# Section 6: the softmax of a row.
+
+EXP2_COEFFICIENTS = [
+    float.fromhex(c) for c in ("0x1.62e42ap-1", "0x1.ebf9c2p-3", "0x1.c6b6d8p-5", "0x1.3ce8acp-7", "0x1.5bda4p-10")
+]
+DIFFERENCE_FLOOR = np.float32(float.fromhex("-0x1.62e43p+5"))
+LN_2 = float.fromhex("0x1.62e42fefa39efp-1")
+ROOT_OF_HALF_BITS = 0x3FE6A09E667F3BCD
+
+
+def softmax_sum(row: np.ndarray) -> float:
+    """S of a row, float32 [V] without NaN and +inf."""
+    padded = np.full(-(-len(row) // 64) * 64, -np.inf, np.float32)
+    padded[: len(row)] = row
+    with np.errstate(over="ignore"):
+        differences = np.maximum(padded - padded.max(), DIFFERENCE_FLOOR).astype(np.float64)
+    k = fma_array(differences, LOG2_E, ROUNDING) - ROUNDING
+    f = fma_array(differences, LOG2_E, -k)
+    p = np.full_like(f, EXP2_COEFFICIENTS[4])
+    for coefficient in (*reversed(EXP2_COEFFICIENTS[:4]), 1.0):
+        p = fma_array(p, f, coefficient)
+    w = (p * 2.0**k).astype(np.float32).reshape(-1, 4, 16)
+    lanes = np.zeros(16)
+    for block in (w[:, 0] + w[:, 1]) + (w[:, 2] + w[:, 3]):
+        lanes = lanes + block.astype(np.float64)
+    total = 0.0
+    for lane in lanes:
+        total += float(lane)
+    return total
+
+
+def fma64(a: float, b: float, c: float) -> float:
+    """In binary64; Python rounds a Fraction's float to nearest even."""
+    return float(Fraction(a) * Fraction(b) + Fraction(c))
+
+
+def ln64(x: float) -> float:
+    bits = int(np.float64(x).view(np.int64))
+    n = (bits - ROOT_OF_HALF_BITS) >> 52
+    z = float(np.int64(bits - (n << 52)).view(np.float64))
+    q, r = (z - 1.0) / (z + 1.0), 0.0
+    for k in range(27, 0, -2):
+        r = fma64(r, q * q, 1.0 / k)
+    return fma64(float(n), LN_2, (2.0 * q) * r)
+
+
+def log2_softmax(row: np.ndarray, token: int) -> float:
+    if not 0 <= token < len(row):
+        raise OracleError("the token is not in the row")
+    if np.isnan(row).any() or (row == np.inf).any() or (row == -np.inf).all():
+        raise OracleError("the row has no distribution")
+    return (float(row[token]) - float(row.max()) - ln64(softmax_sum(row))) / LN_2

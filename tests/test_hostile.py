@@ -20,7 +20,7 @@ import oracle
 import pytest
 
 import llmcomp
-from llmcomp import _core
+from llmcomp import _core, coding
 
 LOGITS = np.float32([[0.5, -1.0, 2.0, 0.0], [3.0, 0.0, -2.0, 1.5]])
 TOKENS = [2, 1]
@@ -67,6 +67,7 @@ def test_wrong_logits(name):
     logits = WRONG_LOGITS[name]
     calls = [
         lambda: llmcomp.intervals(logits, TOKENS),
+        lambda: coding.log2_softmax(logits, TOKENS),
         lambda: llmcomp.encode(logits, TOKENS),
         lambda: llmcomp.decode(PAYLOAD, logits),
         lambda: llmcomp.Encoder(2).push(logits, TOKENS),
@@ -100,7 +101,7 @@ WRONG_TOKENS = {
 
 @pytest.mark.parametrize("name", WRONG_TOKENS)
 def test_wrong_tokens(name):
-    for call in (llmcomp.intervals, llmcomp.encode, lambda x, t: llmcomp.Encoder(2).push(x, t)):
+    for call in (llmcomp.intervals, coding.log2_softmax, llmcomp.encode, lambda x, t: llmcomp.Encoder(2).push(x, t)):
         with pytest.raises((llmcomp.Error, OverflowError), match=r"tokens have (dtype|shape)|too large"):
             call(LOGITS, WRONG_TOKENS[name])
 
@@ -456,6 +457,7 @@ def test_arrays_changed_by_another_thread():
         lambda: llmcomp.decode(b"\xfe" * 9, logits),
         lambda: encoder.push(logits, tokens, active),
         lambda: decoder.pull(logits, active),
+        lambda: coding.log2_softmax(logits, tokens),
     ]
     try:
         for backend in llmcomp.backends():
@@ -552,6 +554,7 @@ def leaking_calls():
     return {
         "intervals": lambda: llmcomp.intervals(LOGITS, TOKENS),
         "code_length": lambda: llmcomp.code_length(LOGITS, TOKENS),
+        "log2_softmax": lambda: coding.log2_softmax(LOGITS, TOKENS),
         "coding": lambda: llmcomp.decode(llmcomp.encode(LOGITS, TOKENS), LOGITS),
         "copies": lambda: llmcomp.encode(LOGITS[:, ::-1], TOKENS),
         "byte-swapped": lambda: llmcomp.encode(LOGITS.astype(">f4"), TOKENS),
@@ -563,6 +566,7 @@ def leaking_calls():
         "dlpack device": lambda: expect_error(lambda: llmcomp.intervals(Exporter(None, (2, 0)), TOKENS)),
         "dlpack capsule": lambda: expect_error(lambda: llmcomp.intervals(Exporter(None), TOKENS)),
         "NaN": lambda: expect_error(lambda: llmcomp.encode(bad, TOKENS)),
+        "NaN of a softmax": lambda: expect_error(lambda: coding.log2_softmax(bad, TOKENS)),
         "dtype": lambda: expect_error(lambda: llmcomp.encode(LOGITS.astype(float), TOKENS)),
         "shape": lambda: expect_error(lambda: llmcomp.encode(LOGITS, [1, 2, 3])),
         "mask": lambda: expect_error(lambda: llmcomp.Encoder(2).push(LOGITS, TOKENS, [1])),

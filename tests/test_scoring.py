@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator
 
@@ -12,7 +11,7 @@ from tiny_models import TRAINING_TEXT, TinyModel
 
 from llmcomp import coding, load_model, score, scoring
 from llmcomp.errors import Error
-from llmcomp.scoring import PublishedSum, in_background, softmax_bits
+from llmcomp.scoring import PUBLISHED_CLAMP, PublishedSum, in_background
 
 PATIENCE = 20.0
 
@@ -110,58 +109,84 @@ def test_rows_do_not_depend_on_the_pipeline(model: object, protocol: str, monkey
     assert behind.drop(columns="seconds").equals(in_turn.drop(columns="seconds"))
 
 
-def exact_bits(row: np.ndarray, target: int) -> float:
-    """By math.fsum in float64: independent of NumPy's exp and sums."""
-    largest = float(row.max())
-    total = math.fsum(math.exp(float(x) - largest) for x in row)
-    return min((math.log(total) - (float(row[target]) - largest)) / math.log(2), -math.log2(1e-10))
-
-
-@pytest.mark.parametrize("kind", ["trained", "flat", "wide", "sure", "negative", "with -inf"])
-def test_the_softmax_s_bound(kind: str) -> None:
-    rng = np.random.default_rng(1)
-    n = 50_304
-    logits = rng.standard_normal((3, n)).astype(np.float32)
-    logits *= {"trained": 3, "flat": 0, "wide": 40}.get(kind, 1)
-    if kind == "sure":
-        logits[:, 5] = 60
-    if kind == "negative":
-        logits -= 1000
-    if kind == "with -inf":
-        logits[:, ::2] = -np.inf
-    targets = np.array([5, int(logits[1].argmax()), 77])
-    for row, target in zip(logits, targets, strict=True):
-        found = softmax_bits(row[None], np.array([target]))
-        assert found == pytest.approx(exact_bits(row, target), abs=5e-6)
-    assert softmax_bits(logits, targets) == pytest.approx(sum(map(exact_bits, logits, targets)), abs=1.5e-5)
-    assert softmax_bits(logits.astype(np.float64), targets) == pytest.approx(
-        sum(map(exact_bits, logits, targets)), abs=1e-9
-    )
-
-
-def test_the_softmax_does_not_depend_on_threads() -> None:
-    rng = np.random.default_rng(2)
-    logits, targets = rng.standard_normal((3000, 2048)).astype(np.float32), rng.integers(0, 2048, 3000)
-    found = []
-    for n_threads in (1, 2, 5):
-        with coding.use_threads(n_threads):
-            found.append(softmax_bits(logits, targets))
-    assert found[0] == found[1] == found[2]
-    log_sums = np.log(np.exp(logits.astype(np.float64)).sum(1))
-    expected = (log_sums - logits[np.arange(3000), targets]).sum() / np.log(2)
-    assert found[0] == pytest.approx(expected, abs=3000 * 5e-6)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_logits_that_are_no_numbers(value: float) -> None:
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "a logit is NaN"), (np.inf, r"a logit is \+inf")])
+def test_logits_that_are_no_numbers(value: float, message: str) -> None:
     class Broken(TinyModel):
         def logits(self, tokens: np.ndarray) -> np.ndarray:
             logits = super().logits(tokens)
-            logits[-1, 0, 3] = value
+            logits[-1, 2, 3] = value
             return logits
 
-    with pytest.raises(Error, match=r"NaN or \+inf"):
-        PublishedSum(Broken(), 256).bits([np.arange(9, dtype=np.int32)])
+    streams = [np.arange(n, dtype=np.int32) for n in (9, 2, 7)]
+    # The longest comes first in the batch, so that its last row is the shortest stream, of one row: nothing is wrong.
+    PublishedSum(Broken(), 256).bits(streams)
+    with pytest.raises(Error, match=f"stream 2, row 2: {message}"):
+        PublishedSum(Broken(), 256).bits([streams[0], streams[0], streams[2]])
+
+
+def float64_bits(logits: np.ndarray, targets: np.ndarray) -> float:
+    """The published sum by the formula."""
+    rows = logits.astype(np.float64)
+    rows -= rows.max(1, keepdims=True)
+    probabilities = np.exp(rows[np.arange(len(targets)), targets]) / np.exp(rows).sum(1)
+    return float(-np.log2(np.maximum(probabilities, PUBLISHED_CLAMP)).sum())
+
+
+class Forgetful(TinyModel):
+    """Logits by the last token alone, some of them far below any clamp; `dtype` is what it gives them in."""
+
+    def __init__(self, dtype: str = "float32") -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.table = np.random.default_rng(3).standard_normal((256, 256)) * 12
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        return self.table[np.asarray(tokens)].astype(self.dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+def test_the_sum_of_any_model(dtype: str) -> None:
+    model, rng = Forgetful(dtype), np.random.default_rng(4)
+    streams = [rng.integers(0, 256, n).astype(np.int32) for n in (50, 1, 2, 47, 3)]
+    found = PublishedSum(model, 256).bits(streams)
+    clamped = 0
+    for stream, bits in zip(streams, found, strict=True):
+        logits = model.logits(stream[:-1]).astype(np.float32)
+        expected = float64_bits(logits, stream[1:]) if len(stream) > 1 else 0.0
+        assert bits == pytest.approx(expected, abs=2e-6 * max(len(stream), 1))
+        clamped += sum(
+            float64_bits(row[None], target[None]) > 33.2 for row, target in zip(logits, stream[1:], strict=True)
+        )
+    assert clamped > 3
+
+
+@pytest.mark.parametrize("engine", ["exact", "exact-int8"])
+def test_the_exact_engines_write_no_logits(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model("pico-13k", engine=engine)
+    streams = [model.tokenizer.encode_bytes(chunk) for chunk in CHUNKS]
+    expected = [float64_bits(model.logits(stream[None, :-1])[0], stream[1:]) for stream in streams]
+    monkeypatch.setattr(type(model), "logits", None)
+    published = PublishedSum(model, model.n_logits)
+    found = published.bits(streams)
+    assert found == pytest.approx(expected, abs=2e-6 * max(map(len, streams)))
+    # As many rows as the lossless protocol has, whatever the vocabulary.
+    assert published.batch_rows == model.pass_memory().rows_max
+    for n_threads in (1, 3):
+        with coding.use_threads(n_threads):
+            assert [PublishedSum(model, model.n_logits).bits([stream])[0] for stream in streams] == found
+
+
+def test_an_engine_whose_core_makes_no_softmax_keeps_its_logits() -> None:
+    """As the exact engine on a card."""
+    model = load_model("pico-13k")
+    expected = PublishedSum(model, model.n_logits).bits([model.tokenizer.encode_bytes(CHUNKS[1])])
+
+    class LogitsOnly:
+        logits = model._core.logits
+
+    model._core = LogitsOnly()
+    assert not hasattr(model, "log2_probabilities")
+    assert PublishedSum(model, model.n_logits).bits([model.tokenizer.encode_bytes(CHUNKS[1])]) == expected
 
 
 def test_the_protocols_cannot_share_a_pass() -> None:

@@ -30,6 +30,14 @@ static inline uint64_t check_random(uint64_t *state) {
     return z ^ z >> 31;
 }
 
+/* FNV-1a over the bytes of a number, least significant first; the hash of none is CHECK_HASH_EMPTY. */
+#define CHECK_HASH_EMPTY 0xCBF29CE484222325u
+static inline uint64_t check_hash(uint64_t hash, uint64_t bits, int n_bytes) {
+    for (int byte = 0; byte < n_bytes; byte++)
+        hash = (hash ^ (bits >> 8 * byte & 0xFF)) * 0x100000001B3u;
+    return hash;
+}
+
 static inline void *check_malloc(size_t n_bytes) {
     void *memory = malloc(n_bytes > 0 ? n_bytes : 1);
     if (memory == NULL) {

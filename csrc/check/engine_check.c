@@ -167,15 +167,44 @@ static void run_steps(const engine_run_t *run, size_t n_first, size_t n_together
     free(memory), free(workspace), free(step);
 }
 
-/* FNV-1a over the bits, least significant byte first. */
 static uint64_t hash_of(const float *values, size_t n) {
-    uint64_t hash = 0xCBF29CE484222325u;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t bits = lmc_bits_of(values[i]);
-        for (int byte = 0; byte < 4; byte++)
-            hash = (hash ^ (bits >> 8 * byte & 0xFF)) * 0x100000001B3u;
-    }
+    uint64_t hash = CHECK_HASH_EMPTY;
+    for (size_t i = 0; i < n; i++)
+        hash = check_hash(hash, lmc_bits_of(values[i]), 4);
     return hash;
+}
+
+/* The sinks with targets against the same of the logits, which are right by then: here every token's own. */
+static void check_targets(const engine_run_t *run, const char *name, const float *logits) {
+    enum { N_ROWS = N_SEQUENCES * N_TOKENS };
+    const lmc_neox_config_t *config = &run->model.config;
+    lmc_context_t serial = {lmc_backend_at(0), NULL};
+    lmc_rows_t rows = {logits, (ptrdiff_t)(config->n_logits * sizeof *logits), N_ROWS, config->n_logits,
+                       LMC_FLOAT32};
+    lmc_neox_batch_t batch = {&run->tokens[0][0], NULL, N_SEQUENCES, N_TOKENS, N_TOKENS};
+    uint64_t found[3][N_ROWS], expected[3][N_ROWS];
+    double softmax_found[N_ROWS], softmax_expected[N_ROWS];
+    lmc_neox_sink_t intervals = {.targets = batch.tokens,
+                                 .start = found[0],
+                                 .freq = found[1],
+                                 .total = found[2],
+                                 .vocab_size = config->n_logits};
+    lmc_neox_sink_t softmax = {
+        .targets = batch.tokens, .log2_probabilities = softmax_found, .vocab_size = config->n_logits};
+    size_t bytes = lmc_neox_pass_bound(config, N_SEQUENCES, N_TOKENS, run->n_slots, 1), error = 0;
+    void *workspace = check_malloc(bytes);
+    lmc_status statuses[] = {
+        lmc_neox_pass(&run->context, &run->model, &batch, &intervals, workspace, bytes, &error),
+        lmc_neox_pass(&run->context, &run->model, &batch, &softmax, workspace, bytes, &error),
+        lmc_intervals(&serial, &rows, batch.tokens, NULL, expected[0], expected[1], expected[2], &error),
+        lmc_log2_softmax(&serial, &rows, batch.tokens, softmax_expected, &error)};
+    for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++)
+        CHECK(statuses[i] == LMC_OK, "%s", lmc_status_message(statuses[i]));
+    CHECK(memcmp(found, expected, sizeof found) == 0, "%s, %s: intervals", name,
+          lmc_backend_name(run->context.backend));
+    CHECK(memcmp(softmax_found, softmax_expected, sizeof softmax_found) == 0, "%s, %s: softmax", name,
+          lmc_backend_name(run->context.backend));
+    free(workspace);
 }
 
 static void check_run(const engine_run_t *run, const engine_case_t *c) {
@@ -186,6 +215,7 @@ static void check_run(const engine_run_t *run, const engine_case_t *c) {
     uint64_t hash = hash_of(logits, n);
     CHECK(hash == c->hash, "%s, %s, %zu threads: pass gives %016llx", c->name, backend, run->n_slots,
           (unsigned long long)hash);
+    check_targets(run, c->name, logits);
     static const size_t firsts[] = {0, 1, 16, 21, 30};
     for (size_t i = 0; i < sizeof firsts / sizeof *firsts; i++) {
         size_t n_together = N_SEQUENCES - i; /* kernels differ by how many tokens there are */

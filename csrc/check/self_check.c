@@ -70,6 +70,25 @@ static void check_golden_case(const lmc_context_t *context, const golden_case_t 
     free(triple), free(payload), free(tokens), free(search);
 }
 
+/* Over the softmax at all tokens of the golden file: the same on every processor. tests/test_softmax.py is
+ * what shows that it is right. */
+#define GOLDEN_SOFTMAX_HASH 0x222B1024710749C1u
+
+static uint64_t hash_softmax(const lmc_context_t *context, const golden_case_t *c, uint64_t hash) {
+    lmc_rows_t rows = rows_of(c);
+    size_t error = 0;
+    double *found = check_malloc(c->n_rows * sizeof *found);
+    lmc_status status = lmc_log2_softmax(context, &rows, c->tokens, found, &error);
+    CHECK(status == LMC_OK, "%s: %s", name_of(context), lmc_status_message(status));
+    for (size_t i = 0; i < c->n_rows; i++) {
+        uint64_t bits;
+        memcpy(&bits, &found[i], sizeof bits);
+        hash = check_hash(hash, bits, 8);
+    }
+    free(found);
+    return hash;
+}
+
 static void check_golden(const char *path) {
     size_t n_cases;
     golden_case_t *cases = golden_read(path, &n_cases);
@@ -77,8 +96,14 @@ static void check_golden(const char *path) {
     const lmc_backend_t *backend;
     for (size_t b = 0; (backend = check_backend(b)) != NULL; b++) {
         lmc_context_t alone = {backend, NULL}, threaded = {backend, &two};
-        for (size_t i = 0; i < n_cases; i++)
-            check_golden_case(i % 2 ? &threaded : &alone, &cases[i]);
+        uint64_t hash = CHECK_HASH_EMPTY;
+        for (size_t i = 0; i < n_cases; i++) {
+            const lmc_context_t *context = i % 2 ? &threaded : &alone;
+            check_golden_case(context, &cases[i]);
+            hash = hash_softmax(context, &cases[i], hash);
+        }
+        CHECK(hash == GOLDEN_SOFTMAX_HASH, "%s: the softmax of all cases has the hash %016llx", backend->name,
+              (unsigned long long)hash);
     }
     golden_free(cases, n_cases);
 }
@@ -319,21 +344,25 @@ static void check_fork(void) {
 
 #define STATE_ROW 40
 
-static void state_case(const lmc_backend_t *backend, uint64_t triple[3]) {
+/* The three numbers of the interval, and the bits of the softmax. */
+static void state_case(const lmc_backend_t *backend, uint64_t numbers[4]) {
     float row[STATE_ROW];
     lmc_rows_t rows = {row, sizeof row, 1, STATE_ROW, LMC_FLOAT32};
     lmc_context_t context = {backend, NULL};
     int64_t token = STATE_ROW - 2;
     size_t error;
+    double softmax;
     for (uint32_t i = 0; i < STATE_ROW; i++) /* denormals, and numbers whose weights have to be rounded */
         row[i] = lmc_float_of(i % 2 ? 0x00400000u - i : 0xBE000000u + 0x10003u * i);
-    CHECK(lmc_intervals(&context, &rows, &token, NULL, triple, triple + 1, triple + 2, &error) == LMC_OK,
+    CHECK(lmc_intervals(&context, &rows, &token, NULL, numbers, numbers + 1, numbers + 2, &error) == LMC_OK,
           "row");
+    CHECK(lmc_log2_softmax(&context, &rows, &token, &softmax, &error) == LMC_OK, "row");
+    memcpy(&numbers[3], &softmax, sizeof softmax);
 }
 
 static void check_float_state(void) {
     const lmc_backend_t *backend;
-    uint64_t expected[3], found[3];
+    uint64_t expected[4], found[4];
     state_case(lmc_backend_at(0), expected);
     for (size_t b = 0; (backend = check_backend(b)) != NULL; b++) {
         fesetround(FE_UPWARD);
@@ -357,6 +386,7 @@ static void check_float_state(void) {
 static void check_row_errors(const lmc_context_t *context) {
     float logits[6][100];
     uint64_t start[6], freq[6], total[6];
+    double softmax[6];
     int64_t tokens[6] = {0};
     int32_t decoded[6];
     lmc_decoder_t decoders[6];
@@ -374,6 +404,9 @@ static void check_row_errors(const lmc_context_t *context) {
             logits[2][i] = logits[4][i] = faults[f].logit;
         lmc_status status = lmc_intervals(context, &rows, tokens, NULL, start, freq, total, &error);
         CHECK(status == faults[f].status && error == 2, "status %d at row %zu", (int)status, error);
+        error = 99;
+        status = lmc_log2_softmax(context, &rows, tokens, softmax, &error);
+        CHECK(status == faults[f].status && error == 2, "status %d at row %zu", (int)status, error);
         for (size_t i = 0; i < 6; i++)
             lmc_decoder_init(&decoders[i], (const uint8_t *)"\x80", 1);
         error = 99;
@@ -390,9 +423,13 @@ static void check_row_errors(const lmc_context_t *context) {
         tokens[3] = i == 0 ? -1 : 100;
         lmc_status status = lmc_intervals(context, &rows, tokens, NULL, start, freq, total, &error);
         CHECK(status == LMC_ERROR_TOKEN && error == 3, "status %d at row %zu", (int)status, error);
+        error = 99;
+        status = lmc_log2_softmax(context, &rows, tokens, softmax, &error);
+        CHECK(status == LMC_ERROR_TOKEN && error == 3, "status %d at row %zu", (int)status, error);
         rows.vocab_size = i == 0 ? 0 : LMC_VOCAB_SIZE_MAX + 1;
         CHECK(lmc_intervals(context, &rows, tokens, NULL, start, freq, total, &error) == LMC_ERROR_VOCAB_SIZE,
               " ");
+        CHECK(lmc_log2_softmax(context, &rows, tokens, softmax, &error) == LMC_ERROR_VOCAB_SIZE, " ");
         CHECK(lmc_decode_step(context, &rows, NULL, decoders, searches, decoded, &error) ==
                   LMC_ERROR_VOCAB_SIZE,
               " ");

@@ -1,4 +1,5 @@
-/* Intervals of tokens and the search of a row: the same for every backend, on top of its row kernels. */
+/* Intervals of tokens, their softmax, and the search of a row: the same for every backend, on top of its row
+ * kernels. */
 #include "llmcomp/cdf.h"
 
 #include "kernels.h"
@@ -24,11 +25,15 @@ static lmc_status row_maximum(const lmc_row_kernels_t *kernels, const void *row,
     return LMC_OK;
 }
 
+static const void *row_at(const lmc_rows_t *rows, size_t i) {
+    return (const unsigned char *)rows->data + (ptrdiff_t)i * rows->row_stride_bytes;
+}
+
 static lmc_status row_interval(const lmc_backend_t *backend, const lmc_rows_t *rows, size_t i, int64_t token,
                                uint64_t *start, uint64_t *freq, uint64_t *total) {
     if (token < 0 || (uint64_t)token >= rows->vocab_size) return LMC_ERROR_TOKEN;
     const lmc_row_kernels_t *kernels = &backend->rows[rows->dtype];
-    const void *row = (const unsigned char *)rows->data + (ptrdiff_t)i * rows->row_stride_bytes;
+    const void *row = row_at(rows, i);
     size_t t = (size_t)token;
     float maximum;
     lmc_status status = row_maximum(kernels, row, rows->vocab_size, &maximum);
@@ -84,6 +89,57 @@ lmc_status lmc_intervals(const lmc_context_t *context, const lmc_rows_t *rows, c
         lmc_float_state_t saved = lmc_float_state_enter();
         lmc_status status =
             row_interval(context->backend, rows, i, tokens[i], &start[i], &freq[i], &total[i]);
+        lmc_float_state_leave(saved);
+        if (status != LMC_OK) return status; /* it is OK where the caller changed the row meanwhile */
+    }
+    return LMC_OK;
+}
+
+static lmc_status row_log2_softmax(const lmc_backend_t *backend, const lmc_rows_t *rows, size_t i,
+                                   int64_t token, double *log2_probability) {
+    if (token < 0 || (uint64_t)token >= rows->vocab_size) return LMC_ERROR_TOKEN;
+    const lmc_row_kernels_t *kernels = &backend->rows[rows->dtype];
+    const void *row = row_at(rows, i);
+    float maximum;
+    lmc_status status = row_maximum(kernels, row, rows->vocab_size, &maximum);
+    if (status != LMC_OK) return status;
+    double difference = (double)lmc_row_element(row, (size_t)token, rows->dtype) - (double)maximum;
+    double log_sum = lmc_log64(kernels->softmax_sum(row, rows->vocab_size, maximum));
+    *log2_probability = (difference - log_sum) / LMC_LN_2;
+    return LMC_OK;
+}
+
+typedef struct softmax_job {
+    const lmc_backend_t *backend;
+    const lmc_rows_t *rows;
+    const int64_t *tokens;
+    double *log2_probabilities;
+    size_t rows_per_task;
+} softmax_job_t;
+
+/* A row with an error gets 1, which no probability's logarithm is. */
+static void softmax_task(void *argument, size_t task_index, size_t slot) {
+    const softmax_job_t *job = (const softmax_job_t *)argument;
+    size_t first = task_index * job->rows_per_task, end = first + job->rows_per_task;
+    (void)slot;
+    if (end > job->rows->n_rows) end = job->rows->n_rows;
+    for (size_t i = first; i < end; i++) {
+        double *result = &job->log2_probabilities[i];
+        if (row_log2_softmax(job->backend, job->rows, i, job->tokens[i], result) != LMC_OK) *result = 1;
+    }
+}
+
+lmc_status lmc_log2_softmax(const lmc_context_t *context, const lmc_rows_t *rows, const int64_t *tokens,
+                            double *log2_probabilities, size_t *error_row) {
+    if (rows->vocab_size == 0 || rows->vocab_size > LMC_VOCAB_SIZE_MAX) return LMC_ERROR_VOCAB_SIZE;
+    size_t rows_per_task = TASK_LOGITS / rows->vocab_size + 1;
+    softmax_job_t job = {context->backend, rows, tokens, log2_probabilities, rows_per_task};
+    lmc_run_tasks(context->executor, (rows->n_rows + rows_per_task - 1) / rows_per_task, softmax_task, &job);
+    for (size_t i = 0; i < rows->n_rows; i++) {
+        if (log2_probabilities[i] <= 0) continue;
+        *error_row = i;
+        lmc_float_state_t saved = lmc_float_state_enter();
+        lmc_status status = row_log2_softmax(context->backend, rows, i, tokens[i], &log2_probabilities[i]);
         lmc_float_state_leave(saved);
         if (status != LMC_OK) return status; /* it is OK where the caller changed the row meanwhile */
     }

@@ -2,6 +2,7 @@
  * around them, the same for every backend, are in cdf.c. */
 #include "kernels.h"
 #include "row_element.h"
+#include "row_softmax.h"
 
 static inline float serial_maximum(const void *row, size_t n, lmc_dtype dtype, int *has_nan) {
     float maximum = -INFINITY;
@@ -43,9 +44,12 @@ static uint64_t weight_sum_bfloat16(const void *row, size_t n, lmc_origin_t orig
     (void)ahead;
     return serial_weight_sum(row, n, LMC_BFLOAT16, origin);
 }
+LMC_DEFINE_SOFTMAX_SUM(LMC_FLOAT32, float32)
+LMC_DEFINE_SOFTMAX_SUM(LMC_FLOAT16, float16)
+LMC_DEFINE_SOFTMAX_SUM(LMC_BFLOAT16, bfloat16)
 
 const lmc_row_kernels_t lmc_row_kernels_serial[LMC_DTYPE_COUNT] = {
-    [LMC_FLOAT32] = {maximum_float32, weight_sum_float32},
-    [LMC_FLOAT16] = {maximum_float16, weight_sum_float16},
-    [LMC_BFLOAT16] = {maximum_bfloat16, weight_sum_bfloat16},
+    [LMC_FLOAT32] = {maximum_float32, weight_sum_float32, softmax_sum_float32},
+    [LMC_FLOAT16] = {maximum_float16, weight_sum_float16, softmax_sum_float16},
+    [LMC_BFLOAT16] = {maximum_bfloat16, weight_sum_bfloat16, softmax_sum_bfloat16},
 };

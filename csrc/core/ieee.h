@@ -134,6 +134,14 @@ LMC_FN float lmc_scale_by_shifted(float p, float shifted) {
     return lmc_float_of(lmc_bits_of(p) + (lmc_bits_of(shifted) << 23));
 }
 
+/* 2^(x * scale) for x with a result that is normal. */
+LMC_FN float lmc_exp2_scaled(float x, float scale) {
+    float shifted = lmc_fma(x, scale, LMC_ROUND_MAGIC);
+    float n = lmc_sub(shifted, LMC_ROUND_MAGIC);
+    float f = lmc_fma(x, scale, -n);
+    return lmc_scale_by_shifted(LMC_EXP2_POLYNOMIAL(f, 1.0f), shifted);
+}
+
 /* Attention and GELU. */
 
 /* Exponents below this one count as this one: 2^-64 beside a sum >= 1 is nothing, and no product gets
@@ -144,11 +152,7 @@ LMC_FN float lmc_scale_by_shifted(float p, float shifted) {
  * scale, or NaN if the difference is NaN. */
 LMC_FN float lmc_softmax_weight(float score, float maximum, float scale, float floor) {
     float difference = lmc_sub(score, maximum);
-    float clamped = lmc_max(difference, floor);
-    float shifted = lmc_fma(clamped, scale, LMC_ROUND_MAGIC);
-    float n = lmc_sub(shifted, LMC_ROUND_MAGIC);
-    float f = lmc_fma(clamped, scale, -n);
-    float weight = lmc_scale_by_shifted(LMC_EXP2_POLYNOMIAL(f, 1.0f), shifted);
+    float weight = lmc_exp2_scaled(lmc_max(difference, floor), scale);
     return difference == difference ? weight : difference;
 }
 

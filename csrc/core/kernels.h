@@ -18,6 +18,8 @@ typedef struct lmc_row_kernels {
     /* Sum of lmc_weight(row[i], origin) over n elements, in uint64. Meanwhile asks for the n elements at
      * `ahead` (which need not be valid memory) to be brought into the cache. */
     uint64_t (*weight_sum)(const void *row, size_t n, lmc_origin_t origin, const void *ahead);
+    /* lmc_softmax_sum of n elements, none of them NaN. */
+    double (*softmax_sum)(const void *row, size_t n, float maximum);
 } lmc_row_kernels_t;
 
 struct lmc_backend {

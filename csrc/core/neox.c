@@ -6,7 +6,7 @@
 #include "parallel.h"
 
 #define LMC_ALIGNMENT 64
-/* Logits that wait for their intervals take at most this much of a slot's memory, but for very large
+/* Logits that wait for their rows' numbers take at most this much of a slot's memory, but for very large
  * vocabularies. */
 #define LMC_LOGITS_BYTES_MAX ((size_t)16 << 20)
 /* Below this many weights in its layers a model is so quick that streams are spread over threads, not the
@@ -54,7 +54,7 @@ typedef struct lmc_demand {
     size_t n_panels, n_slots;
     size_t own_cache_streams; /* a pass brings its own cache: two layers of it */
     size_t capacity;          /* keys that one query can meet */
-    int fused_intervals;
+    int has_targets;
 } lmc_demand_t;
 
 static size_t panels_of_logits(const lmc_neox_config_t *config) {
@@ -70,7 +70,7 @@ static void cut_slot(lmc_cutter_t *cutter, const lmc_neox_config_t *config, cons
     group->attended = cut_floats(cutter, panel_floats * config->hidden);
     group->residual = cut_floats(cutter, panel_floats * config->hidden);
     group->logits = NULL;
-    if (demand->fused_intervals)
+    if (demand->has_targets)
         group->logits = cut_floats(cutter, panels_of_logits(config) * LMC_LANES * lmc_logits_stride(config));
     size_t codes_bytes = lmc_int8_panel_bytes(larger(config->hidden, config->intermediate));
     group->codes = config->int8 ? cut(cutter, LMC_GROUP_PANELS, codes_bytes) : NULL;
@@ -225,18 +225,18 @@ static size_t find_foreign_token(const int64_t *tokens, size_t n_tokens, size_t 
 
 /* Pass. */
 
-static lmc_demand_t pass_demand(size_t n_sequences, size_t n_tokens, size_t n_slots, int fused_intervals) {
+static lmc_demand_t pass_demand(size_t n_sequences, size_t n_tokens, size_t n_slots, int has_targets) {
     size_t capacity = round_up(n_tokens, LMC_LANES);
     return (lmc_demand_t){.n_panels = n_sequences * (capacity / LMC_LANES),
                           .n_slots = n_slots,
                           .own_cache_streams = n_sequences,
                           .capacity = capacity,
-                          .fused_intervals = fused_intervals};
+                          .has_targets = has_targets};
 }
 
 size_t lmc_neox_pass_bound(const lmc_neox_config_t *config, size_t n_sequences, size_t n_tokens,
-                           size_t n_slots, int fused_intervals) {
-    lmc_demand_t demand = pass_demand(n_sequences, n_tokens, n_slots, fused_intervals);
+                           size_t n_slots, int has_targets) {
+    lmc_demand_t demand = pass_demand(n_sequences, n_tokens, n_slots, has_targets);
     return count_workspace(config, &demand);
 }
 

@@ -400,7 +400,8 @@ void lmc_group_finish(const lmc_group_t *group, size_t layer) {
 
 /* Head. */
 
-static void intervals_of_panel(void *argument, size_t index, size_t slot) {
+/* What the sink wants of the targets of a panel. */
+static void targets_of_panel(void *argument, size_t index, size_t slot) {
     (void)slot;
     const lmc_group_t *group = (const lmc_group_t *)argument;
     const lmc_forward_t *forward = group->forward;
@@ -413,9 +414,13 @@ static void intervals_of_panel(void *argument, size_t index, size_t slot) {
                        .n_rows = panel->n_lanes,
                        .vocab_size = sink->vocab_size,
                        .dtype = LMC_FLOAT32};
-    forward->statuses[group->first_panel + index] =
-        lmc_intervals(&context, &rows, sink->targets + row, NULL, sink->start + row, sink->freq + row,
-                      sink->total + row, &failed);
+    lmc_status *status = &forward->statuses[group->first_panel + index];
+    if (sink->log2_probabilities != NULL)
+        *status =
+            lmc_log2_softmax(&context, &rows, sink->targets + row, sink->log2_probabilities + row, &failed);
+    else
+        *status = lmc_intervals(&context, &rows, sink->targets + row, NULL, sink->start + row,
+                                sink->freq + row, sink->total + row, &failed);
     forward->error_rows[group->first_panel + index] = row + failed;
 }
 
@@ -440,7 +445,7 @@ static void head_of_panels(const lmc_group_t *group, const float *normed) {
                            .input = normed,
                            .logits = rows};
     run_matrix(&matrix);
-    if (forward->sink.logits == NULL) run_in_group(group, group->n_panels, intervals_of_panel, (void *)group);
+    if (forward->sink.logits == NULL) run_in_group(group, group->n_panels, targets_of_panel, (void *)group);
 }
 
 void lmc_group_head(const lmc_group_t *group) {

@@ -22,7 +22,7 @@
 _Static_assert(LMC_WEIGHT_BUFFER_FLOATS >= LMC_FEW_ROWS * (LMC_FEW_K + LMC_ROW_GAP),
                "the larger block is the other");
 
-/* Floats between rows of logits that wait for their intervals: not a power of two. */
+/* Floats between rows of logits that wait for their numbers: not a power of two. */
 static inline size_t lmc_logits_stride(const lmc_neox_config_t *config) {
     return (config->n_logits + 63) / 64 * 64 + LMC_ROW_GAP;
 }
@@ -41,7 +41,7 @@ typedef struct lmc_group_buffers {
     float *wide;     /* [LMC_GROUP_PANELS][max(3 hidden, intermediate)] */
     float *attended; /* [LMC_GROUP_PANELS][hidden] */
     float *residual; /* [LMC_GROUP_PANELS][hidden] */
-    float *logits;   /* [head_panels * LMC_LANES][lmc_logits_stride], for the intervals */
+    float *logits;   /* [head_panels * LMC_LANES][lmc_logits_stride], with targets */
     void *codes;     /* [LMC_GROUP_PANELS] lmc_int8_panel_t of max(hidden, intermediate); NULL: not int8 */
 } lmc_group_buffers_t;
 
@@ -67,7 +67,7 @@ typedef struct lmc_forward {
     lmc_group_buffers_t *groups; /* [n_slots] */
     lmc_task_buffers_t *tasks;   /* [n_slots] */
     lmc_neox_sink_t sink;
-    lmc_status *statuses; /* [n_panels], of the intervals */
+    lmc_status *statuses; /* [n_panels], with targets */
     size_t *error_rows;   /* [n_panels] */
 } lmc_forward_t;
 

@@ -1,12 +1,14 @@
 /* The row kernels in vector form, written once. A cdf_<isa>.c includes its vec_<isa>.h and then this file;
  * the results equal cdf_serial.c's bit for bit, since every lane does what lmc_weight does and integer sums
- * have no order. A function with `dtype` is inlined with a constant, so that no test of it stays in a loop.
+ * have no order, or have the one order of row_softmax.h. A function with `dtype` is inlined with a constant,
+ * so that no test of it stays in a loop.
  */
 #ifndef LLMCOMP_CORE_ROW_KERNELS_H
 #define LLMCOMP_CORE_ROW_KERNELS_H
 
 #include "kernels.h"
 #include "row_element.h"
+#include "row_softmax.h"
 
 #define LMC_INLINE static inline __attribute__((always_inline))
 
@@ -160,7 +162,8 @@ LMC_INLINE float lmc_v_maximum_16(const void *row, size_t n, lmc_dtype dtype, in
     }                                                                                                        \
     static uint64_t weight_sum_##NAME(const void *row, size_t n, lmc_origin_t origin, const void *ahead) {   \
         return lmc_v_weight_sum(row, n, DTYPE, origin, ahead);                                               \
-    }
+    }                                                                                                        \
+    LMC_DEFINE_SOFTMAX_SUM(DTYPE, NAME)
 
 LMC_DEFINE_ROW_KERNELS(LMC_FLOAT32, float32)
 LMC_DEFINE_ROW_KERNELS(LMC_FLOAT16, float16)
@@ -168,9 +171,9 @@ LMC_DEFINE_ROW_KERNELS(LMC_BFLOAT16, bfloat16)
 
 #define LMC_ROW_KERNEL_TABLE                                                                                 \
     {                                                                                                        \
-        [LMC_FLOAT32] = {maximum_float32, weight_sum_float32},                                               \
-        [LMC_FLOAT16] = {maximum_float16, weight_sum_float16},                                               \
-        [LMC_BFLOAT16] = {maximum_bfloat16, weight_sum_bfloat16},                                            \
+        [LMC_FLOAT32] = {maximum_float32, weight_sum_float32, softmax_sum_float32},                          \
+        [LMC_FLOAT16] = {maximum_float16, weight_sum_float16, softmax_sum_float16},                          \
+        [LMC_BFLOAT16] = {maximum_bfloat16, weight_sum_bfloat16, softmax_sum_bfloat16},                      \
     }
 
 #endif

@@ -209,6 +209,16 @@ PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const ch
     return (PyArrayObject *)integers;
 }
 
+int lmc_py_rows_parse(PyObject *error, PyObject *logits_object, PyObject *tokens_object, size_t vocab_size,
+                      lmc_py_logits_t *logits, PyArrayObject **tokens) {
+    if (lmc_py_logits_parse(error, logits_object, vocab_size, logits) < 0) return -1;
+    *tokens = lmc_py_integers_parse(error, tokens_object, "tokens", PyArray_NDIM(logits->owner) - 1,
+                                    PyArray_DIMS(logits->owner));
+    if (*tokens != NULL) return 0;
+    lmc_py_logits_release(logits);
+    return -1;
+}
+
 int lmc_py_mask_parse(PyObject *error, PyObject *object, npy_intp n, PyArrayObject **mask) {
     *mask = NULL;
     if (object == NULL || object == Py_None) return 0;

@@ -39,6 +39,7 @@ lmc_context_t lmc_py_context(lmc_executor_t *executor);
 /* Each adds its types and functions to the module; -1 with an exception set on failure. */
 int lmc_py_add_coding(PyObject *module);
 int lmc_py_add_neox(PyObject *module);
+int lmc_py_add_softmax(PyObject *module);
 
 /* array.c */
 
@@ -57,6 +58,9 @@ void lmc_py_logits_release(lmc_py_logits_t *logits);
 /* int64, C-contiguous, of the shape that is expected; a new reference. */
 PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const char *name, int n_dims,
                                      const npy_intp *shape);
+/* Logits, and tokens of their shape without the last axis; both are released by the caller. */
+int lmc_py_rows_parse(PyObject *error, PyObject *logits_object, PyObject *tokens_object, size_t vocab_size,
+                      lmc_py_logits_t *logits, PyArrayObject **tokens);
 /* bool, C-contiguous, [n]; None gives NULL without an exception. */
 int lmc_py_mask_parse(PyObject *error, PyObject *object, npy_intp n, PyArrayObject **mask);
 /* None -> 0; else an int of 1 ... LMC_VOCAB_SIZE_MAX. */

@@ -109,7 +109,8 @@ static int module_exec(PyObject *module) {
     if (state->error == NULL) return -1;
     atomic_store(&default_backend, lmc_backend_at(lmc_backend_count() - 1));
     if (PyModule_AddIntConstant(module, "VOCAB_SIZE_MAX", (long)LMC_VOCAB_SIZE_MAX) < 0) return -1;
-    return lmc_py_add_coding(module) < 0 || lmc_py_add_neox(module) < 0 ? -1 : 0;
+    if (lmc_py_add_coding(module) < 0 || lmc_py_add_neox(module) < 0) return -1;
+    return lmc_py_add_softmax(module);
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {

@@ -51,16 +51,6 @@ static int intervals_of(PyObject *error, const lmc_py_logits_t *logits, PyArrayO
     return -1;
 }
 
-static int parse_rows(PyObject *error, PyObject *logits_object, PyObject *tokens_object, size_t vocab_size,
-                      lmc_py_logits_t *logits, PyArrayObject **tokens) {
-    if (lmc_py_logits_parse(error, logits_object, vocab_size, logits) < 0) return -1;
-    *tokens = lmc_py_integers_parse(error, tokens_object, "tokens", PyArray_NDIM(logits->owner) - 1,
-                                    PyArray_DIMS(logits->owner));
-    if (*tokens != NULL) return 0;
-    lmc_py_logits_release(logits);
-    return -1;
-}
-
 static PyObject *intervals(PyObject *module, PyObject *arguments) {
     PyObject *logits_object, *tokens_object, *vocab_object, *result = NULL;
     lmc_module_state_t *state = PyModule_GetState(module);
@@ -70,7 +60,8 @@ static PyObject *intervals(PyObject *module, PyObject *arguments) {
     triple_t triple = {NULL, NULL, NULL};
     if (!PyArg_ParseTuple(arguments, "OOO", &logits_object, &tokens_object, &vocab_object)) return NULL;
     if (lmc_py_vocab_size_parse(state->error, vocab_object, &vocab_size) < 0) return NULL;
-    if (parse_rows(state->error, logits_object, tokens_object, vocab_size, &logits, &tokens) < 0) return NULL;
+    if (lmc_py_rows_parse(state->error, logits_object, tokens_object, vocab_size, &logits, &tokens) < 0)
+        return NULL;
     if (intervals_of(state->error, &logits, tokens, NULL, &triple) == 0) {
         result = PyTuple_Pack(3, triple.start, triple.freq, triple.total);
     }
@@ -212,7 +203,7 @@ static PyObject *encoder_push(PyObject *object, PyObject *arguments, PyObject *k
                                      &mask_object)) {
         return NULL;
     }
-    if (parse_rows(state->error, logits_object, tokens_object, self->vocab_size, &logits, &tokens) < 0)
+    if (lmc_py_rows_parse(state->error, logits_object, tokens_object, self->vocab_size, &logits, &tokens) < 0)
         return NULL;
     int n_dims = PyArray_NDIM(logits.owner);
     if (check_n_rows(state->error, n_dims, PyArray_DIM(logits.owner, 0), self->n_streams) == 0 &&
@@ -536,7 +527,8 @@ static PyObject *encode(PyObject *module, PyObject *arguments) {
     triple_t triple = {NULL, NULL, NULL};
     if (!PyArg_ParseTuple(arguments, "OOO", &logits_object, &tokens_object, &vocab_object)) return NULL;
     if (lmc_py_vocab_size_parse(state->error, vocab_object, &vocab_size) < 0) return NULL;
-    if (parse_rows(state->error, logits_object, tokens_object, vocab_size, &logits, &tokens) < 0) return NULL;
+    if (lmc_py_rows_parse(state->error, logits_object, tokens_object, vocab_size, &logits, &tokens) < 0)
+        return NULL;
     if (PyArray_NDIM(logits.owner) != 2) {
         PyErr_Format(state->error, "logits have %d dimensions; expected [T, V]", PyArray_NDIM(logits.owner));
     } else if (intervals_of(state->error, &logits, tokens, NULL, &triple) == 0) {

@@ -220,9 +220,9 @@ static int parse_lengths(PyObject *error, PyObject *object, npy_intp n_sequences
 
 /* Sequences a wave: as few waves as the workspace allows, of about the same size. */
 static size_t sequences_per_wave(const lmc_neox_config_t *config, size_t n_sequences, size_t n_tokens,
-                                 size_t n_slots, int fused) {
-    size_t one = lmc_neox_pass_bound(config, 1, n_tokens, n_slots, fused);
-    size_t two = lmc_neox_pass_bound(config, 2, n_tokens, n_slots, fused);
+                                 size_t n_slots, int has_targets) {
+    size_t one = lmc_neox_pass_bound(config, 1, n_tokens, n_slots, has_targets);
+    size_t two = lmc_neox_pass_bound(config, 2, n_tokens, n_slots, has_targets);
     size_t most = 1 + PASS_WORKSPACE_BYTES / (two - one > 0 ? two - one : 1);
     size_t n_waves = (n_sequences + most - 1) / most;
     return n_waves <= 1 ? n_sequences : (n_sequences + n_waves - 1) / n_waves;
@@ -251,10 +251,12 @@ static lmc_status run_wave(const lmc_context_t *context, const lmc_neox_model_t 
     batch.tokens += rows;
     batch.n_sequences = n_sequences;
     if (all->lengths != NULL) batch.lengths += first;
+    if (sink->targets != NULL) part.targets = sink->targets + rows;
     if (sink->logits != NULL) {
         part.logits = sink->logits + rows * model->config.n_logits;
+    } else if (sink->log2_probabilities != NULL) {
+        part.log2_probabilities = sink->log2_probabilities + rows;
     } else {
-        part.targets = sink->targets + rows;
         part.start = sink->start + rows;
         part.freq = sink->freq + rows;
         part.total = sink->total + rows;
@@ -270,10 +272,11 @@ static int run_pass(PyObject *error, neox_model_object_t *self, const lmc_neox_b
     lmc_context_t context = lmc_py_context(&executor);
     const lmc_neox_config_t *config = &self->model.config;
     if (batch->n_sequences == 0 || batch->n_tokens == 0) return 0;
-    int fused = sink->logits == NULL;
+    int has_targets = sink->logits == NULL;
     size_t per_wave =
-        sequences_per_wave(config, batch->n_sequences, batch->n_tokens, executor.n_slots, fused);
-    size_t workspace_bytes = lmc_neox_pass_bound(config, per_wave, batch->n_tokens, executor.n_slots, fused);
+        sequences_per_wave(config, batch->n_sequences, batch->n_tokens, executor.n_slots, has_targets);
+    size_t workspace_bytes =
+        lmc_neox_pass_bound(config, per_wave, batch->n_tokens, executor.n_slots, has_targets);
     void *workspace = PyMem_RawMalloc(workspace_bytes);
     if (workspace == NULL) {
         PyErr_NoMemory();
@@ -331,6 +334,22 @@ static PyObject *model_logits(PyObject *object, PyObject *arguments, PyObject *k
     return logits;
 }
 
+/* What a pass makes of targets; a new reference. */
+typedef PyObject *(*pass_fn)(PyObject *error, neox_model_object_t *self, PyArrayObject *tokens,
+                             PyArrayObject *targets, const size_t *lengths, size_t vocab_size);
+
+static PyObject *pass_log2_probabilities(PyObject *error, neox_model_object_t *self, PyArrayObject *tokens,
+                                         PyArrayObject *targets, const size_t *lengths, size_t vocab_size) {
+    PyObject *found = PyArray_ZEROS(2, PyArray_DIMS(tokens), NPY_FLOAT64, 0);
+    if (found == NULL) return NULL;
+    lmc_neox_batch_t batch = batch_of(tokens, lengths);
+    lmc_neox_sink_t sink = {.targets = (const int64_t *)PyArray_DATA(targets),
+                            .log2_probabilities = (double *)PyArray_DATA((PyArrayObject *)found),
+                            .vocab_size = vocab_size};
+    if (run_pass(error, self, &batch, &sink) < 0) Py_CLEAR(found);
+    return found;
+}
+
 static PyObject *pass_intervals(PyObject *error, neox_model_object_t *self, PyArrayObject *tokens,
                                 PyArrayObject *targets, const size_t *lengths, size_t vocab_size) {
     npy_intp *shape = PyArray_DIMS(tokens);
@@ -352,7 +371,7 @@ static PyObject *pass_intervals(PyObject *error, neox_model_object_t *self, PyAr
     return result;
 }
 
-static PyObject *model_intervals(PyObject *object, PyObject *arguments, PyObject *keywords) {
+static PyObject *run_with_targets(PyObject *object, PyObject *arguments, PyObject *keywords, pass_fn pass) {
     static char *names[] = {"tokens", "targets", "lengths", "vocab_size", NULL};
     neox_model_object_t *self = (neox_model_object_t *)object;
     lmc_module_state_t *state = lmc_py_state_of_type(Py_TYPE(object));
@@ -372,12 +391,19 @@ static PyObject *model_intervals(PyObject *object, PyObject *arguments, PyObject
         lmc_py_integers_parse(state->error, targets_object, "targets", 2, PyArray_DIMS(tokens));
     if (targets != NULL && parse_lengths(state->error, lengths_object, PyArray_DIM(tokens, 0),
                                          PyArray_DIM(tokens, 1), &lengths) == 0)
-        result = pass_intervals(state->error, self, tokens, targets, lengths,
-                                vocab_size == 0 ? n_logits : vocab_size);
+        result = pass(state->error, self, tokens, targets, lengths, vocab_size == 0 ? n_logits : vocab_size);
     PyMem_RawFree(lengths);
     Py_XDECREF(targets);
     Py_DECREF(tokens);
     return result;
+}
+
+static PyObject *model_intervals(PyObject *object, PyObject *arguments, PyObject *keywords) {
+    return run_with_targets(object, arguments, keywords, pass_intervals);
+}
+
+static PyObject *model_log2_probabilities(PyObject *object, PyObject *arguments, PyObject *keywords) {
+    return run_with_targets(object, arguments, keywords, pass_log2_probabilities);
 }
 
 /* The type. */
@@ -393,12 +419,17 @@ PyDoc_STRVAR(logits_doc, "logits($self, tokens, lengths=None)\n--\n\n"
                          "int [B, T] -> float32 [B, T, n_logits]; rows from lengths[b] on are zeros.");
 PyDoc_STRVAR(intervals_doc, "intervals($self, tokens, targets, lengths=None, vocab_size=None)\n--\n\n"
                             "int [B, T] twice -> (start, freq, total), uint64 [B, T] each.");
+PyDoc_STRVAR(log2_probabilities_doc,
+             "log2_probabilities($self, tokens, targets, lengths=None, vocab_size=None)\n--\n\n"
+             "int [B, T] twice -> log2 of the softmax at the targets, float64 [B, T].");
 PyDoc_STRVAR(session_of_doc, "session($self, n_streams, n_tokens, /)\n--\n\n"
                              "A cache for n_streams streams of up to n_tokens tokens.");
 
 static PyMethodDef model_methods[] = {
     {"logits", (PyCFunction)(void (*)(void))model_logits, METH_VARARGS | METH_KEYWORDS, logits_doc},
     {"intervals", (PyCFunction)(void (*)(void))model_intervals, METH_VARARGS | METH_KEYWORDS, intervals_doc},
+    {"log2_probabilities", (PyCFunction)(void (*)(void))model_log2_probabilities,
+     METH_VARARGS | METH_KEYWORDS, log2_probabilities_doc},
     {"session", lmc_py_model_session, METH_VARARGS, session_of_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -1,5 +1,5 @@
-/* Rows of logits to integer intervals, and back from a value to its token. FORMAT.md, section 2, has the
- * contract. */
+/* Rows of logits to integer intervals, back from a value to its token, and to the softmax of a token.
+ * FORMAT.md, sections 2 and 6, has the contract. */
 #ifndef LLMCOMP_CDF_H
 #define LLMCOMP_CDF_H
 
@@ -32,6 +32,11 @@ typedef struct lmc_rows {
 lmc_status lmc_intervals(const lmc_context_t *context, const lmc_rows_t *rows, const int64_t *tokens,
                          const unsigned char *active, uint64_t *start, uint64_t *freq, uint64_t *total,
                          size_t *error_row);
+
+/* log2 of the softmax at tokens[i] of row i, at most 0, -inf for a logit of -inf: for scores, nothing is
+ * coded by it. Errors as lmc_intervals. */
+lmc_status lmc_log2_softmax(const lmc_context_t *context, const lmc_rows_t *rows, const int64_t *tokens,
+                            double *log2_probabilities, size_t *error_row);
 
 /* One row of a distribution that a decoder can search. Sums of blocks of LMC_SEARCH_BLOCK weights. */
 #define LMC_SEARCH_BLOCK 1024

@@ -78,11 +78,12 @@ lmc_status lmc_neox_int8_quantise(const lmc_context_t *context, const lmc_neox_c
                                   lmc_neox_layer_t *layers, lmc_neox_weights_t *quantised);
 
 /* Where a pass puts what it finds; row (s, t) belongs to the token after token t of sequence s. Either
- * logits, or targets and the three numbers of lmc_intervals; arrays are [n_sequences][row_stride] like the
- * tokens. */
+ * logits, or for targets the number of lmc_log2_softmax or the three of lmc_intervals; arrays are
+ * [n_sequences][row_stride] like the tokens. Logits that are not wanted exist a block of rows at a time. */
 typedef struct lmc_neox_sink {
     float *logits; /* [n_sequences][row_stride][n_logits] or NULL */
     const int64_t *targets;
+    double *log2_probabilities; /* NULL: intervals */
     uint64_t *start, *freq, *total;
     size_t vocab_size; /* symbols that get probability: the first vocab_size logits */
 } lmc_neox_sink_t;
@@ -95,9 +96,9 @@ typedef struct lmc_neox_batch {
 
 /* Sequences from their first position on. On LMC_ERROR_TOKEN (a token or a target) and on the errors of
  * lmc_intervals, *error_row is sequence * row_stride + t. Rows at and beyond a sequence's length are not
- * written. */
+ * written. The bound is larger for a sink with targets. */
 size_t lmc_neox_pass_bound(const lmc_neox_config_t *config, size_t n_sequences, size_t n_tokens,
-                           size_t n_slots, int fused_intervals);
+                           size_t n_slots, int has_targets);
 lmc_status lmc_neox_pass(const lmc_context_t *context, const lmc_neox_model_t *model,
                          const lmc_neox_batch_t *batch, const lmc_neox_sink_t *sink, void *workspace,
                          size_t workspace_bytes, size_t *error_row);
