@@ -8,7 +8,8 @@ import pytest
 from test_cuda_build import C11, FLAGS, NVCC, compiler, flags_of_setup, needs_nvcc, run
 
 ROOT = Path(__file__).parent.parent
-CORE = ("cdf", "cdf_serial", "coder", "status", "gemm_serial", "neox", "neox_forward", "neox_tables")
+CORE = ("cdf", "cdf_serial", "coder", "status", "gemm_serial", "gemm_int8_serial")
+CORE += ("neox", "neox_forward", "neox_int8", "neox_tables")
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 ENGINE = [path for path in SOURCES if path.stem.startswith("neox")]
 emulation_needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="it switches stacks with ucontext")
