@@ -344,10 +344,11 @@ class TorchSession:
         logits[~chosen] = 0
         return logits
 
-    def reset(self, stream: int) -> None:
-        """Make `stream` forget all that it read."""
-        self._seen[stream] = 0
-        self.positions[stream] = 0
+    def reset(self, stream: int | None = None) -> None:
+        """Make `stream` (None: every stream) forget all that it read."""
+        chosen = slice(None) if stream is None else stream
+        self._seen[chosen] = 0
+        self.positions[chosen] = 0
         if not self.positions.any():
             self._cache, self._seen = None, self._seen[:, :0]
 

@@ -93,6 +93,10 @@ def test_a_stream_that_was_reset_forgets(model: TorchModel) -> None:
     rows = session.step(tokens[:, 4])
     np.testing.assert_allclose(rows[0], model.logits(tokens)[0, 4], atol=1e-4)
     np.testing.assert_allclose(rows[1], model.logits(tokens[1:, 4:5])[0, 0], atol=1e-4)
+    session.reset()
+    fresh = model.session(2)
+    assert not session.positions.any()
+    assert (session.step(tokens[:, 0]) == fresh.step(tokens[:, 0])).all()
 
 
 def test_the_same_calls_give_the_same_bits(model: TorchModel) -> None:
@@ -302,6 +306,14 @@ def test_an_archive_of_this_engine_decodes_on_this_machine() -> None:
     blob = compress(data, model)
     assert len(blob) < len(data)
     assert decompress(blob, model) == data
+    assert decompress(compress(data, model, segment_bytes=128), model) == data
+
+
+def test_a_session_serves_chunk_after_chunk_and_window_after_window(model: TorchModel) -> None:
+    chunks = [b"Call me Ishmael. " * n for n in (20, 2)]
+    rows = score(chunks, model, verify=True)
+    assert rows["bytes_in"].tolist() == [340, 34]
+    assert rows["tokens"][0] > model.context_length
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
