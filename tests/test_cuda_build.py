@@ -187,3 +187,38 @@ def test_a_dlpack_capsule_is_read_and_used_up() -> None:
     assert (shape, strides) == (tuple(tensor.shape), tuple(tensor.stride()))
     with pytest.raises(ValueError):
         cuda.dlpack_view(capsule)
+
+
+# The check of a card.
+
+# What the script calls, on a machine without a card: nvidia-smi, compute-sanitizer with a long help, and a Python whose
+# tests fail.
+STAND_INS = {
+    "nvidia-smi": "echo 'NVIDIA A100 80GB'",
+    "compute-sanitizer": """if [ "$1" = --help ]; then
+    echo "  --kernel-name arg"; for i in {1..3000}; do echo "  --option-$i, forty more characters of help"; done; exit
+fi
+echo "$*" >>calls; echo "12 passed in 1.0s"; echo "========= ERROR SUMMARY: 0 errors" """,
+    "python": """echo "$*" >>calls; if [[ "$*" == *pytest* ]]; then echo "1 failed, 3 passed in 2.0s"; exit 1; fi
+if [[ "$*" == *bench_* ]]; then echo "## From $1" >"${@: -1}"; fi""",
+}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_the_check_of_a_card_goes_on_after_a_failure_and_reports_it(tmp_path: Path) -> None:
+    for folder in ("benchmarks", "bin"):
+        (tmp_path / folder).mkdir()
+    script = shutil.copy(ROOT / "benchmarks/cuda_check.sh", tmp_path / "benchmarks")
+    for name, body in STAND_INS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": "python"}
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    report = (tmp_path / "benchmarks/results/cuda-NVIDIA-A100-80GB.md").read_text()
+    assert "- tests: 1 failed, 3 passed in 2.0s\n- tests: failed\n" in report
+    assert report.count("ERROR SUMMARY: 0 errors, 12 passed in 1.0s") == 8
+    assert "## From benchmarks/bench_cuda.py" in report and "## From benchmarks/bench_cuda_engine.py" in report
+    calls = [line for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("--tool")]
+    # Without what torch's kernels write, initcheck would take all that ours read for unwritten.
+    assert ["--kernel-name" in call for call in calls] == ["initcheck" not in call for call in calls]
