@@ -165,7 +165,7 @@ class Tokenizer:
             self._as_published = tokenizers.Tokenizer.from_str(self._json.decode())
             self._as_published.no_truncation()
             self._as_published.no_padding()
-        return np.array(self._as_published.encode(text, add_special_tokens=False).ids, np.int32)
+        return np.array(next(_encode(self._as_published, [text])), np.int32)
 
     def _encode_text_stretch(self, text: str) -> Iterator[Tokens]:
         pieces = list(_text_pieces(text))

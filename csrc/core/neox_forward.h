@@ -14,7 +14,7 @@
 #define LMC_BLOCK_K 1024
 /* Short weights are widened first, into a block of BLOCK_ROWS x WIDENED_K, or for few tokens, which use each
  * weight but a few times, FEW_ROWS x FEW_K. ROW_GAP lies between rows in the buffer, which holds either. */
-#define LMC_WIDENED_K 256
+#define LMC_WIDENED_K 512
 #define LMC_FEW_ROWS 8
 #define LMC_FEW_K 512
 #define LMC_ROW_GAP 16
