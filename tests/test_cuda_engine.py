@@ -61,7 +61,7 @@ def emulated(machine: emulated_device.Machine | None) -> Iterator[emulated_devic
     if machine is None:
         pytest.skip("only the emulated device tells, or lets itself be changed")
     gc.collect()
-    names = ("driver_version", "n_devices", "major", "memory_bytes")
+    names = ("driver_version", "n_devices", "major", "memory_bytes", "pitch_max")
     before = {name: getattr(machine, name) for name in names}
     yield machine
     for name, value in before.items():
@@ -173,6 +173,15 @@ def test_logits_can_stay_on_the_device() -> None:
     for t in range(12):
         pulled = decoder.pull(there.step(tokens[:, t], on_device=True))
         np.testing.assert_array_equal(pulled.numpy(), targets[:, t])
+
+
+def test_logits_of_more_bytes_than_rows_may_lie_apart_are_read(emulated: emulated_device.Machine) -> None:
+    """CUDA copies rows that lie less than 2^31 bytes apart; an array on the device may be larger."""
+    cpu, device = make_pair()
+    tokens = draw(cpu, 2, 12)
+    emulated.pitch_max = 4 * 12 * cpu.n_logits
+    assert_same_bits(device.logits(tokens, on_device=True).numpy(), cpu.logits(tokens))
+    assert_same_bits(device.logits(tokens), cpu.logits(tokens))
 
 
 def test_no_sequences_and_no_tokens() -> None:

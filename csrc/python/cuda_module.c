@@ -213,6 +213,14 @@ static PyObject *dlpack_capsule(PyObject *module, PyObject *arguments) {
 
 /* Copies. */
 
+static int copy_rows(void *target, size_t target_pitch, const void *source, size_t source_pitch,
+                     size_t n_bytes, size_t n_rows, enum cudaMemcpyKind kind, cudaStream_t stream) {
+    if (n_bytes == 0 || n_rows == 0) return cudaSuccess;
+    /* A pitch may not reach 2^31 bytes, one row may. */
+    if (n_rows == 1) return cudaMemcpyAsync(target, source, n_bytes, kind, stream);
+    return cudaMemcpy2DAsync(target, target_pitch, source, source_pitch, n_bytes, n_rows, kind, stream);
+}
+
 static PyObject *upload(PyObject *module, PyObject *arguments) {
     module_state_t *state = PyModule_GetState(module);
     int device, result;
@@ -221,16 +229,10 @@ static PyObject *upload(PyObject *module, PyObject *arguments) {
     if (!PyArg_ParseTuple(arguments, "iKKy*", &device, &stream, &target, &source)) return NULL;
     /* From memory that is not pinned: the call returns when it has been read. */
     ON_DEVICE(state->error, device, result,
-              cudaMemcpyAsync(POINTER(void *, target), source.buf, (size_t)source.len, cudaMemcpyHostToDevice,
-                              POINTER(cudaStream_t, stream)));
+              copy_rows(POINTER(void *, target), 0, source.buf, 0, (size_t)source.len, 1,
+                        cudaMemcpyHostToDevice, POINTER(cudaStream_t, stream)));
     PyBuffer_Release(&source);
     return none_or_null(result);
-}
-
-static int copy_rows(void *target, size_t target_pitch, const void *source, size_t source_pitch,
-                     size_t n_bytes, size_t n_rows, enum cudaMemcpyKind kind, cudaStream_t stream) {
-    if (n_bytes == 0 || n_rows == 0) return cudaSuccess;
-    return cudaMemcpy2DAsync(target, target_pitch, source, source_pitch, n_bytes, n_rows, kind, stream);
 }
 
 static int copy_rows_to_host(void *target, const void *source, size_t source_pitch, size_t n_bytes,

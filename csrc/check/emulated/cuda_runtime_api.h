@@ -12,6 +12,7 @@ typedef enum cudaError {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
+    cudaErrorInvalidPitchValue = 12,
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
@@ -45,12 +46,14 @@ struct cudaDeviceProp {
 extern "C" {
 #endif
 
-/* What a test may change, and what it may ask. Allocations beyond memory_bytes fail. */
+/* What a test may change, and what it may ask. Allocations beyond memory_bytes fail, and so do copies of rows
+ * that lie further apart than pitch_max. */
 typedef struct emulated_machine {
     int driver_version, n_devices;
     int major, n_processors;
     size_t memory_bytes, bytes_in_use, n_allocations;
     size_t n_graph_launches, n_synchronizations;
+    size_t pitch_max;
 } emulated_machine_t;
 __attribute__((visibility("default"))) extern emulated_machine_t emulated_machine;
 

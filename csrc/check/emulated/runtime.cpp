@@ -5,7 +5,7 @@
 
 #include "cuda_runtime.h"
 
-emulated_machine_t emulated_machine = {13000, 1, 9, 132, (size_t)4 << 30, 0, 0, 0, 0};
+emulated_machine_t emulated_machine = {13000, 1, 9, 132, (size_t)4 << 30, 0, 0, 0, 0, INT32_MAX};
 
 struct CUgraph_st {
     std::vector<std::function<void()>> nodes;
@@ -91,6 +91,7 @@ cudaError_t cudaMemset(void *target, int value, size_t n_bytes) {
 
 cudaError_t cudaMemcpy2DAsync(void *target, size_t target_pitch, const void *source, size_t source_pitch,
                               size_t n_bytes, size_t n_rows, enum cudaMemcpyKind, cudaStream_t stream) {
+    if (max(target_pitch, source_pitch) > emulated_machine.pitch_max) return cudaErrorInvalidPitchValue;
     if (n_rows > 0 && (n_bytes > target_pitch || n_bytes > source_pitch)) return cudaErrorInvalidValue;
     return emulator::submit(stream, [=] {
         for (size_t i = 0; i < n_rows; i++)
@@ -98,9 +99,9 @@ cudaError_t cudaMemcpy2DAsync(void *target, size_t target_pitch, const void *sou
     });
 }
 
-cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t n_bytes, enum cudaMemcpyKind kind,
+cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t n_bytes, enum cudaMemcpyKind,
                             cudaStream_t stream) {
-    return cudaMemcpy2DAsync(target, n_bytes, source, n_bytes, n_bytes, 1, kind, stream);
+    return emulator::submit(stream, [=] { memmove(target, source, n_bytes); });
 }
 
 cudaError_t cudaMemcpy(void *target, const void *source, size_t n_bytes, enum cudaMemcpyKind kind) {
@@ -182,6 +183,8 @@ const char *cudaGetErrorString(cudaError_t error) {
         return "invalid argument";
     case cudaErrorMemoryAllocation:
         return "out of memory";
+    case cudaErrorInvalidPitchValue:
+        return "invalid pitch argument";
     case cudaErrorInsufficientDriver:
         return "CUDA driver version is insufficient for CUDA runtime version";
     case cudaErrorNoDevice:
