@@ -273,6 +273,11 @@ class _Caller:
 
     def upload(self, array: np.ndarray) -> Any:
         """A copy of a NumPy array on the device."""
+        if self.is_capturing():
+            raise Error(
+                "tokens or active are on the CPU while the CUDA stream is being captured: a graph would read their "
+                "memory again at every launch; expected them on the device"
+            )
         target = self.empty(array.shape, str(array.dtype))
         self.module.upload(self.device, self.stream, self.pointer(target), np.ascontiguousarray(array))
         return target
@@ -326,7 +331,7 @@ class _Caller:
         if active is None:
             return None, 0
         if not is_on_device(active):
-            host = np.asarray(active)
+            host = np.array(active)  # a copy: what the caller has may be pinned, which is read after the call
             if host.dtype != np.bool_ or host.shape != (n,):
                 raise Error(f"active has dtype {host.dtype} and shape {host.shape}; expected bool ({n},)")
             kept = self.upload(host)
@@ -335,6 +340,15 @@ class _Caller:
         if view.dtype not in ("bool", "uint8") or view.shape != (n,) or (n > 1 and view.strides != (1,)):
             raise Error(f"active has dtype {view.dtype} and shape {view.shape}; expected contiguous bool ({n},)")
         return active, view.pointer
+
+    def let_go(self) -> None:
+        """Called after the last launch that reads the caller's arrays: returns when he may free them.
+
+        torch and CuPy free in the order of their stream, and freeing a `DeviceArray` waits; others do neither.
+        """
+        frees_in_order = self.torch is not None or self.cupy is not None or isinstance(self.logits, DeviceArray)
+        if not frees_in_order and not self.is_capturing():
+            self.module.download_rows(self.device, self.stream, 0, 0, 0, 0)
 
     # Errors.
 
@@ -530,6 +544,7 @@ class DeviceEncoder(_Streams):
         triple = [self._triple.pointer + 8 * self.n_streams * i for i in range(3)]
         caller.module.intervals(caller.device, caller.stream, rows, token_rows, mask, *triple, self._error.pointer)
         self._put(caller, triple, mask)
+        caller.let_go()
         del kept_tokens, kept_active
 
     def push_intervals(self, start: Any, freq: Any, total: Any, active: Any = None) -> None:
@@ -541,6 +556,7 @@ class DeviceEncoder(_Streams):
         kept_active, mask = caller.mask(active, self.n_streams)
         self._make_room()
         self._put(caller, [view.pointer for view in views], mask)
+        caller.let_go()
         del kept_active
 
     def _begin(self, logits: Any) -> _Caller:
@@ -604,6 +620,7 @@ class DeviceDecoder(_Streams):
         tokens = caller.empty((self.n_streams,), "int32")
         state = (mask, self._decoders.pointer, caller.pointer(tokens), self._error.pointer)
         caller.module.decode_step(caller.device, caller.stream, rows, *state)
+        caller.let_go()
         del kept
         return tokens
 

@@ -347,6 +347,7 @@ def test_torch_tensors_without_a_copy(dtype):
         "transposed": tensor.t().contiguous().t(),
         "slice": wide[:, 7:136],
         "every other row": torch.repeat_interleave(tensor, 2, 0)[::2],
+        "with a gradient": tensor.clone().requires_grad_(),
     }
     for name, arranged in layouts.items():
         assert as_triples(llmcomp.intervals(arranged, torch.tensor(tokens))) == expected, name

@@ -57,6 +57,7 @@ class StandIn(types.ModuleType):
         self.coders: dict[int, list] = {}
         self.places: dict[int, tuple[int, int]] = {}
         self.capturing = False
+        self.calls: list[str] = []
 
     def machine(self) -> tuple:
         return 13000, [{"name": "stand-in"}], None
@@ -65,6 +66,7 @@ class StandIn(types.ModuleType):
         ctypes.memmove(pointer, bytes(data), len(bytes(data)))
 
     def download_rows(self, device: int, stream: int, pointer: int, pitch: int, n_bytes: int, n_rows: int) -> bytes:
+        self.calls.append("wait")
         return b"".join(ctypes.string_at(pointer + i * pitch, n_bytes) for i in range(n_rows))
 
     def copy_rows_on_device(
@@ -123,6 +125,7 @@ class StandIn(types.ModuleType):
         active: int,
         error: int,
     ) -> None:
+        self.calls.append("encoders_put")
         if int(read(error, 1, np.uint64)[0]) != NO_ERROR:
             return
         for i in range(n):
@@ -152,6 +155,7 @@ class StandIn(types.ModuleType):
         write(tokens + 4 * i, token.astype(np.int32))
 
     def decode_step(self, device: int, stream: int, rows: tuple, active: int, decoders: int, *out: int) -> None:
+        self.calls.append("decode_step")
         for i in range(rows[3]):
             if active and not read(active + i, 1, np.uint8)[0]:
                 write(out[0] + 4 * i, np.array([-1], np.int32))
@@ -251,8 +255,34 @@ def test_a_captured_call_leaves_errors_on_the_device(stand_in: StandIn) -> None:
     logits, tokens = sample(3, 8)
     logits[1] = np.nan
     stand_in.capturing = True
-    _, _, total = llmcomp.intervals(OnDevice(logits), tokens)
+    _, _, total = llmcomp.intervals(OnDevice(logits), OnDevice(tokens))
     assert total.numpy()[1] == 0 and total.numpy()[0] > 0
+
+
+def test_a_captured_call_takes_nothing_from_the_cpu(stand_in: StandIn) -> None:
+    """A graph would hold the address, and read there at every launch."""
+    logits, tokens = sample(3, 8)
+    encoder = llmcomp.Encoder(3)
+    encoder.push(OnDevice(logits), tokens)
+    stand_in.capturing = True
+    with pytest.raises(llmcomp.Error, match="expected them on the device"):
+        llmcomp.intervals(OnDevice(logits), tokens)
+    with pytest.raises(llmcomp.Error, match="expected them on the device"):
+        encoder.push(OnDevice(logits), OnDevice(tokens), np.ones(3, np.bool_))
+    encoder.push(OnDevice(logits), OnDevice(tokens), OnDevice(np.ones(3, np.bool_)))
+    assert stand_in.calls[-1] == "encoders_put"  # to wait would break the capture
+
+
+def test_arrays_of_unknown_frameworks_may_be_freed_after_a_step(stand_in: StandIn) -> None:
+    logits, tokens = sample(3, 8)
+    encoder = llmcomp.Encoder(3)
+    encoder.push(OnDevice(logits), tokens)
+    assert stand_in.calls[-2:] == ["encoders_put", "wait"]
+    encoder.push_intervals(*map(OnDevice, llmcomp.intervals(logits, tokens)))
+    assert stand_in.calls[-2:] == ["encoders_put", "wait"]
+    decoder = llmcomp.Decoder(encoder.finish())
+    decoder.pull(OnDevice(logits))
+    assert stand_in.calls[-2:] == ["decode_step", "wait"]
 
 
 def test_a_call_that_does_not_wait_leaves_errors_on_the_device(stand_in: StandIn) -> None:

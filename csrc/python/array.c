@@ -64,9 +64,25 @@ static PyArrayObject *view_of_tensor(PyObject *error, PyObject *capsule, const d
     return (PyArrayObject *)view;
 }
 
+/* torch does not export a tensor that wants a gradient; here only its numbers are read. A new reference. */
+static PyObject *without_gradient(PyObject *object) {
+    PyObject *wanted = PyObject_GetAttrString(object, "requires_grad");
+    if (wanted == Py_True) {
+        Py_DECREF(wanted);
+        return PyObject_CallMethod(object, "detach", NULL);
+    }
+    if (wanted == NULL) PyErr_Clear();
+    Py_XDECREF(wanted);
+    Py_INCREF(object);
+    return object;
+}
+
 static PyArrayObject *array_from_dlpack(PyObject *error, PyObject *object, int *is_bfloat16) {
     if (check_device(error, object) < 0) return NULL;
-    PyObject *capsule = PyObject_CallMethod(object, "__dlpack__", NULL);
+    PyObject *exporter = without_gradient(object);
+    if (exporter == NULL) return NULL;
+    PyObject *capsule = PyObject_CallMethod(exporter, "__dlpack__", NULL);
+    Py_DECREF(exporter);
     if (capsule == NULL) return NULL;
     dl_managed_tensor_t *managed = PyCapsule_GetPointer(capsule, "dltensor");
     PyObject *owned = managed == NULL ? NULL : PyCapsule_New(managed, CAPSULE_OWNED, owned_capsule_free);
