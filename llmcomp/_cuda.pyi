@@ -70,6 +70,9 @@ class NeoxSession:
         logits: int,
         /,
     ) -> None: ...
+    def log2_softmax(
+        self, n_rows: int, targets: int, log2_probabilities: int, n_logits_rows: int, logits: int, /
+    ) -> None: ...
     def step(self, tokens: int, logits: int, /) -> None: ...
     def decode_steps(
         self,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -107,17 +107,49 @@ class CudaModel(ExactModel):
         vocab_size = self.vocab_size if vocab_size is None else vocab_size
         if not 1 <= vocab_size <= self.n_logits:
             raise Error(f"vocab_size is {vocab_size}; the model has {self.n_logits} logits")
-        rows, counts = self._sequences(tokens, lengths)
-        wanted = _integers(targets, "targets", rows.shape)
-        _check_tokens(wanted, counts, vocab_size, "target")
-        result = tuple(np.zeros(rows.shape, np.uint64) for _ in range(3))
-        flat_targets, flat_results = wanted.reshape(-1), [part.reshape(-1) for part in result]
+
+        def run(session: Any, at: _Place) -> None:
+            starts = [at.results + 8 * at.n_rows * i for i in range(3)]
+            session.intervals(at.n_rows, at.targets, *starts, vocab_size, at.n_logits_rows, at.logits)
+
+        start, freq, total = self._of_targets((tokens, targets, lengths), vocab_size, np.zeros(3, np.uint64), run)
+        return start, freq, total
+
+    def log2_probabilities(
+        self, tokens: npt.ArrayLike, targets: npt.ArrayLike, lengths: npt.ArrayLike | None = None
+    ) -> np.ndarray:
+        """As `ExactModel.log2_probabilities`; logits stay on the device, as with `intervals`."""
+
+        def run(session: Any, at: _Place) -> None:
+            session.log2_softmax(at.n_rows, at.targets, at.results, at.n_logits_rows, at.logits)
+
+        return self._of_targets((tokens, targets, lengths), self.n_logits, np.zeros(1), run)[0]
+
+    def _of_targets(
+        self,
+        given: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike | None],
+        vocab_size: int,
+        padding: np.ndarray,
+        run: Callable[[Any, _Place], None],
+    ) -> np.ndarray:
+        """Tokens, targets and lengths -> what `run` leaves on the device for every target, [len(padding), B, T] of its
+        dtype, and `padding` where there is none."""
+        rows, counts = self._sequences(given[0], given[2])
+        targets = _integers(given[1], "targets", rows.shape)
+        _check_tokens(targets, counts, vocab_size, "target")
+        result = np.tile(padding[:, None], (1, rows.size))
         for session, found in self._passes(rows, counts):
-            triple = self._intervals_of_pass(session, flat_targets[found], vocab_size)
+            n = len(found)
+            n_block = min(self._logits_rows(), n)
+            part = np.empty((len(padding), n), padding.dtype)
+            pointers = self._scratch.take(4 * n, part.nbytes, 4 * n_block * self.n_logits)
+            at = _Place(n, n_block, *pointers)
+            self._module.upload(self._device, session.stream, at.targets, targets.reshape(-1)[found].astype(np.int32))
+            run(session, at)
+            self._module.download(self._device, session.stream, at.results, part)
             self._raise_found(session, found, rows.shape[1])
-            for target, part in zip(flat_results, triple, strict=True):
-                target[found] = part
-        return result  # type: ignore[return-value]
+            result[:, found] = part
+        return result.reshape(len(padding), *rows.shape)
 
     def _sequences(
         self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None
@@ -185,16 +217,6 @@ class CudaModel(ExactModel):
         for first, stop in zip(starts, [*starts[1:], len(found)], strict=True):
             session.head(int(first), int(stop - first), pointer + 4 * self.n_logits * int(found[first]))
 
-    def _intervals_of_pass(self, session: Any, targets: np.ndarray, vocab_size: int) -> np.ndarray:
-        """uint64 [3, n_rows]."""
-        n, step = len(targets), min(self._logits_rows(), len(targets))
-        where, triple, logits = self._scratch.take(4 * n, 24 * n, 4 * step * self.n_logits)
-        self._module.upload(self._device, session.stream, where, targets.astype(np.int32))
-        session.intervals(n, where, triple, triple + 8 * n, triple + 16 * n, vocab_size, step, logits)
-        result = np.empty((3, n), np.uint64)
-        self._module.download(self._device, session.stream, triple, result)
-        return result
-
     def _raise_found(self, session: Any, found: npt.NDArray[np.intp], n_tokens: int) -> None:
         error = session.check()
         if error is not None:
@@ -230,6 +252,16 @@ def load_cuda(
     """Load a GPT-NeoX model onto a CUDA device; `engine`, `options` and errors as `engine_exact.load_exact`."""
     model = CudaInt8Model if engine == Int8Model.engine else CudaModel
     return model(**read_checkpoint(folder, **options), device=device)
+
+
+class _Place(NamedTuple):
+    """Where on the device a pass's targets, what is found of them, and a block of logits are."""
+
+    n_rows: int
+    n_logits_rows: int
+    targets: int
+    results: int
+    logits: int
 
 
 class _Scratch:

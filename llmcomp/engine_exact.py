@@ -13,7 +13,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,15 +151,15 @@ class ExactModel(Tokenized):
         """
         return self._core.intervals(tokens, targets, lengths, vocab_size or self.vocab_size)
 
-    @property
-    def log2_probabilities(self) -> Callable[..., np.ndarray]:
-        """`(tokens, targets, lengths=None)`, int [B, T] each -> log2 of the softmax over all `n_logits` at `targets`
-        after `tokens`, float64 [B, T]: the numbers of `coding.log2_softmax`, for scores.
+    def log2_probabilities(
+        self, tokens: npt.ArrayLike, targets: npt.ArrayLike, lengths: npt.ArrayLike | None = None
+    ) -> np.ndarray:
+        """log2 of the softmax over all `n_logits` at `targets` after `tokens`, int [B, T] each: float64 [B, T], the
+        numbers of `coding.log2_softmax`, for scores.
 
-        Logits exist a block of rows at a time, never as a whole. Rows from `lengths[b]` on are padding and give 0. No
-        attribute of a model on a device, whose core makes none.
+        Logits exist a block of rows at a time, never as a whole. Rows from `lengths[b]` on are padding and give 0.
         """
-        return self._core.log2_probabilities
+        return self._core.log2_probabilities(tokens, targets, lengths)
 
     def session(self, n_streams: int, n_tokens: int | None = None) -> _core.NeoxSession:
         """A session of `n_streams` independent streams of up to `n_tokens` tokens (default: the context length).

@@ -142,6 +142,18 @@ def test_intervals_are_those_of_the_cpu(engine: str) -> None:
             np.testing.assert_array_equal(found, expected)
 
 
+@with_both_engines
+def test_the_softmax_of_scores_is_that_of_the_cpu(engine: str) -> None:
+    cpu, device = make_pair(engine=engine, vocab_size=1100)
+    tokens, targets = draw(cpu, 3, 37), draw(cpu, 3, 37, seed=6)
+    for lengths in (None, [37, 5, 0]):
+        found, expected = (model.log2_probabilities(tokens, targets, lengths) for model in (device, cpu))
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, expected)
+    messages(cpu, device, "log2_probabilities", tokens, targets + 1000)
+    messages(*bad_pair(engine), "log2_probabilities", [[1, 2, 3], [4, 9, 5]], np.ones((2, 3), int))
+
+
 def test_many_sequences_run_in_several_passes_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, device = make_pair(max_position_embeddings=16)
     monkeypatch.setattr(device, "_pass_rows", 40)
@@ -149,7 +161,9 @@ def test_many_sequences_run_in_several_passes_and_blocks(monkeypatch: pytest.Mon
     tokens, targets = draw(cpu, 9, 16), draw(cpu, 9, 16, seed=2)
     lengths = [16, 3, 0, 16, 16, 1, 1, 9, 2]
     assert_same_bits(device.logits(tokens, lengths), cpu.logits(tokens, lengths))
-    np.testing.assert_array_equal(device.intervals(tokens, targets, lengths), cpu.intervals(tokens, targets, lengths))
+    for call in ("intervals", "log2_probabilities"):
+        found, expected = (getattr(model, call)(tokens, targets, lengths) for model in (device, cpu))
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_logits_can_stay_on_the_device() -> None:

@@ -176,19 +176,6 @@ def test_the_exact_engines_write_no_logits(engine: str, monkeypatch: pytest.Monk
             assert [PublishedSum(model, model.n_logits).bits([stream])[0] for stream in streams] == found
 
 
-def test_an_engine_whose_core_makes_no_softmax_keeps_its_logits() -> None:
-    """As the exact engine on a card."""
-    model = load_model("pico-13k")
-    expected = PublishedSum(model, model.n_logits).bits([model.tokenizer.encode_bytes(CHUNKS[1])])
-
-    class LogitsOnly:
-        logits = model._core.logits
-
-    model._core = LogitsOnly()
-    assert not hasattr(model, "log2_probabilities")
-    assert PublishedSum(model, model.n_logits).bits([model.tokenizer.encode_bytes(CHUNKS[1])]) == expected
-
-
 def test_the_protocols_cannot_share_a_pass() -> None:
     """Lossless windows begin with the start token: with the same tokens every probability is another one. Of one pass
     without a start token all but the first token's bits are the published ones."""

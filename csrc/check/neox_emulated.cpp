@@ -200,8 +200,20 @@ static void check_pass(const check_model_t &model) {
     check_logits(found, wanted.data(), n_rows, config.n_logits, "pass");
 
     std::vector<uint64_t> start(n_rows), freq(n_rows), total(n_rows);
-    lmc_cuda_neox_sink_t sink = {targets.data(), start.data(), freq.data(), total.data(),
-                                 vocab_size,     n_block,      found};
+    std::vector<double> log2_probabilities(n_rows);
+    lmc_cuda_neox_sink_t sink = {
+        targets.data(), start.data(), freq.data(), total.data(), log2_probabilities.data(),
+        vocab_size,     n_block,      found};
+    lmc_cuda_neox_log2_softmax(&model.placed, &work.work, 0, n_rows, &sink, &error, nullptr);
+    CHECK(error == LMC_CUDA_NO_ERROR, "error %llx", (unsigned long long)error);
+    for (uint32_t i = 0; i < n_rows; i++) {
+        int64_t target = targets[i];
+        double one;
+        size_t unused;
+        lmc_rows_t row = {&wanted[i * config.n_logits], 0, 1, config.n_logits, LMC_FLOAT32};
+        lmc_log2_softmax(&check_serial, &row, &target, &one, &unused);
+        CHECK(one == log2_probabilities[i], "row %u: %.17g, not %.17g", i, log2_probabilities[i], one);
+    }
     uint32_t bad = n_rows > 0 && below(3) == 0 ? below(n_rows) : UINT32_MAX;
     if (bad != UINT32_MAX) targets[bad] = (int32_t)vocab_size;
     lmc_cuda_neox_intervals(&model.placed, &work.work, 0, n_rows, &sink, &error, nullptr);

@@ -190,7 +190,11 @@ LMC_FN float lmc_gelu(float x) {
 
 /* Binary64, for the tables of positions. */
 
+#if defined(__CUDA_ARCH__)
+#define lmc_fma64(a, b, c) __fma_rn((a), (b), (c))
+#else
 #define lmc_fma64(a, b, c) __builtin_fma((a), (b), (c))
+#endif
 /* Adding 1.5 * 2^52 rounds |x| < 2^51 to an integer. */
 #define LMC_ROUND_MAGIC64 0x1.8p+52
 #define LMC_LN_2 0x1.62e42fefa39efp-1

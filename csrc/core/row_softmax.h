@@ -12,7 +12,7 @@
 /* -64 ln 2: smaller differences count as this one, 2^-64 beside a sum of at least 1. */
 #define LMC_DIFFERENCE_FLOOR (-0x1.62e43p+5f)
 
-static inline float lmc_sum_weight(float logit, float maximum) {
+LMC_FN float lmc_sum_weight(float logit, float maximum) {
     return lmc_exp2_scaled(lmc_max(lmc_sub(logit, maximum), LMC_DIFFERENCE_FLOOR), LMC_LOG2_E);
 }
 

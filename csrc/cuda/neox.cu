@@ -338,24 +338,52 @@ static lmc_cuda_rows_t rows_of_logits(const lmc_neox_model_t *model, const float
     return lmc_cuda_rows_t{logits, 0, row_bytes, n_rows, n_rows, vocab_size, LMC_FLOAT32};
 }
 
-int lmc_cuda_neox_intervals(const lmc_neox_model_t *model, const lmc_cuda_neox_work_t *work,
-                            uint32_t first_row, uint32_t n_rows, const lmc_cuda_neox_sink_t *sink,
-                            uint64_t *error, lmc_cuda_stream_t stream) {
-    if (sink->n_logits_rows == 0 || sink->vocab_size > model->config.n_logits) return cudaErrorInvalidValue;
+/* Logits of the rows first_row and on, a block at a time, each followed by what call(row, n) does with it. */
+template <typename CALL>
+static cudaError_t over_blocks(const lmc_neox_model_t *model, const lmc_cuda_neox_work_t *work,
+                               uint32_t first_row, uint32_t n_rows, const lmc_cuda_neox_sink_t *sink,
+                               lmc_cuda_stream_t stream, CALL call) {
+    if (sink->n_logits_rows == 0) return cudaErrorInvalidValue;
     cudaError_t status = cudaSuccess;
     for (uint32_t done = 0; done < n_rows && status == cudaSuccess; done += sink->n_logits_rows) {
         uint32_t n = n_rows - done < sink->n_logits_rows ? n_rows - done : sink->n_logits_rows;
         uint32_t row = first_row + done;
+        status = (cudaError_t)lmc_cuda_neox_head(model, work, row, n, sink->logits, stream);
+        LMC_THEN(status, call(row, n));
+    }
+    return status;
+}
+
+int lmc_cuda_neox_intervals(const lmc_neox_model_t *model, const lmc_cuda_neox_work_t *work,
+                            uint32_t first_row, uint32_t n_rows, const lmc_cuda_neox_sink_t *sink,
+                            uint64_t *error, lmc_cuda_stream_t stream) {
+    if (sink->vocab_size > model->config.n_logits) return cudaErrorInvalidValue;
+    return over_blocks(model, work, first_row, n_rows, sink, stream, [=](uint32_t row, uint32_t n) {
         lmc_cuda_rows_t rows = rows_of_logits(model, sink->logits, n, sink->vocab_size);
         lmc_cuda_tokens_t tokens = {sink->targets + row, 0, sizeof(int32_t), sizeof(int32_t)};
-        LMC_THEN(status, (cudaError_t)lmc_cuda_neox_head(model, work, row, n, sink->logits, stream));
-        LMC_THEN(status, (cudaError_t)lmc_cuda_error_clear(work->error, stream));
+        cudaError_t status = (cudaError_t)lmc_cuda_error_clear(work->error, stream);
         LMC_THEN(status,
                  (cudaError_t)lmc_cuda_intervals(&rows, &tokens, nullptr, sink->start + row, sink->freq + row,
                                                  sink->total + row, work->error, stream));
         LMC_THEN(status, lmc_cuda_error_merge(work->error, row, error, stream));
-    }
-    return status;
+        return status;
+    });
+}
+
+int lmc_cuda_neox_log2_softmax(const lmc_neox_model_t *model, const lmc_cuda_neox_work_t *work,
+                               uint32_t first_row, uint32_t n_rows, const lmc_cuda_neox_sink_t *sink,
+                               uint64_t *error, lmc_cuda_stream_t stream) {
+    return over_blocks(model, work, first_row, n_rows, sink, stream, [=](uint32_t row, uint32_t n) {
+        lmc_cuda_softmax_t softmax = {};
+        softmax.logits = sink->logits;
+        softmax.targets = sink->targets + row;
+        softmax.log2_probabilities = sink->log2_probabilities + row;
+        softmax.n_rows = n;
+        softmax.n_logits = (uint32_t)model->config.n_logits;
+        softmax.first_row = row;
+        softmax.error = error;
+        return lmc_cuda_log2_softmax(softmax, stream);
+    });
 }
 
 int lmc_cuda_neox_step(const lmc_neox_model_t *model, const lmc_cuda_neox_cache_t *cache, uint32_t n_streams,

@@ -102,18 +102,24 @@ int lmc_cuda_neox_head(const lmc_neox_model_t *model, const lmc_cuda_neox_work_t
                        uint32_t n_rows, float *logits, lmc_cuda_stream_t stream);
 
 /* After a pass: the three numbers of lmc_intervals for its rows first_row and on, n_logits_rows at a time
- * through logits [n_logits_rows][n_logits]. targets, start, freq and total are indexed by the pass's rows,
- * and so are errors. */
+ * through logits [n_logits_rows][n_logits]. targets and results are indexed by the pass's rows, and so are
+ * errors. */
 typedef struct lmc_cuda_neox_sink {
     const int32_t *targets;
-    uint64_t *start, *freq, *total;
-    uint32_t vocab_size; /* the first vocab_size logits are the symbols */
+    uint64_t *start, *freq, *total; /* of intervals */
+    double *log2_probabilities;     /* of a softmax */
+    uint32_t vocab_size;            /* of intervals: the first vocab_size logits are the symbols */
     uint32_t n_logits_rows;
     float *logits;
 } lmc_cuda_neox_sink_t;
 int lmc_cuda_neox_intervals(const lmc_neox_model_t *model, const lmc_cuda_neox_work_t *work,
                             uint32_t first_row, uint32_t n_rows, const lmc_cuda_neox_sink_t *sink,
                             uint64_t *error, lmc_cuda_stream_t stream);
+
+/* After a pass, for the same rows in the same blocks: the number of lmc_log2_softmax, over all n_logits. */
+int lmc_cuda_neox_log2_softmax(const lmc_neox_model_t *model, const lmc_cuda_neox_work_t *work,
+                               uint32_t first_row, uint32_t n_rows, const lmc_cuda_neox_sink_t *sink,
+                               uint64_t *error, lmc_cuda_stream_t stream);
 
 /* Steps. */
 

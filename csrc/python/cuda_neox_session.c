@@ -150,6 +150,24 @@ static PyObject *session_intervals(PyObject *object, PyObject *arguments) {
     return none_or_null(result);
 }
 
+static PyObject *session_log2_softmax(PyObject *object, PyObject *arguments) {
+    cuda_session_object_t *self = (cuda_session_object_t *)object;
+    unsigned int n_rows, n_logits_rows;
+    number_t targets, log2_probabilities, logits;
+    int result;
+    if (!PyArg_ParseTuple(arguments, "IKKIK", &n_rows, &targets, &log2_probabilities, &n_logits_rows,
+                          &logits))
+        return NULL;
+    lmc_cuda_neox_sink_t sink = {.targets = POINTER(const int32_t *, targets),
+                                 .log2_probabilities = POINTER(double *, log2_probabilities),
+                                 .n_logits_rows = n_logits_rows,
+                                 .logits = POINTER(float *, logits)};
+    ON_DEVICE(state_of(object)->error, self->owner->device, result,
+              lmc_cuda_neox_log2_softmax(&self->owner->placed, &self->work, 0, n_rows, &sink, self->error,
+                                         self->stream));
+    return none_or_null(result);
+}
+
 /* Steps. */
 
 static PyObject *session_step(PyObject *object, PyObject *arguments) {
@@ -282,6 +300,9 @@ static PyMethodDef session_methods[] = {
     {"intervals", session_intervals, METH_VARARGS,
      "intervals($self, n_rows, targets, start, freq, total, vocab_size, n_logits_rows, logits, /)\n--\n\n"
      "Intervals of all rows of the last pass, n_logits_rows at a time through logits."},
+    {"log2_softmax", session_log2_softmax, METH_VARARGS,
+     "log2_softmax($self, n_rows, targets, log2_probabilities, n_logits_rows, logits, /)\n--\n\n"
+     "log2 of the softmax at the targets of all rows of the last pass, like intervals."},
     {"step", session_step, METH_VARARGS,
      "step($self, tokens, logits, /)\n--\n\nOne token into every stream whose token is not negative."},
     {"decode_steps", session_decode_steps, METH_VARARGS,
