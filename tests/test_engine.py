@@ -18,6 +18,7 @@ from engine_models import (
 )
 
 import llmcomp
+from llmcomp import _core
 from llmcomp.engine_exact import ExactModel, Tensor, load_exact
 from llmcomp.errors import Error
 
@@ -382,3 +383,27 @@ def test_out_is_filled_and_returned() -> None:
     out = np.full((2, 61), 7, np.float32)
     assert model.session(2).step([1, 2], None, out) is out
     assert_same_bits(out, serial_logits(model, np.array([[1], [2]]))[:, 0])
+
+
+def test_a_cache_of_more_bytes_than_an_address_counts_is_out_of_memory() -> None:
+    """Sizes that are allowed one by one: 2^12 layers, 2^6 features, 2^20 streams of 2^24 tokens: 2^64 bytes of keys."""
+    d, n_layers = 64, 4096
+    vector, matrix = np.ones(d, np.float16), np.ones((d, d), np.float16)
+    layer = (*(vector,) * 4, np.ones((3 * d, d), np.float16), None, matrix, None, matrix, None, matrix, None)
+    model = _core.NeoxModel(
+        n_layers=n_layers,
+        n_heads=1,
+        hidden=d,
+        intermediate=d,
+        n_embeddings=d,
+        n_logits=d,
+        context_length=2**24,
+        rotary_dims=0,
+        rotary_base=1e4,
+        layer_norm_epsilon=1e-5,
+        parallel_residual=True,
+        tensors=(matrix, vector, vector, matrix, *layer * n_layers),
+    )
+    with pytest.raises(MemoryError):
+        model.session(2**20, 2**24)
+    assert model.session(2, 20).n_streams == 2

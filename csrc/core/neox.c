@@ -301,6 +301,8 @@ static size_t cache_floats(const lmc_neox_config_t *config, size_t n_streams, si
 }
 
 size_t lmc_neox_cache_bound(const lmc_neox_config_t *config, size_t n_streams, size_t n_tokens) {
+    /* Of one stream below 2^54: config_check. */
+    if (n_streams > SIZE_MAX / 16 / larger(cache_floats(config, 1, n_tokens), 1)) return SIZE_MAX;
     size_t floats_bytes = round_up(cache_floats(config, n_streams, n_tokens) * sizeof(float), LMC_ALIGNMENT);
     return 2 * floats_bytes + round_up(n_streams * sizeof(size_t), LMC_ALIGNMENT) + LMC_ALIGNMENT;
 }

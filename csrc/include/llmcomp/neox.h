@@ -112,7 +112,8 @@ typedef struct lmc_neox_cache {
     size_t n_streams, capacity; /* capacity: tokens a stream can hold, a multiple of 16 */
 } lmc_neox_cache_t;
 
-/* Memory from calloc is best: pages that no token has reached are never touched. */
+/* Memory from calloc is best: pages that no token has reached are never touched. For n_tokens <=
+ * context_length; the bound is SIZE_MAX where no memory is large enough. */
 size_t lmc_neox_cache_bound(const lmc_neox_config_t *config, size_t n_streams, size_t n_tokens);
 lmc_status lmc_neox_cache_init(const lmc_neox_config_t *config, size_t n_streams, size_t n_tokens,
                                void *memory, size_t memory_bytes, lmc_neox_cache_t *cache);
