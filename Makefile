@@ -32,7 +32,7 @@ demo: $(VENV)/.installed
 	$(BIN)/llmcomp demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .

@@ -8,16 +8,14 @@ import importlib.machinery
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from check_programs import ROOT, make
 
 import llmcomp
-
-ROOT = Path(__file__).parent.parent
 
 
 class Machine(ctypes.Structure):
@@ -40,8 +38,8 @@ def build() -> Path:
     folder = f"build/check/emulated-{sys.implementation.cache_tag}"
     target = f"{folder}/_cuda.so"
     variables = [f"{name}={tool}" for name, tool in tools.items() if name != "make"]
-    command = ["make", "-j2", "-f", "csrc/cuda/cuda.mk", f"PYTHON={sys.executable}", f"EMULATED={folder}", *variables]
-    done = subprocess.run([*command, target], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["-j2", "-f", "csrc/cuda/cuda.mk", f"PYTHON={sys.executable}", f"EMULATED={folder}", *variables]
+    done = make(*command, target, folder=folder)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
     return ROOT / target
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from pathlib import Path
 
 import dump_model
 import golden_archives as golden
 import pytest
+from check_programs import ROOT, make
 
-ROOT = Path(__file__).parent.parent
 MACHINES = {"native": ("cc", ""), "aarch64": ("aarch64-linux-gnu-gcc", "qemu-aarch64")}
 MACHINES["s390x"] = ("s390x-linux-gnu-gcc", "qemu-s390x")
 
@@ -26,7 +25,8 @@ def decoder(request) -> list[str]:
         if shutil.which(needed) is None:
             pytest.skip(f"{needed} is not installed")
     program = f"build/check/{request.param}/archive_check"
-    subprocess.run(["make", "-s", "-f", "csrc/check/check.mk", program], cwd=ROOT, check=True, timeout=600)
+    done = make("-f", "csrc/check/check.mk", program)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
     return [*([emulator] if emulator else []), str(ROOT / program)]
 
 

@@ -6,7 +6,6 @@ import gzip
 import importlib.util
 import io
 import lzma
-import os
 import pickle
 import zlib
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from real_data import DATA, needs_data
 from scipy.special import digamma
 
 from llmcomp import pico
@@ -26,9 +26,6 @@ from llmcomp.models import find_model, load_model
 from llmcomp.results import ROW_COLUMNS, STREAM_CHUNK, cells
 from llmcomp.sweep import sweep
 from llmcomp.tokens import Tokenizer
-
-DATA = Path(os.environ.get("LLMCOMP_TEST_DATA") or Path(__file__).parents[2] / "shared/data")
-needs_data = pytest.mark.skipif(not (DATA / "enwik8.head").exists(), reason=f"real sample files are not in {DATA}")
 
 
 def dataset_of(modality: str, *chunks: bytes) -> Dataset:
@@ -160,8 +157,8 @@ def published_random_ratios(dataset: str) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def pythia_dirichlet() -> RandomDirichlet:
-    return RandomDirichlet(Tokenizer.from_file(DATA / "pythia-20B_tokenizer.json"))
+def pythia_dirichlet(pythia_tokenizer: Tokenizer) -> RandomDirichlet:
+    return RandomDirichlet(pythia_tokenizer)
 
 
 @needs_data

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub_server import neox_config, neox_tensors, write_checkpoint
+from real_data import DATA, needs_data
 from safetensors.numpy import save
 
 from llmcomp import datasets, load_model, pico, results
@@ -25,7 +26,7 @@ TEXT = (b"It was a bright cold day in April, and the clocks were striking thirte
 
 
 @pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def three_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three sizes at three steps: enough for a law."""
     folder = tmp_path_factory.mktemp("models")
     for number, width in enumerate((16, 32, 48)):
@@ -60,15 +61,17 @@ def error_line(status: int, capsys: pytest.CaptureFixture[str]) -> str:
 # The main jobs.
 
 
-def sweep_arguments(suite: Path, text_file: Path, out: Path) -> list[str]:
-    sizes = [f"--model={suite / name}" for name in ("tiny-16", "tiny-32", "tiny-48")]
+def sweep_arguments(three_sizes: Path, text_file: Path, out: Path) -> list[str]:
+    sizes = [f"--model={three_sizes / name}" for name in ("tiny-16", "tiny-32", "tiny-48")]
     steps = ["--step=1", "--step=10", "--step=100"]
     return ["sweep", *sizes, *steps, f"--dataset=enwik8={text_file}", "--chunks=2", f"--out={out}", "-q"]
 
 
-def test_sweep_fit_and_plot(suite: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_fit_and_plot(
+    three_sizes: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "results"
-    assert main([*sweep_arguments(suite, text_file, out), "--verify", "--json"]) == 0
+    assert main([*sweep_arguments(three_sizes, text_file, out), "--verify", "--json"]) == 0
     cells = json.loads(capsys.readouterr().out)
     assert {(cell["model"], cell["step"]) for cell in cells} == {
         (f"tiny-{width}", step) for width in (16, 32, 48) for step in (1, 10, 100)
@@ -92,9 +95,9 @@ def test_published_cells_fit_in_one_command(capsys: pytest.CaptureFixture[str]) 
     assert laws["enwik8"]["coefficients"]["beta"] == pytest.approx(0.750, abs=0.001)
 
 
-def test_a_killed_sweep_finishes_when_started_again(suite: Path, text_file: Path, tmp_path: Path) -> None:
+def test_a_killed_sweep_finishes_when_started_again(three_sizes: Path, text_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "results"
-    arguments = sweep_arguments(suite, text_file, out)
+    arguments = sweep_arguments(three_sizes, text_file, out)
     process = subprocess.Popen([sys.executable, "-m", "llmcomp", *arguments], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(list(out.glob("*.parquet"))) < 2 and process.poll() is None and time.monotonic() < deadline:
@@ -210,10 +213,10 @@ def test_a_manifest_is_written_and_checked(text_file: Path, tmp_path: Path, caps
 
 
 def test_dry_run_computes_nothing(
-    suite: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    three_sizes: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "results"
-    assert main([*sweep_arguments(suite, text_file, out), "--dry-run"]) == 0
+    assert main([*sweep_arguments(three_sizes, text_file, out), "--dry-run"]) == 0
     assert "9 cells, 0 finished, 9 to do" in capsys.readouterr().err
     assert not out.exists()
 
@@ -332,12 +335,20 @@ def test_tokens_out_of_range() -> None:
             model.logits(np.array(tokens))
 
 
-def test_a_failed_cell_makes_the_sweep_fail(suite: Path, text_file: Path, tmp_path: Path) -> None:
+def test_a_failed_cell_makes_the_sweep_fail(three_sizes: Path, text_file: Path, tmp_path: Path) -> None:
     broken = write_checkpoint(tmp_path / "broken", 1)
     (broken / "model.safetensors").write_bytes(b"\0" * 20)
     out = tmp_path / "results"
     answer = run(
-        "sweep", "-q", "--model", suite / "tiny-16", "--model", broken, f"--dataset=enwik8={text_file}", "--out", out
+        "sweep",
+        "-q",
+        "--model",
+        three_sizes / "tiny-16",
+        "--model",
+        broken,
+        f"--dataset=enwik8={text_file}",
+        "--out",
+        out,
     )
     assert answer.returncode == 1
     assert b"1 cells failed, the first: " in answer.stderr
@@ -400,17 +411,15 @@ def test_demo(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@needs_data
 def test_every_payload_of_a_sweep_over_real_files_decodes(tmp_path: Path) -> None:
-    real = Path(os.environ.get("LLMCOMP_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not (real / "enwik8.head").exists():
-        pytest.skip("the real sample files are not here: set LLMCOMP_TEST_DATA")
     names = {"enwik8": "enwik8.head", "image": "imagenet-val", "speech": "librispeech"}
-    specs = [f"--dataset={name}={real / path}" for name, path in names.items()]
+    specs = [f"--dataset={name}={DATA / path}" for name, path in names.items()]
     out = tmp_path / "results"
     answer = run("sweep", "-q", "--suite=pico", *specs, "--chunks=2", "--verify", "--out", out)
     assert answer.returncode == 0, answer.stderr
     rows = results.read_rows(out)
     assert len(rows) == len(pico.SUITE_NAMES) * len(pico.STEPS) * 3 * 2
     for name, path in names.items():
-        data = datasets.load_dataset(f"{name}={real / path}", n_chunks=2, progress=False)
+        data = datasets.load_dataset(f"{name}={DATA / path}", n_chunks=2, progress=False)
         assert rows[rows["dataset"] == name]["bytes_in"].sum() == 25 * sum(map(len, data.chunks))

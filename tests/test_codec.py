@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import random
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_data import DATA, needs_data
 from tiny_models import TRAINING_TEXT, HashModel, TinyModel
 
 from llmcomp import codec, coding, compress, container, decompress, pico, results, score, tokens
@@ -23,7 +22,6 @@ from llmcomp.models import load_model
 from llmcomp.segments import SegmentCodec
 from llmcomp.windows import WindowedModel, batch_size, plan_windows
 
-DATA = Path(os.environ.get("LLMCOMP_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TINY = TinyModel()
 TEXT = TRAINING_TEXT + "Grüße, 世界! <|endoftext|>".encode() + bytes(range(256))
 
@@ -31,14 +29,6 @@ TEXT = TRAINING_TEXT + "Grüße, 世界! <|endoftext|>".encode() + bytes(range(2
 @pytest.fixture(scope="module")
 def pico_tokenizer() -> tokens.Tokenizer:
     return tokens.Tokenizer.from_file(pico.tokenizer_path())
-
-
-@pytest.fixture(scope="module")
-def pythia_tokenizer() -> tokens.Tokenizer:
-    path = DATA / "pythia-20B_tokenizer.json"
-    if not path.exists():
-        pytest.skip(f"no {path.name} in {DATA}")
-    return tokens.Tokenizer.from_file(path)
 
 
 # Windows.
@@ -557,9 +547,8 @@ def test_real_chunks_under_both_protocols(name, pythia_tokenizer):
 
 
 @pytest.mark.slow
+@needs_data
 def test_an_archive_is_at_most_a_thousandth_above_the_ideal():
-    if not (DATA / "enwik8.head").exists():
-        pytest.skip(f"no enwik8.head in {DATA}")
     content = (DATA / "enwik8.head").read_bytes()[:1_000_000]
     parts = [content[at : at + container.SEGMENT_BYTES_DEFAULT] for at in range(0, len(content), 1 << 16)]
     ideal = sum(coded.ideal_bits for coded in SegmentCodec(load_model("pico-13k")).encode(parts))

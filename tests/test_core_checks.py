@@ -4,13 +4,12 @@ target needs beside a C compiler is tested for, and its absence is a skip that n
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from check_programs import make
 
-ROOT = Path(__file__).parent.parent
 SIMDE = Path("/usr/include/simde/x86/avx512.h")
 
 slow = pytest.mark.slow
@@ -36,6 +35,5 @@ def test_the_target_passes(target: str, needs: tuple[str | Path, ...]) -> None:
         found = need.exists() if isinstance(need, Path) else shutil.which(need)
         if not found:
             pytest.skip(f"{target} needs {need}")
-    command = ["make", "-C", str(ROOT), target, f"BIN={Path(sys.executable).parent}"]
-    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=1800)
+    result = make(target, f"BIN={Path(sys.executable).parent}")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import tarfile
 from pathlib import Path
 
@@ -13,12 +12,10 @@ import pytest
 import soundfile
 from PIL import Image
 from pyarrow import parquet
+from real_data import DATA, needs_data
 
 from llmcomp.datasets import Dataset, check_manifest, draw, list_datasets, load_dataset, write_manifest
 from llmcomp.errors import DatasetError
-
-DATA = Path(os.environ.get("LLMCOMP_TEST_DATA") or Path(__file__).parents[2] / "shared/data")
-needs_data = pytest.mark.skipif(not (DATA / "enwik8.head").exists(), reason=f"real sample files are not in {DATA}")
 
 
 def load(spec: str, n_chunks: int | None = None, **options: int) -> Dataset:

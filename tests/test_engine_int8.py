@@ -40,12 +40,6 @@ def make_model(seed: int = 0, scale: float = 1.0, **changes: object) -> Int8Mode
     return Int8Model(config, make_weights(config, seed, scale))
 
 
-@pytest.fixture(params=[name for name in llmcomp.backends() if name != "cuda"])
-def backend(request: pytest.FixtureRequest):
-    with llmcomp.use_backend(request.param):
-        yield request.param
-
-
 # Right.
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hub_server import write_checkpoint
 from test_sweep import Counting, fake_rows, run, some_data
 
 from llmcomp import loading, models
@@ -25,14 +24,6 @@ STEPS = (1, 2, 3)
 
 def loading_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "llmcomp-loading"]
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ahead") / "tiny"
-    for step in STEPS:
-        write_checkpoint(folder / f"step{step}", seed=step)
-    return folder
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +20,6 @@ from llmcomp.errors import Error
 from llmcomp.models import find_model, list_models, load_model
 
 REPO = "org/tiny-neox"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub of its own with an empty cache; huggingface_hub reads the environment only when it is imported."""
-    from huggingface_hub import constants
-
-    server = Hub()
-    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-    template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield server
-    server.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from real_data import DATA, needs_data
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, pre_tokenizers
 
@@ -32,8 +32,6 @@ SHAPES = {
     "pico-595k": (128, 3, 4),
 }
 OTHER_VOCABULARIES = {"pico-224k-bytes": 256, "pico-224k-bpe512": 512}
-REAL_DATA = Path(os.environ.get("LLMCOMP_TEST_DATA", ROOT.parent / "shared" / "data"))
-needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real sample files in {REAL_DATA}")
 
 
 def chunks_of(data: bytes) -> list[bytes]:
@@ -193,9 +191,9 @@ def test_training_chunks_are_listed_without_gaps() -> None:
     assert not [name for name in names if "en-029" in name], "the bundled speech sample's voice was trained on"
 
 
-@needs_real_data
+@needs_data
 def test_training_text_is_recognised_and_held_out_text_is_not() -> None:
-    chunks = chunks_of((REAL_DATA / "enwik8.head").read_bytes())
+    chunks = chunks_of((DATA / "enwik8.head").read_bytes())
     first = -(-1_000_000 // 2048)
     assert not any(pico.training_source(chunk) for chunk in chunks[:first])
     sources = {pico.training_source(chunk) for chunk in chunks[first:]}
@@ -203,10 +201,10 @@ def test_training_text_is_recognised_and_held_out_text_is_not() -> None:
     assert sources.pop().startswith("enwik8[1001472:")
 
 
-@needs_real_data
+@needs_data
 def test_training_speakers_are_recognised_and_held_out_speakers_are_not() -> None:
     speakers = set(CARD["training_speakers"])
-    utterances = sorted((REAL_DATA / "librispeech").glob("*.flac"))
+    utterances = sorted((DATA / "librispeech").glob("*.flac"))
     held_out = {path.stem.split("-")[0] for path in utterances} - speakers
     assert len(held_out) >= 4
     for path in utterances:
@@ -214,9 +212,9 @@ def test_training_speakers_are_recognised_and_held_out_speakers_are_not() -> Non
         assert {pico.training_source(chunk) for chunk in chunks_of(pcm_of(path))} == {expected}
 
 
-@needs_real_data
+@needs_data
 def test_no_photograph_of_imagenet_was_trained_on() -> None:
-    for path in sorted((REAL_DATA / "imagenet-val").glob("*.JPEG"))[:8]:
+    for path in sorted((DATA / "imagenet-val").glob("*.JPEG"))[:8]:
         pixels = np.asarray(Image.open(path).convert("L"))
         assert not any(pico.training_source(pixels[at : at + 32, :64].tobytes()) for at in range(0, 200, 32))
 

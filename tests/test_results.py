@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from real_data import DATA, needs_data
 
 from llmcomp import results
 from llmcomp.errors import Error
@@ -213,11 +213,9 @@ def test_published_baseline_is_two_more_cells():
     }
 
 
+@needs_data
 def test_published_equals_the_source_file():
-    folder = Path(os.environ.get("LLMCOMP_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not (folder / "published_results.csv").exists():
-        pytest.skip(f"{folder}/published_results.csv is not there (LLMCOMP_TEST_DATA names the folder)")
-    source = pd.read_csv(folder / "published_results.csv")
+    source = pd.read_csv(DATA / "published_results.csv")
     table = results.published().set_index(["model", "step", "dataset"])
     for row in source.itertuples():
         cell = table.loc[row.model, int(row.checkpoint.removeprefix("step")), row.dataset]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import oracle
@@ -16,12 +15,6 @@ from llmcomp.engine_exact import ExactModel, Int8Model
 
 BACKENDS = [name for name in llmcomp.backends() if name != "cuda"]
 BOUND_BITS = 2e-6
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with llmcomp.use_backend(request.param):
-        yield request.param
 
 
 def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,14 +42,6 @@ def some_data(n_chunks: int = 3, n_bytes: int = 200) -> list[Data]:
     text = [(b"the rain in spain falls mainly in the plain; again %d. " % i * 9)[:n_bytes] for i in range(n_chunks)]
     noise = [rng.bytes(n_bytes) for _ in range(n_chunks)]
     return [Data("prose", "text", text), Data("noise", "image", noise)]
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("suite") / "tiny"
-    for step in STEPS:
-        write_checkpoint(folder / f"step{step}", seed=step)
-    return folder
 
 
 def fake_rows(chunks: list[bytes], model: Any, protocol: str, mapping: str | None, ratio: float = 0.5) -> pd.DataFrame:
@@ -432,19 +423,6 @@ def test_a_folder_that_cannot_be_written(suite: Path, tmp_path: Path) -> None:
         run(suite, tmp_path / "file")
     with pytest.raises(Error, match="cannot write results there"):
         run(suite, tmp_path / "file" / "below")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    from huggingface_hub import constants
-
-    server = Hub()
-    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-    template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield server
-    server.close()
 
 
 def test_a_grid_from_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hub_server import write_checkpoint
 
 from llmcomp import pico, tokens
 from llmcomp.sweep import sweep
@@ -72,14 +71,6 @@ def test_old_groups_are_dropped(tokenizer: Tokenizer) -> None:
     assert cache.encoded("bytes", tokenizer, CHUNKS[:2]) is first
     cache.encoded("bytes", tokenizer, CHUNKS[2:])
     assert cache.encoded("bytes", tokenizer, CHUNKS[:2]) is not first
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("suite") / "tiny"
-    for step in (1, 2, 3):
-        write_checkpoint(folder / f"step{step}", seed=step)
-    return folder
 
 
 @pytest.mark.filterwarnings("ignore:.*tokens. the published protocol is cut there")

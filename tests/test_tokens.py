@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import pickle
 import re
 import unicodedata
@@ -14,6 +13,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_data import DATA, needs_data
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from llmcomp.datasets import load_dataset
@@ -28,10 +28,6 @@ from llmcomp.tokens import (
     get_mapping,
     published_tokens,
 )
-
-DATA = Path(os.environ.get("LLMCOMP_TEST_DATA") or Path(__file__).parents[2] / "shared/data")
-PYTHIA = DATA / "pythia-20B_tokenizer.json"
-needs_data = pytest.mark.skipif(not PYTHIA.exists(), reason=f"real sample files are not in {DATA}")
 
 # The 13 bytes that UTF-8 never uses (RFC 3629, section 1); Pythia's vocabulary lacks them.
 NOT_IN_UTF8 = [0xC0, 0xC1, *range(0xF5, 0x100)]
@@ -355,22 +351,17 @@ def test_published_tokens_are_the_library_s(data: bytes) -> None:
 
 
 @pytest.fixture(scope="module")
-def pythia() -> Tokenizer:
-    return Tokenizer.from_file(PYTHIA)
-
-
-@pytest.fixture(scope="module")
 def real_chunks() -> dict[str, tuple[bytes, ...]]:
     specs = {"text": "enwik8=enwik8.head", "image": "image=imagenet-val", "speech": "speech=librispeech"}
     return {m: load_dataset(spec.replace("=", f"={DATA}/"), 192, progress=False).chunks for m, spec in specs.items()}
 
 
 @needs_data
-def test_pythia_s_tokenizer(pythia: Tokenizer) -> None:
-    assert pythia.vocab_size == 50_277
-    assert pythia.bos_token == 0
-    assert pythia.token_bytes(50_276) == b"  "
-    missing = [byte for byte in range(256) if pythia.needs_stand_ins(bytes([byte]))]
+def test_pythia_s_tokenizer(pythia_tokenizer: Tokenizer) -> None:
+    assert pythia_tokenizer.vocab_size == 50_277
+    assert pythia_tokenizer.bos_token == 0
+    assert pythia_tokenizer.token_bytes(50_276) == b"  "
+    missing = [byte for byte in range(256) if pythia_tokenizer.needs_stand_ins(bytes([byte]))]
     assert missing == NOT_IN_UTF8
 
 
@@ -379,27 +370,33 @@ def test_pythia_s_tokenizer(pythia: Tokenizer) -> None:
     ("modality", "n_tokens", "covered"), [("text", 553, 0.999), ("image", 1588, 0.66), ("speech", 1980, 0.52)]
 )
 def test_published_coverage_of_real_chunks(
-    pythia: Tokenizer, real_chunks: dict[str, tuple[bytes, ...]], modality: str, n_tokens: float, covered: float
+    pythia_tokenizer: Tokenizer,
+    real_chunks: dict[str, tuple[bytes, ...]],
+    modality: str,
+    n_tokens: float,
+    covered: float,
 ) -> None:
     """What was measured before this code was written, on other chunks of the same files."""
     chunks = real_chunks[modality]
-    shares = [published_tokens(chunk, pythia)[1] / len(chunk) for chunk in chunks]
+    shares = [published_tokens(chunk, pythia_tokenizer)[1] / len(chunk) for chunk in chunks]
     assert np.mean(shares) == pytest.approx(covered, abs=0.02)
-    uncut = [len(get_mapping("ascii").encode(chunk, pythia).tokens) for chunk in chunks]
+    uncut = [len(get_mapping("ascii").encode(chunk, pythia_tokenizer).tokens) for chunk in chunks]
     assert np.mean(uncut) == pytest.approx(n_tokens, rel=0.04)
 
 
 @needs_data
 @pytest.mark.parametrize("mapping", MAPPINGS)
-def test_real_chunks_come_back(pythia: Tokenizer, real_chunks: dict[str, tuple[bytes, ...]], mapping: str) -> None:
+def test_real_chunks_come_back(
+    pythia_tokenizer: Tokenizer, real_chunks: dict[str, tuple[bytes, ...]], mapping: str
+) -> None:
     for chunks in real_chunks.values():
         for chunk in chunks[:16]:
-            check_inverse(mapping, pythia, chunk)
+            check_inverse(mapping, pythia_tokenizer, chunk)
 
 
 @needs_data
-def test_real_text_gets_the_tokens_of_training(pythia: Tokenizer) -> None:
+def test_real_text_gets_the_tokens_of_training(pythia_tokenizer: Tokenizer) -> None:
     text = (DATA / "enwik8.head").read_bytes()[:400_000].decode("utf-8", "ignore")
     text = unicodedata.normalize("NFC", text)
-    expected = tokenizers.Tokenizer.from_file(str(PYTHIA)).encode(text).ids
-    assert pythia.encode_bytes(text.encode()).tolist() == expected
+    expected = tokenizers.Tokenizer.from_file(str(DATA / "pythia-20B_tokenizer.json")).encode(text).ids
+    assert pythia_tokenizer.encode_bytes(text.encode()).tolist() == expected

@@ -1,0 +1,59 @@
+"""What several test files share: the threads of a worker's libraries, and fixtures. Builders and oracles have files of
+their own; what one file needs stays there."""
+
+from __future__ import annotations
+
+import os
+
+# Workers (pytest-xdist) share the processors; what is about threads sets its own number. Read when libraries load.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("LLMCOMP_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "")
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import Hub, write_checkpoint
+from real_data import DATA
+
+import llmcomp
+from llmcomp.tokens import Tokenizer
+
+
+@pytest.fixture(params=[name for name in llmcomp.backends() if name != "cuda"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each of the processor's backends in turn, in use."""
+    with llmcomp.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(scope="session")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model of 262 tokens at steps 1, 2 and 3."""
+    folder = tmp_path_factory.mktemp("suite") / "tiny"
+    for step in (1, 2, 3):
+        write_checkpoint(folder / f"step{step}", seed=step)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pythia_tokenizer() -> Tokenizer:
+    """Pythia's, from the real sample files."""
+    path = DATA / "pythia-20B_tokenizer.json"
+    if not path.exists():
+        pytest.skip(f"no {path.name} in {DATA}")
+    return Tokenizer.from_file(path)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub of its own with an empty cache; huggingface_hub reads the environment only when it is imported."""
+    from huggingface_hub import constants
+
+    server = Hub()
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+    template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield server
+    server.close()
