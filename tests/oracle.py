@@ -2,7 +2,7 @@
 
 Written from that text alone. Slow where it can be plain: numbers are Fractions and integers of any size, nothing wraps.
 `weights` is the one function that works on whole arrays; its fma rounds once by rounding to odd in binary64, and
-test_coding.py holds it against the Fractions. Nothing of the package is imported here.
+test_intervals.py holds it against the Fractions. Nothing of the package is imported here.
 """
 
 from bisect import bisect_right

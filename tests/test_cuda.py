@@ -1,12 +1,13 @@
-"""The CUDA kernels on a card against the C core on the CPU, which test_coding.py holds against the oracle: every dtype,
-alignment and adversarial row, streams, views, graphs and errors. Skipped, with the reason, where there is no card."""
+"""The CUDA kernels on a card against the C core on the CPU, which test_intervals.py and test_coding.py hold against the
+oracle: every dtype, alignment and adversarial row, streams, views, graphs and errors. Skipped, with the reason, where
+there is no card."""
 
 import importlib.util
 import itertools
 
 import numpy as np
 import pytest
-from test_coding import DISTRIBUTIONS, VOCAB_SIZES, some_tokens
+from logit_rows import DISTRIBUTIONS, VOCAB_SIZES, some_tokens
 
 import llmcomp
 from llmcomp import cuda

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "llmcomp"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "coding": {"_core", "cuda", "errors"},
-    "cuda": {"_core", "_cuda", "errors"},
+    "device_arrays": {"_cuda", "errors"},
+    "cuda": {"_core", "device_arrays", "errors"},
     "tokens": {"errors"},
     "download": {"errors"},
     "pico": set(),
@@ -55,6 +56,7 @@ TOP = {
     "bench_precision",
     "bench_sweep",
     "cli",
+    "cli_commands",
 }
 TORCH_MODULES = {"engine_torch", "pico/train", "pico/vocabularies", "pico/muon"}
 

@@ -74,9 +74,9 @@ check-binding:
 	$(call binding_build,thread,-fsanitize=thread)
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(call binding_test,address) \
-		tests/test_hostile.py tests/test_coding.py -k "not leaks"
+		tests/test_hostile.py tests/test_concurrency.py tests/test_intervals.py tests/test_coding.py -k "not leaks"
 	LD_PRELOAD="$$($(CC) -print-file-name=libtsan.so)" TSAN_OPTIONS="ignore_noninstrumented_modules=1 exitcode=66" \
-		$(call binding_test,thread) tests/test_hostile.py -k thread
+		$(call binding_test,thread) tests/test_concurrency.py -k thread
 binding_build = CFLAGS="$(2) -O1 -g" LDFLAGS="$(2)" LLMCOMP_CUDA=0 $(BIN)/python setup.py -q build \
 	--build-base $(CHECK_DIR)/binding_$(1) --build-lib $(CHECK_DIR)/binding_$(1)/lib
 binding_test = PYTHONPATH=$(CHECK_DIR)/binding_$(1)/lib $(BIN)/pytest -q -p no:cacheprovider

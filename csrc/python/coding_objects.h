@@ -1,0 +1,34 @@
+/* Intervals as arrays of Python, and the objects of the coder, for the two files that make them. */
+#ifndef LLMCOMP_PYTHON_CODING_OBJECTS_H
+#define LLMCOMP_PYTHON_CODING_OBJECTS_H
+
+#include "common.h"
+
+#include "llmcomp/coder.h"
+
+/* Three arrays of uint64, C-contiguous and of one shape. */
+typedef struct lmc_py_triple {
+    PyObject *start, *freq, *total;
+} lmc_py_triple_t;
+
+static inline uint64_t *lmc_py_uint64_data(PyObject *array) {
+    return (uint64_t *)PyArray_DATA((PyArrayObject *)array);
+}
+
+static inline void lmc_py_triple_clear(lmc_py_triple_t *triple) {
+    Py_CLEAR(triple->start);
+    Py_CLEAR(triple->freq);
+    Py_CLEAR(triple->total);
+}
+
+/* The triples of tokens, which have the shape of logits without its last axis; the rows that mask leaves out
+ * are not read. -1 with an exception set, and then too the triple is the caller's to clear. */
+int lmc_py_intervals_of(PyObject *error, const lmc_py_logits_t *logits, PyArrayObject *tokens,
+                        PyArrayObject *mask, lmc_py_triple_t *triple);
+
+/* Room for n more symbols and the end of the stream. -1 with an exception set. */
+int lmc_py_encoder_reserve(lmc_encoder_t *stream, size_t n_symbols);
+
+extern PyType_Spec lmc_py_encoder_spec, lmc_py_decoder_spec;
+
+#endif
