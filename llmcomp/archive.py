@@ -211,8 +211,10 @@ def written_beside(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
     if not replace and os.path.lexists(path):
         raise exists
     name = path.parent / f".{path.name[:100]}.{secrets.token_hex(4)}.part"
-    with error_of_path(path):
+    try:
         handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except OSError as error:
+        raise Error(f"{path}: {error.strerror or error}") from None
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

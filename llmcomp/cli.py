@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed (one line on stderr that says what and what to do)
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -23,6 +24,9 @@ _INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return its exit status."""
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # File names may hold what the terminal's encoding has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if args.quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with warnings.catch_warnings():

@@ -7,7 +7,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,10 @@ def compress(args: argparse.Namespace) -> int:
     if args.list:
         return _list(args)
     decompress = args.decompress or args.test or args.salvage
+    if not decompress and args.stdout and len(args.file) > 1:
+        raise Error(
+            f"{len(args.file)} archives on one standard output could not be told apart: compress one file at once"
+        )
     name = args.model or (None if decompress else DEFAULT_MODEL)
     model = None if name is None else _model(name, args)
     status, reports = 0, []
@@ -190,15 +194,9 @@ def _convert(file: str, model: Any, decompress: bool, args: argparse.Namespace) 
 
 
 def _list(args: argparse.Namespace) -> int:
-    """A file that is no archive is told of, and the rest goes on."""
-    from llmcomp.archive import info, listing
+    from llmcomp.archive import listing
 
-    found, status = [], 0
-    for file in args.file:
-        try:
-            found.append((file, info(file if file != "-" else sys.stdin.buffer)))
-        except Error as error:
-            status = complain(error if file in str(error) else f"{file}: {error}", 1)
+    found, status = _read_archives(args.file)
     if args.json:
         _print_json([{"file": file, **vars(about), "ratio": about.ratio} for file, about in found])
     else:
@@ -207,21 +205,32 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def info(args: argparse.Namespace) -> int:
-    import dataclasses
-
-    from llmcomp.archive import info
-
     if not args.file:
         return _installation(args)
-    found = []
-    for file in args.file:
-        about = info(file if file != "-" else sys.stdin.buffer)
-        found.append({"file": file, **dataclasses.asdict(about), "ratio": about.ratio, "model_is": about.how_to_get})
+    archives, status = _read_archives(args.file)
+    found = [
+        {"file": file, **vars(about), "ratio": about.ratio, "model_is": about.how_to_get} for file, about in archives
+    ]
     if args.json:
         _print_json(found)
     for archive in () if args.json else found:
         _print_pairs(archive.items())
-    return 0
+    return status
+
+
+def _read_archives(files: Sequence[str]) -> tuple[list[tuple[str, Any]], int]:
+    """What archives say of themselves. A file that is none is told of, and the rest goes on."""
+    from llmcomp.archive import info
+
+    found, status = [], 0
+    for file in files:
+        try:
+            if file == "-" and sys.stdin is None:
+                raise Error("standard input is closed")
+            found.append((file, info(file if file != "-" else sys.stdin.buffer)))
+        except Error as error:
+            status = complain(error if file in str(error) else f"{file}: {error}", 1)
+    return found, status
 
 
 def _installation(args: argparse.Namespace) -> int:
@@ -331,8 +340,13 @@ def data_list(args: argparse.Namespace) -> int:
 def data_fetch(args: argparse.Namespace) -> int:
     from llmcomp.download import fetch
 
+    paths = []
     for name in args.name:
-        print(fetch(name, progress=not args.quiet))
+        paths.append(str(fetch(name, progress=not args.quiet)))
+        if not args.json:
+            print(paths[-1])
+    if args.json:
+        _print_json(paths)
     return 0
 
 
@@ -392,7 +406,8 @@ def _records(table: Any) -> list[dict[str, Any]]:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
+    """JSON has no NaN and no infinity: null."""
+    print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=1))
 
 
 def _print_pairs(pairs: Iterable[tuple[str, Any]]) -> None:

@@ -453,8 +453,11 @@ class ArchiveIndex:
                 tag = frames.tag()
             source.position += _CHECK.size + frames.payload_bytes(number, n_bytes, tag)
             n_stored += tag == 0
-        if source.position > self.tail_at:
-            raise CorruptArchive(f"the segments reach to {source.position}, into the index at {self.tail_at}")
+        end_mark_bytes = 0 if self.last_bytes else frames.tag_bytes + len(_varint(0))
+        if source.position + end_mark_bytes != self.tail_at:
+            raise CorruptArchive(
+                f"the segments end at {source.position + end_mark_bytes}, the index begins at {self.tail_at}"
+            )
         return n_stored
 
     def _read(self, frames: _Frames, number: int) -> Segment:

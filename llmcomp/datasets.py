@@ -193,7 +193,7 @@ def check_manifest(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{path}: not a manifest of chunks ({error!r})") from error
+        raise DatasetError(f"{path}: not a manifest of chunks ({type(error).__name__}: {error})") from error
     found = _manifest(dataset)
     for key in ("modality", "chunk_bytes"):
         if found[key] != expected.get(key):
@@ -389,14 +389,19 @@ def _read_tar(path: Path, wanted: dict[int, _Picture]) -> Iterator[tuple[int, by
 
 def _table_pictures(tables: Iterable[Path]) -> Iterator[_Picture]:
     """The rows of Parquet files with a column image = {bytes, path}, as Hugging Face's `datasets` writes pictures."""
-    from pyarrow import parquet
+    from pyarrow import ArrowException, parquet
 
     for table in tables:
-        with parquet.ParquetFile(table) as file:
-            for group in range(file.num_row_groups):
-                rows = file.read_row_group(group, ["image.path"])["image"].to_pylist()
-                for row, image in enumerate(rows):
-                    yield _Picture(_picture_name(image["path"]), (table, group, row))
+        try:
+            with parquet.ParquetFile(table) as file:
+                for group in range(file.num_row_groups):
+                    rows = file.read_row_group(group, ["image.path"])["image"].to_pylist()
+                    for row, image in enumerate(rows):
+                        yield _Picture(_picture_name(image["path"]), (table, group, row))
+        except (ArrowException, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{table}: expected pictures in a column image = {{bytes, path}} ({type(error).__name__})"
+            ) from error
 
 
 def _read_tables(wanted: dict[int, _Picture]) -> Iterator[tuple[int, bytes]]:

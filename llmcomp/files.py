@@ -125,7 +125,7 @@ def salvage_file(
 ) -> tuple[FileReport, SalvageSummary]:
     """Write the intact segments of a damaged archive, one behind the other; the archive is always kept.
 
-    The summary's `lost` tells which bytes of the original are missing.
+    The summary's `lost` tells which bytes of the original are missing. CorruptArchive where all of them are.
     """
     path = os.fspath(source)
     output = _content_name(path) if output is None else os.fspath(output)
@@ -135,6 +135,8 @@ def salvage_file(
         if not file.seekable():
             raise Error(f"{path}: a damaged archive is searched, which a pipe does not allow")
         found.append(salvage_stream(file, target, model, device=device, on_bytes=on_bytes))
+        if found[0].lost and not found[0].n_segments:
+            raise CorruptArchive("no segment of the archive is intact: nothing is written")
         return StreamSummary(found[0].content_bytes, file.seek(0, os.SEEK_END), found[0].n_segments, 0)
 
     report = _convert(path, output, work, _Options(True, force, progress, "salvage"))
@@ -183,9 +185,11 @@ def _convert(path: str, output: str, work: Work, options: _Options) -> FileRepor
         raise Skipped(f"{output} exists already: not overwritten (-f overwrites)")
     if path != STANDARD_STREAM and target_path.exists() and target_path.samefile(path):
         raise Error(f"{path} would be overwritten by its own output")
-    with _signals_raise(), written_beside(target_path, replace=options.force) as target:
+    is_special = target_path.exists() and not target_path.is_file()
+    opened = _written_to(target_path) if is_special else written_beside(target_path, replace=options.force)
+    with _signals_raise(), opened as target:
         report = _run(path, output, target, work, options)
-        if path != STANDARD_STREAM:
+        if path != STANDARD_STREAM and not is_special:
             _copy_attributes(path, target)
     if path != STANDARD_STREAM and not options.keep:
         with error_of_path(path):
@@ -193,7 +197,16 @@ def _convert(path: str, output: str, work: Work, options: _Options) -> FileRepor
     return report
 
 
+@contextlib.contextmanager
+def _written_to(path: Path) -> Iterator[BinaryIO]:
+    """A device or a pipe, which takes what it is given: to rename a file over it would put an end to it."""
+    with error_of_path(path), path.open("wb") as file:
+        yield file
+
+
 def _to_standard_output(path: str, work: Work, options: _Options) -> FileReport:
+    if sys.stdout is None:
+        raise Error("standard output is closed: name a file with -o")
     if options.verb == "compress" and sys.stdout.isatty() and not options.force:
         raise Error("compressed bytes are not written to a terminal: redirect them, or name a file with -o")
     try:
@@ -236,6 +249,8 @@ def _run(path: str, output: str, target: BinaryIO, work: Work, options: _Options
 @contextlib.contextmanager
 def _opened(path: str, options: _Options) -> Iterator[BinaryIO]:
     if path == STANDARD_STREAM:
+        if sys.stdin is None:
+            raise Error("standard input is closed: name a file to read")
         yield sys.stdin.buffer
         return
     with error_of_path(path):

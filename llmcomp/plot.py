@@ -454,7 +454,7 @@ def plot_all(
     table: pd.DataFrame,
     out_folder: str | os.PathLike[str],
     laws: Any = None,
-    formats: Sequence[str] = ("png", "pdf"),
+    formats: str | Sequence[str] = ("png", "pdf"),
     resamples: int = 0,
 ) -> list[Path]:
     """Draws every figure that the table has data for and writes it in every format; returns the paths.
@@ -463,6 +463,10 @@ def plot_all(
     additive law is fitted to every data set that allows it; figures of a law are left out where it cannot be fitted).
     """
     out_folder = Path(out_folder)
+    formats = [formats] if isinstance(formats, str) else list(formats)
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if unknown := [kind for kind in formats if kind not in known]:
+        raise Error(f"no figure has format {unknown[0]!r}; there are {', '.join(known)}")
     groups = groups_of(table)
     kinds = sorted({(str(cells["protocol"].iloc[0]), str(cells["mapping"].iloc[0])) for cells, _ in groups})
     paths: list[Path] = []

@@ -132,6 +132,26 @@ def test_salvage_of_a_file(source, tmp_path):
     assert archive.exists()
 
 
+def test_salvage_of_nothing_writes_nothing(tmp_path):
+    archive = tmp_path / "cut.llmc"
+    archive.write_bytes(compress(TEXT, TINY, segment_bytes=100)[:60])
+    with pytest.raises(CorruptArchive, match="no segment"):
+        salvage_file(archive, TINY, progress=False)
+    assert names(tmp_path) == {"cut.llmc"}
+
+
+def test_a_pipe_is_written_to_not_replaced(source, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    compress_file(source, TINY, output=pipe, force=True, **SMALL)
+    assert os.read(reader, 1 << 16) == compress(TEXT, TINY, segment_bytes=100)
+    os.close(reader)
+    assert pipe.is_fifo()
+    with pytest.raises(Skipped, match="exists"):
+        compress_file(source, TINY, output=pipe, **SMALL)
+
+
 PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})

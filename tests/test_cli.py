@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hub_server import neox_config, neox_tensors, write_checkpoint
+from pyarrow import parquet
 from real_data import DATA, needs_data
 from safetensors.numpy import save
 
@@ -164,6 +166,38 @@ def test_info(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "serial" in capsys.readouterr().out
 
 
+def refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def test_info_of_several_files(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    assert main(["compress", "-q", "-k", "-m", "pico-13k", str(empty)]) == 0
+    assert main(["info", "--json", str(text_file), f"{empty}.llmc"]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1 and str(text_file) in captured.err
+    for told in (captured.out, main(["compress", "-l", "--json", f"{empty}.llmc"]) or capsys.readouterr().out):
+        (about,) = json.loads(told, parse_constant=refuse_constant)
+        assert about["content_bytes"] == 0 and about["ratio"] is None
+
+
+def test_a_name_that_the_terminal_cannot_show(text_file: Path, tmp_path: Path) -> None:
+    archive = os.fsencode(tmp_path) + b"/\xff.llmc"
+    assert main(["compress", "-q", "-k", "-m", "pico-13k", "-o", os.fsdecode(archive), str(text_file)]) == 0
+    for command in (["info"], ["decompress", "-l"]):
+        answer = run(*command, os.fsdecode(archive), env={"PYTHONIOENCODING": "utf-8:strict"})
+        assert answer.returncode == 0, answer.stderr
+        assert b"pico-13k" in answer.stdout
+
+
+def test_standard_streams_that_are_closed(text_file: Path) -> None:
+    compress = f"{sys.executable} -m llmcomp compress -q -m pico-13k"
+    for command, words in ((f"{compress} -c {text_file} >&-", b"output is closed"), (f"{compress} <&-", b"input is")):
+        answer = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
+        assert (answer.returncode, answer.stderr.count(b"\n")) == (1, 1) and words in answer.stderr, answer.stderr
+
+
 def test_list_as_gzip_does(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     noise, foreign = tmp_path / "noise", tmp_path / "foreign.llmc"
     noise.write_bytes(random.Random(0).randbytes(256))
@@ -300,6 +334,31 @@ def two_outputs(folder: Path) -> list[str]:
     return ["compress", "-o", str(folder / "out"), "a", "b"]
 
 
+def two_archives_on_one_output(folder: Path) -> list[str]:
+    return ["compress", "-c", "a", "b"]
+
+
+def output_in_no_folder(folder: Path) -> list[str]:
+    (folder / "text").write_bytes(TEXT)
+    return ["compress", "-q", "-m", "pico-13k", "-o", str(folder / "nowhere" / "out"), str(folder / "text")]
+
+
+def unknown_figure_format(folder: Path) -> list[str]:
+    return ["plot", "--published", "--format=webpage", f"--out={folder / 'figures'}"]
+
+
+def other_table(folder: Path) -> list[str]:
+    (folder / "other").mkdir()
+    parquet.write_table(pa.table({"x": [1]}), folder / "other" / "x.parquet")
+    return ["score", "pico-13k", f"--dataset=image={folder / 'other'}"]
+
+
+def damaged_table(folder: Path) -> list[str]:
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "x.parquet").write_bytes(b"PAR1" + bytes(20))
+    return ["score", "pico-13k", f"--dataset=image={folder / 'damaged'}"]
+
+
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
@@ -316,6 +375,11 @@ def two_outputs(folder: Path) -> list[str]:
         (unknown_dataset, "novels"),
         (unknown_mirror, "everything"),
         (two_outputs, "-o names one file"),
+        (two_archives_on_one_output, "one standard output"),
+        (output_in_no_folder, "nowhere/out: No such file"),
+        (unknown_figure_format, "'webpage'"),
+        (other_table, "x.parquet"),
+        (damaged_table, "x.parquet"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

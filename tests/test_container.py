@@ -97,6 +97,10 @@ def test_round_trip_and_random_access(n, segment_bytes, model, every):
     for number in random.Random(1).sample(range(len(segments)), len(segments)):
         assert index.segment(number) == segments[number]
     assert list(salvage_segments(io.BytesIO(blob))) == segments
+    assert index.n_stored() == sum(segment.stored for segment in segments)
+    for pad in (blob, blob[-1:] + blob):
+        with pytest.raises(CorruptArchive):
+            ArchiveIndex(io.BytesIO(blob + pad)).n_stored()
 
 
 def test_index_entries_lead_to_their_segments():
