@@ -281,9 +281,8 @@ def test_flush_to_zero_of_the_caller_changes_nothing(backend: str) -> None:
     assert_same_bits(steps, expected)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_short_weights_equal_their_widened_ones(backend: str, dtype: str) -> None:
-    config = make_config(hidden_size=42, rotary_pct=0.3, intermediate_size=67)
+def short_and_wide(config: dict, dtype: str) -> tuple[ExactModel, ExactModel]:
+    """A model with weights of 16 bits, and one with the same weights in float32."""
     weights = make_weights(config)
     weights["embed_out.weight"][0] = 6e-8  # a denormal of float16
     short, wide = {}, {}
@@ -295,10 +294,29 @@ def test_short_weights_equal_their_widened_ones(backend: str, dtype: str) -> Non
             upper = (value.view(np.uint32) >> 16).astype(np.uint16)
             short[name] = Tensor(upper, "bfloat16")
             wide[name] = (upper.astype(np.uint32) << 16).view(np.float32)
+    return ExactModel(config, short), ExactModel(config, wide)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_short_weights_equal_their_widened_ones(backend: str, dtype: str) -> None:
+    model, wide = short_and_wide(make_config(hidden_size=42, rotary_pct=0.3, intermediate_size=67), dtype)
     tokens = np.random.default_rng(2).integers(0, 61, (2, 30))
-    model = ExactModel(config, short)
     assert model.dtype == dtype
-    assert_same_bits(model.logits(tokens), serial_logits(ExactModel(config, wide), tokens))
+    assert_same_bits(model.logits(tokens), serial_logits(wide, tokens))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("intermediate", [96, 2060])
+def test_steps_with_short_weights_for_any_number_of_streams(backend: str, dtype: str, intermediate: int) -> None:
+    """Rows that come in blocks and rows left over, chains in one piece and cut, few tokens and a panel of them."""
+    config = make_config(hidden_size=72, num_attention_heads=2, rotary_pct=0.5, intermediate_size=intermediate)
+    model, wide = short_and_wide(config, dtype)
+    tokens = np.random.default_rng(3).integers(0, 61, (17, 2))
+    expected = serial_logits(wide, tokens)
+    for n_streams in (1, 2, 3, 5, 8, 9, 17):
+        session = model.session(n_streams)
+        for position in range(tokens.shape[1]):
+            assert_same_bits(session.step(tokens[:n_streams, position]), expected[:n_streams, position])
 
 
 def test_threads_share_a_model_and_a_session_is_one_thread_s() -> None:

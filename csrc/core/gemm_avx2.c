@@ -7,10 +7,10 @@
 #if defined(__x86_64__)
 #include "vec_avx2.h"
 
-#include "few_avx2.h"
+#include "short_avx2.h"
 
 #define LMC_NEOX_KERNELS lmc_neox_kernels_avx2
-#define LMC_TAKES_SHORT 1
+#define LMC_TILE_ROWS 6
 #define LMC_LINE_FLOATS 16
 
 /* sums += weights of one column times the lanes of one feature. */
@@ -35,7 +35,7 @@ LMC_INLINE void tile(const lmc_product_t *p, size_t row, size_t panel, const siz
                      const size_t n_vectors) {
     const float *weights = (const float *)p->weights + (ptrdiff_t)row * p->row_stride;
     const float *input = p->input + panel * p->input_stride;
-    const char *ahead = panel == 0 ? lmc_next_tile(p, row, n_rows) : NULL;
+    const char *ahead = panel == 0 ? lmc_next_tile(p, row, n_rows) : NULL, *short_ahead = p->ahead;
     float *out = p->output + panel * p->output_stride + row * LMC_LANES;
     ptrdiff_t row_stride = p->row_stride, k_stride = p->k_stride;
     size_t left = p->n_k;
@@ -52,6 +52,11 @@ LMC_INLINE void tile(const lmc_product_t *p, size_t row, size_t panel, const siz
             for (size_t r = 0; r < n_rows; r++)
                 _mm_prefetch(ahead + r * LMC_LINE_BYTES, _MM_HINT_T0);
             ahead += n_rows * LMC_LINE_BYTES;
+        } else if (short_ahead != NULL) {
+#pragma GCC unroll 6
+            for (size_t line = 0; line < n_rows / 2; line++)
+                _mm_prefetch(short_ahead + line * LMC_LINE_BYTES, _MM_HINT_T0);
+            short_ahead += n_rows / 2 * LMC_LINE_BYTES;
         }
 #pragma GCC unroll 4
         for (size_t k = 0; k < LMC_LINE_FLOATS; k++, weights += k_stride, input += LMC_LANES)
@@ -120,7 +125,6 @@ static void lmc_product_run(const lmc_product_t *p) {
         product_8_lanes(p);
 }
 
-#include "transpose_avx2.h"
 #include "neox_lanes.h"
 
 #endif

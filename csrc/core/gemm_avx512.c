@@ -5,10 +5,10 @@
 #if defined(__x86_64__)
 #include "vec_avx512.h"
 
-#include "few_avx2.h"
+#include "short_avx2.h"
 
 #define LMC_NEOX_KERNELS lmc_neox_kernels_avx512
-#define LMC_TAKES_SHORT 1
+#define LMC_TILE_ROWS 24
 
 /* n_rows and n_panels are constants at every call, so that the accumulators live in registers: 24 of the 32.
  */
@@ -74,7 +74,6 @@ static void lmc_product_run(const lmc_product_t *p) {
     }
 }
 
-#include "transpose_avx2.h"
 #include "neox_lanes.h"
 
 #endif

@@ -6,7 +6,8 @@
 #include "vec_neon.h"
 
 #define LMC_NEOX_KERNELS lmc_neox_kernels_neon
-#define LMC_TAKES_SHORT 0
+#define LMC_SHORT_LANES 0
+#define LMC_TILE_ROWS 6
 #define LMC_INLINE static inline __attribute__((always_inline))
 
 /* n_rows is a constant at every call, so that the accumulators live in registers: 24 of the 32. */

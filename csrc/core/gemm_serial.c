@@ -4,7 +4,8 @@
 #include "vec_serial.h"
 
 #define LMC_NEOX_KERNELS lmc_neox_kernels_serial
-#define LMC_TAKES_SHORT 0
+#define LMC_SHORT_LANES 0
+#define LMC_TILE_ROWS 8
 
 static void lmc_product_panel(const lmc_product_t *p, const float *input, float *output) {
     for (size_t row = 0; row < p->n_rows; row++) {

@@ -58,6 +58,7 @@ typedef struct lmc_matrix {
     lmc_neox_tensor_t weight; /* [n_rows][n_k] */
     const float *bias;
     size_t n_rows, n_k;
+    size_t block_rows;  /* of a task; run_matrix chooses */
     const float *input; /* panels of n_k features */
     float *output;      /* panels of n_rows features; NULL: rows are written to the lanes of logits */
     int with_gelu;
@@ -97,6 +98,8 @@ static void multiply_rows(const lmc_matrix_t *matrix, size_t first_row, size_t b
             product->weights = buffer;
             product->dtype = LMC_FLOAT32;
             product->row_stride = (ptrdiff_t)(product->n_k + LMC_ROW_GAP);
+            if (product->n_panels == 1 && product->n_k == matrix->n_k)
+                product->ahead = weights + product->n_rows * matrix->n_k * element_bytes;
             for (size_t row = 0; row < product->n_rows; row++)
                 kernels->widen(weights + row * matrix->n_k * element_bytes, matrix->weight.dtype,
                                product->n_k, buffer + (ptrdiff_t)row * product->row_stride);
@@ -140,14 +143,14 @@ static void matrix_block(void *argument, size_t block, size_t slot) {
     const lmc_group_t *group = matrix->group;
     const lmc_neox_kernels_t *kernels = kernels_of(group->forward);
     const lmc_task_buffers_t *buffers = &group->forward->tasks[slot];
-    size_t first_row = block * LMC_BLOCK_ROWS, left = matrix->n_rows - first_row;
-    size_t n_rows = left < LMC_BLOCK_ROWS ? left : LMC_BLOCK_ROWS, n_lanes = lanes_of(group);
-    int to_panels = matrix->output != NULL, is_few = group->n_panels == 1 && n_lanes <= LMC_SHORT_LANES;
-    int is_widened = matrix->weight.dtype != LMC_FLOAT32 && !(is_few && kernels->takes_short);
-    size_t part = LMC_BLOCK_ROWS, block_k = group->n_panels == 1 ? matrix->n_k : LMC_BLOCK_K;
+    size_t first_row = block * matrix->block_rows, left = matrix->n_rows - first_row;
+    size_t n_rows = left < matrix->block_rows ? left : matrix->block_rows, n_lanes = lanes_of(group);
+    int to_panels = matrix->output != NULL, is_single = group->n_panels == 1;
+    int is_widened = matrix->weight.dtype != LMC_FLOAT32 && !(is_single && n_lanes <= kernels->short_lanes);
+    size_t part = matrix->block_rows, block_k = is_single ? matrix->n_k : LMC_BLOCK_K;
     if (is_widened) {
-        part = is_few ? LMC_FEW_ROWS : LMC_BLOCK_ROWS;
-        block_k = is_few ? LMC_FEW_K : LMC_WIDENED_K;
+        part = is_single ? kernels->tile_rows : LMC_BLOCK_ROWS;
+        block_k = LMC_WIDENED_K;
     }
     float *output = to_panels ? matrix->output + first_row * LMC_LANES : buffers->output;
     lmc_product_t product = {.k_stride = 1,
@@ -168,11 +171,23 @@ static void matrix_block(void *argument, size_t block, size_t slot) {
         kernels->gelu(output + i * product.output_stride, n_rows * LMC_LANES);
 }
 
-static void run_matrix(const lmc_matrix_t *matrix) {
-    size_t n_blocks = (matrix->n_rows + LMC_BLOCK_ROWS - 1) / LMC_BLOCK_ROWS;
+/* A single panel takes more rows at a time, as long as that leaves a few tasks for every thread: what a
+ * kernel does once for all rows is little then, and the rows of the head fill the memory that they have for
+ * many panels. */
+static size_t choose_block_rows(const lmc_matrix_t *matrix) {
+    const lmc_executor_t *inner = matrix->group->forward->inner;
+    size_t n_tasks = inner == NULL ? 1 : LMC_TASKS_PER_SLOT * lmc_slot_count(inner);
+    size_t n_blocks = matrix->n_rows / (n_tasks * LMC_BLOCK_ROWS);
+    if (matrix->group->n_panels > 1 || n_blocks <= 1) return LMC_BLOCK_ROWS;
+    return (n_blocks < LMC_GROUP_PANELS ? n_blocks : LMC_GROUP_PANELS) * LMC_BLOCK_ROWS;
+}
+
+static void run_matrix(lmc_matrix_t *matrix) {
+    matrix->block_rows = choose_block_rows(matrix);
+    size_t n_blocks = (matrix->n_rows + matrix->block_rows - 1) / matrix->block_rows;
     if (matrix->weight.scales != NULL)
-        run_in_group(matrix->group, matrix->group->n_panels, quantise_panel, (void *)matrix);
-    run_in_group(matrix->group, n_blocks, matrix_block, (void *)matrix);
+        run_in_group(matrix->group, matrix->group->n_panels, quantise_panel, matrix);
+    run_in_group(matrix->group, n_blocks, matrix_block, matrix);
 }
 
 static void apply_linear(const lmc_group_t *group, lmc_neox_tensor_t weight, const float *bias, size_t n_rows,

@@ -12,15 +12,12 @@
 #define LMC_GROUP_PANELS 8
 #define LMC_BLOCK_ROWS 48
 #define LMC_BLOCK_K 1024
-/* Short weights are widened first, into a block of BLOCK_ROWS x WIDENED_K, or for few tokens, which use each
- * weight but a few times, FEW_ROWS x FEW_K. ROW_GAP lies between rows in the buffer, which holds either. */
+#define LMC_TASKS_PER_SLOT 4
+/* Short weights are widened first, into a block of BLOCK_ROWS x WIDENED_K, or for a single panel, which uses
+ * each weight but once, of a tile's rows x WIDENED_K. ROW_GAP lies between rows in the buffer. */
 #define LMC_WIDENED_K 512
-#define LMC_FEW_ROWS 8
-#define LMC_FEW_K 512
 #define LMC_ROW_GAP 16
 #define LMC_WEIGHT_BUFFER_FLOATS ((size_t)LMC_BLOCK_ROWS * (LMC_WIDENED_K + LMC_ROW_GAP))
-_Static_assert(LMC_WEIGHT_BUFFER_FLOATS >= LMC_FEW_ROWS * (LMC_FEW_K + LMC_ROW_GAP),
-               "the larger block is the other");
 
 /* Floats between rows of logits that wait for their numbers: not a power of two. */
 static inline size_t lmc_logits_stride(const lmc_neox_config_t *config) {

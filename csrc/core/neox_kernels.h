@@ -10,15 +10,13 @@
 #include "llmcomp/cdf.h"
 
 #define LMC_LANES 16
-/* A backend that takes 16-bit weights takes them for so many tokens at most. */
-#define LMC_SHORT_LANES 8
 
 /* output[row] = bias[row] + chain of fma over k, ascending from +0, of weights[row * row_stride + k *
  * k_stride] and input[k], for each panel and lane. The chain may be cut: a later call with resume set goes on
  * from the output; only the last call has the bias (NULL: none is added). n_k may be 0. */
 typedef struct lmc_product {
     const void *weights;
-    lmc_dtype dtype; /* of the weights: binary32, but where takes_short */
+    lmc_dtype dtype; /* of the weights: binary32, but up to short_lanes */
     ptrdiff_t row_stride, k_stride;
     size_t n_rows, n_k;
     const float *input; /* n_panels of [n_k][LMC_LANES], input_stride floats apart */
@@ -27,6 +25,8 @@ typedef struct lmc_product {
     size_t n_lanes;    /* lanes from this one on need not be computed */
     const float *bias; /* [n_rows] */
     int resume;
+    /* Weights that will be wanted next, from which these were widened; NULL: nothing is known of them. */
+    const char *ahead;
 } lmc_product_t;
 
 /* Keys and values of one head of one stream: key j is keys[(j / 16) * head_dim * 16 + d * 16 + j % 16]
@@ -40,8 +40,10 @@ typedef struct lmc_attention {
 
 typedef struct lmc_neox_kernels {
     void (*product)(const lmc_product_t *product);
-    /* Whether product takes float16 and bfloat16 weights of one panel with LMC_SHORT_LANES lanes or fewer. */
-    int takes_short;
+    /* product takes float16 and bfloat16 weights of one panel with so many lanes or fewer. */
+    size_t short_lanes;
+    /* Rows that product likes to have of a single panel's widened weights. */
+    size_t tile_rows;
     /* Exact widening of n elements. */
     void (*widen)(const void *source, lmc_dtype dtype, size_t n, float *target);
     void (*layer_norm)(const float *input, size_t n_features, const float *gain, const float *bias,

@@ -367,7 +367,8 @@ static void lmc_attend_stream_run(const lmc_attention_t *attention, const float 
 
 const lmc_neox_kernels_t LMC_NEOX_KERNELS = {
     .product = lmc_product_run,
-    .takes_short = LMC_TAKES_SHORT,
+    .short_lanes = LMC_SHORT_LANES,
+    .tile_rows = LMC_TILE_ROWS,
     .widen = lmc_widen_run,
     .layer_norm = lmc_layer_norm_run,
     .gelu = lmc_gelu_run,
