@@ -123,13 +123,13 @@ def _dense_strides(shape: Sequence[int], item_bytes: int) -> tuple[int, ...]:
     return tuple(strides)[::-1] if shape else ()
 
 
-def _view_of_interface(interface: dict[str, Any], name: str) -> View:
+def _view_of_interface(interface: dict[str, Any], name: str, device: int) -> View:
     dtype = _OF_INTERFACE.get(interface["typestr"])
     if dtype is None:
         raise Error(f"{name} have type {interface['typestr']!r}, which is not a type that llmcomp takes")
     shape = tuple(interface["shape"])
     strides = interface.get("strides") or _dense_strides(shape, _ITEM_BYTES[dtype])
-    return View(interface["data"][0] or 0, -1, dtype, shape, tuple(strides))
+    return View(interface["data"][0] or 0, device, dtype, shape, tuple(strides))
 
 
 class Caller:
@@ -146,28 +146,51 @@ class Caller:
             self.stream = int(self.torch.cuda.current_stream(self.device).cuda_stream)
         elif self.cupy is not None:
             self.device = int(logits.device.id)
-            self.stream = int(self.cupy.cuda.get_current_stream().ptr)
+            with logits.device:  # CuPy's current stream and new arrays are of its current device
+                self.stream = int(self.cupy.cuda.get_current_stream().ptr)
+        elif hasattr(logits, "__dlpack_device__"):
+            self.device, self.stream = int(logits.__dlpack_device__()[1]), 0
         else:
-            has_dlpack = hasattr(logits, "__dlpack_device__")
-            self.device = int(logits.__dlpack_device__()[1]) if has_dlpack else 0
-            told = None if has_dlpack else logits.__cuda_array_interface__.get("stream")
-            self.stream = int(told or 0)
+            interface = logits.__cuda_array_interface__
+            self.device = self._device_of(interface["data"][0], "logits")
+            self.stream = int(interface.get("stream") or 0)
+        self._has_foreign = False
+
+    def _device_of(self, pointer: int | None, name: str) -> int:
+        """``__cuda_array_interface__`` does not tell it."""
+        device = int(self.module.device_of(pointer)) if pointer else getattr(self, "device", 0)
+        if device < 0:
+            raise Error(f"{name} have __cuda_array_interface__, but their memory is not that of a CUDA device")
+        return device
+
+    def _is_of_caller(self, array: Any) -> bool:
+        """Whether torch or CuPy, of whose logits this call is, made the array."""
+        kind = self.torch.Tensor if self.torch is not None else self.cupy.ndarray if self.cupy is not None else None
+        return kind is not None and isinstance(array, kind)
 
     def view(self, array: Any, name: str) -> View:
-        if not hasattr(array, "__dlpack__"):
-            view = _view_of_interface(array.__cuda_array_interface__, name)
-            return View(view.pointer, self.device, view.dtype, view.shape, view.strides)
-        if self.torch is not None and getattr(array, "requires_grad", False):
+        of_caller = self._is_of_caller(array)
+        self._has_foreign |= not of_caller and not isinstance(array, DeviceArray)
+        view = self._view_of_dlpack(array, name, of_caller) if hasattr(array, "__dlpack__") else None
+        if view is None:
+            interface = array.__cuda_array_interface__
+            view = _view_of_interface(interface, name, self._device_of(interface["data"][0], name))
+            told = int(interface.get("stream") or 0)
+            if not of_caller and told and told != (self.stream or _LEGACY_STREAM):
+                self.module.download_rows(self.device, told, 0, 0, 0, 0)  # waits for the work that makes the array
+        if view.device != self.device:
+            raise Error(f"{name} are on CUDA device {view.device}; expected device {self.device}, where the logits are")
+        return view
+
+    def _view_of_dlpack(self, array: Any, name: str, of_caller: bool) -> View:
+        if getattr(array, "requires_grad", False):
             array = array.detach()
-        # torch and CuPy: the array is used on its own current stream, no waiting; others wait for their own work.
-        of_caller = self.torch is not None or self.cupy is not None
+        # The caller's arrays are used on his own current stream, no waiting; others wait for their own work.
         capsule = array.__dlpack__(stream=-1 if of_caller else self.stream or _LEGACY_STREAM)
         pointer, _, device, code, bits, shape, strides = self.module.dlpack_view(capsule)
         dtype = _DTYPES.get((code, bits))
         if dtype is None:
             raise Error(f"{name} have DLPack type code {code} of {bits} bits, which is not a type that llmcomp takes")
-        if device != self.device:
-            raise Error(f"{name} are on CUDA device {device}; expected device {self.device}, where the logits are")
         item_bytes = _ITEM_BYTES[dtype]
         in_bytes = _dense_strides(shape, item_bytes) if strides is None else tuple(s * item_bytes for s in strides)
         return View(pointer, device, dtype, shape, in_bytes)
@@ -179,7 +202,8 @@ class Caller:
             name = "int64" if dtype == "uint64" else dtype
             return self.torch.empty(shape, dtype=getattr(self.torch, name), device=self.logits.device)
         if self.cupy is not None:
-            return self.cupy.empty(shape, dtype=dtype)
+            with self.logits.device:
+                return self.cupy.empty(shape, dtype=dtype)
         return DeviceArray(shape, dtype, self.device)
 
     def pointer(self, array: Any) -> int:
@@ -262,8 +286,7 @@ class Caller:
 
         torch and CuPy free in the order of their stream, and freeing a `DeviceArray` waits; others do neither.
         """
-        frees_in_order = self.torch is not None or self.cupy is not None or isinstance(self.logits, DeviceArray)
-        if not frees_in_order and not self.is_capturing():
+        if self._has_foreign and not self.is_capturing():
             self.module.download_rows(self.device, self.stream, 0, 0, 0, 0)
 
     # Errors.

@@ -58,6 +58,7 @@ class StandIn(types.ModuleType):
         self.places: dict[int, tuple[int, int]] = {}
         self.capturing = False
         self.calls: list[str] = []
+        self.devices: dict[int, int] = {}  # of addresses that are not on device 0
 
     def machine(self) -> tuple:
         return 13000, [{"name": "stand-in"}], None
@@ -66,7 +67,7 @@ class StandIn(types.ModuleType):
         ctypes.memmove(pointer, bytes(data), len(bytes(data)))
 
     def download_rows(self, device: int, stream: int, pointer: int, pitch: int, n_bytes: int, n_rows: int) -> bytes:
-        self.calls.append("wait")
+        self.calls.append(f"wait {stream}" if stream else "wait")
         return b"".join(ctypes.string_at(pointer + i * pitch, n_bytes) for i in range(n_rows))
 
     def copy_rows_on_device(
@@ -84,6 +85,9 @@ class StandIn(types.ModuleType):
 
     def is_capturing(self, device: int, stream: int) -> bool:
         return self.capturing
+
+    def device_of(self, pointer: int) -> int:
+        return self.devices.get(pointer, 0)
 
     def _report(self, error: int, row: int, status: int) -> None:
         found = int(read(error, 1, np.uint64)[0])
@@ -170,12 +174,16 @@ class StandIn(types.ModuleType):
 class OnDevice:
     """A NumPy array that only shows itself over __cuda_array_interface__, as Numba's device arrays do."""
 
-    def __init__(self, array: np.ndarray) -> None:
-        self._array = array
+    def __init__(self, array: np.ndarray, stream: int | None = None) -> None:
+        self._array, self._stream = array, stream
+
+    @property
+    def pointer(self) -> int:
+        return int(self._array.ctypes.data)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        interface = dict(self._array.__array_interface__, version=3, stream=None)
+        interface = dict(self._array.__array_interface__, version=3, stream=self._stream)
         return {**interface, "strides": None if self._array.flags.c_contiguous else self._array.strides}
 
     def reshape(self, *shape: int) -> np.ndarray:
@@ -283,6 +291,68 @@ def test_arrays_of_unknown_frameworks_may_be_freed_after_a_step(stand_in: StandI
     decoder = llmcomp.Decoder(encoder.finish())
     decoder.pull(OnDevice(logits))
     assert stand_in.calls[-2:] == ["decode_step", "wait"]
+
+
+def test_the_work_that_makes_an_array_on_another_stream_is_waited_for(stand_in: StandIn) -> None:
+    logits, tokens = sample(3, 8)
+    encoder = llmcomp.Encoder(3)
+    encoder.push(OnDevice(logits, stream=7), OnDevice(tokens, stream=7), OnDevice(np.ones(3, np.bool_)))
+    assert stand_in.calls == ["encoders_put", "wait 7"]
+    encoder.push(OnDevice(logits, stream=7), OnDevice(tokens, stream=8), OnDevice(np.ones(3, np.bool_), stream=1))
+    assert stand_in.calls[2:] == ["wait 8", "wait 1", "encoders_put", "wait 7"]
+
+
+def test_arrays_are_used_on_the_device_that_has_their_memory(stand_in: StandIn) -> None:
+    logits, tokens = (OnDevice(array) for array in sample(3, 8))
+    stand_in.devices = {logits.pointer: 1, tokens.pointer: 1}
+    found = llmcomp.intervals(logits, tokens)
+    assert [part.device for part in found] == [1, 1, 1]
+    stand_in.devices[tokens.pointer] = 0
+    with pytest.raises(llmcomp.Error, match="tokens are on CUDA device 0; expected device 1"):
+        llmcomp.intervals(logits, tokens)
+    stand_in.devices[logits.pointer] = -1
+    with pytest.raises(llmcomp.Error, match="logits have __cuda_array_interface__, but their memory is not that"):
+        llmcomp.intervals(logits, tokens)
+
+
+class CupyDevice:
+    current = 0
+
+    def __init__(self, number: int) -> None:
+        self.id = number
+
+    def __enter__(self) -> None:
+        self.before, CupyDevice.current = CupyDevice.current, self.id
+
+    def __exit__(self, *_: object) -> None:
+        CupyDevice.current = self.before
+
+
+class CupyArray(OnDevice):
+    def __init__(self, array: np.ndarray) -> None:
+        super().__init__(array, stream=70)
+        self.device, self.data = CupyDevice(CupyDevice.current), types.SimpleNamespace(ptr=self.pointer)
+
+
+def test_results_for_cupy_are_on_the_device_of_the_logits(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New arrays and the current stream are of the device that is current in CuPy, which may be another one."""
+    streams = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=70 + CupyDevice.current))
+    cupy = types.SimpleNamespace(
+        ndarray=CupyArray, cuda=streams, empty=lambda shape, dtype: CupyArray(np.empty(shape, dtype))
+    )
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    logits, tokens = sample(3, 8)
+    with CupyDevice(1):
+        there = CupyArray(logits), CupyArray(tokens)
+    stand_in.device_of = lambda pointer: 1  # type: ignore[method-assign]
+    found = llmcomp.intervals(*there)
+    assert [part.device.id for part in found] == [1, 1, 1]
+    for part, expected in zip(found, llmcomp.intervals(logits, tokens), strict=True):
+        np.testing.assert_array_equal(part._array, expected)
+    encoder = llmcomp.Encoder(3)
+    encoder.push(*there)
+    assert encoder._on_device._stream == 71
+    assert "wait" not in " ".join(stand_in.calls)
 
 
 def test_a_call_that_does_not_wait_leaves_errors_on_the_device(stand_in: StandIn) -> None:

@@ -337,6 +337,17 @@ static PyObject *is_capturing(PyObject *module, PyObject *arguments) {
     return result < 0 ? NULL : PyBool_FromLong(capture != cudaStreamCaptureStatusNone);
 }
 
+/* The number of the device that memory belongs to; negative for memory that is none's. */
+static PyObject *device_of(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    struct cudaPointerAttributes attributes;
+    number_t pointer;
+    if (!PyArg_ParseTuple(arguments, "K", &pointer)) return NULL;
+    int status = cudaPointerGetAttributes(&attributes, POINTER(const void *, pointer));
+    if (status != cudaSuccess) return lmc_py_raise_cuda(state->error, status);
+    return PyLong_FromLong(attributes.type == cudaMemoryTypeUnregistered ? -1 : attributes.device);
+}
+
 /* What this machine has. */
 
 static PyObject *device_description(int device) {
@@ -385,6 +396,7 @@ static PyMethodDef functions[] = {
     FUNCTION(error_clear, "error_clear(device, stream, error)."),
     FUNCTION(error_read, "error_read(device, stream, error): None or (row, is_token, phrase); waits."),
     FUNCTION(is_capturing, "is_capturing(device, stream)."),
+    FUNCTION(device_of, "device_of(pointer): negative where no device has it."),
     {NULL, NULL, 0, NULL},
 };
 

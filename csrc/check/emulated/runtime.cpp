@@ -75,6 +75,14 @@ cudaError_t cudaFree(void *memory) {
     return cudaSuccess;
 }
 
+cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, const void *memory) {
+    std::lock_guard<std::mutex> hold(memory_lock);
+    *attributes = {cudaMemoryTypeUnregistered, -2};
+    for (const auto &[begin, n_bytes] : allocations)
+        if ((uintptr_t)memory - (uintptr_t)begin < n_bytes) *attributes = {cudaMemoryTypeDevice, 0};
+    return cudaSuccess;
+}
+
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
     *free_bytes = emulated_machine.memory_bytes - emulated_machine.bytes_in_use;
     *total_bytes = emulated_machine.memory_bytes;
