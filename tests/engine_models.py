@@ -33,6 +33,20 @@ DEFAULT = {
 }
 
 
+VARIANTS = {
+    "parallel": {},
+    "sequential": {"use_parallel_residual": False},
+    "full rotary": {"rotary_pct": 1.0, "rotary_emb_base": 5000},
+    "no rotary": {"rotary_pct": 0.0},
+    "tied": {"tie_word_embeddings": True},
+    "no attention bias": {"attention_bias": False},
+    "odd sizes": {"hidden_size": 42, "rotary_pct": 0.3, "intermediate_size": 67, "vocab_size": 53},
+    "one head of 144": {"hidden_size": 144, "num_attention_heads": 1, "num_hidden_layers": 1},
+    "heads of 40": {"hidden_size": 80, "num_attention_heads": 2, "num_hidden_layers": 1},
+    "wide": {"hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 1100, "vocab_size": 1031},
+}
+
+
 def make_config(**changes: Any) -> dict[str, Any]:
     return {**DEFAULT, **changes}
 

@@ -1,4 +1,5 @@
-"""The exact engine: right (against binary64 and transformers) and the same bits however the work is cut."""
+"""The exact engine: right (against binary64 and transformers), and the same bits where floats are special. What is
+asked of 8-bit integers too is in test_engine_bits.py."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_models import (
+    VARIANTS,
     assert_same_bits,
     draw,
     make_config,
@@ -19,21 +21,8 @@ from engine_models import (
 
 import llmcomp
 from llmcomp import _core
-from llmcomp.engine_exact import ExactModel, Tensor, load_exact
+from llmcomp.engine_exact import ExactModel, load_exact
 from llmcomp.errors import Error
-
-VARIANTS = {
-    "parallel": {},
-    "sequential": {"use_parallel_residual": False},
-    "full rotary": {"rotary_pct": 1.0, "rotary_emb_base": 5000},
-    "no rotary": {"rotary_pct": 0.0},
-    "tied": {"tie_word_embeddings": True},
-    "no attention bias": {"attention_bias": False},
-    "odd sizes": {"hidden_size": 42, "rotary_pct": 0.3, "intermediate_size": 67, "vocab_size": 53},
-    "one head of 144": {"hidden_size": 144, "num_attention_heads": 1, "num_hidden_layers": 1},
-    "heads of 40": {"hidden_size": 80, "num_attention_heads": 2, "num_hidden_layers": 1},
-    "wide": {"hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 700, "vocab_size": 1031},
-}
 
 
 def make_model(seed: int = 0, scale: float = 1.0, **changes: object) -> ExactModel:
@@ -106,15 +95,6 @@ def test_positions_are_those_of_torch_far_out() -> None:
 # The same bits.
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("n_threads", [1, 2, 5])
-def test_backends_and_threads_give_the_same_bits(backend: str, variant: str, n_threads: int) -> None:
-    model = make_model(**VARIANTS[variant])
-    tokens = draw(model, 2, 45)
-    with llmcomp.use_threads(n_threads):
-        assert_same_bits(model.logits(tokens), serial_logits(model, tokens))
-
-
 def test_steps_give_the_bits_of_the_pass(backend: str) -> None:
     model = make_model()
     tokens = draw(model, 3, 48)
@@ -122,17 +102,6 @@ def test_steps_give_the_bits_of_the_pass(backend: str) -> None:
     steps = [session.step(tokens[:, t]) for t in range(48)]
     assert_same_bits(np.stack(steps, 1), serial_logits(model, tokens))
     assert session.positions.tolist() == [48, 48, 48]
-
-
-@pytest.mark.parametrize("n_streams", [1, 2, 3, 4, 5, 8, 9, 16, 17, 40])
-@pytest.mark.parametrize("n_threads", [1, 3])
-def test_steps_of_any_number_of_streams(backend: str, n_streams: int, n_threads: int) -> None:
-    model = make_model(**VARIANTS["odd sizes"])
-    tokens = draw(model, n_streams, 3)
-    session = model.session(n_streams, 3)
-    with llmcomp.use_threads(n_threads):
-        steps = [session.step(tokens[:, t]) for t in range(3)]
-    assert_same_bits(np.stack(steps, 1), serial_logits(model, tokens))
 
 
 def test_a_large_model_steps_as_it_passes(backend: str) -> None:
@@ -145,36 +114,6 @@ def test_a_large_model_steps_as_it_passes(backend: str) -> None:
         steps = [session.step(tokens[:, t]) for t in range(2)]
         assert_same_bits(np.stack(steps, 1), expected)
         assert_same_bits(model.logits(tokens), expected)
-
-
-@pytest.mark.parametrize("first", [1, 5, 15, 16, 17, 31, 32, 47])
-def test_any_split_into_prefill_and_steps(backend: str, first: int) -> None:
-    model = make_model()
-    tokens = draw(model, 1, 48)
-    expected = serial_logits(model, tokens)[0]
-    session = model.session(3)
-    assert_same_bits(session.prefill(1, tokens[0, :first]), expected[first - 1])
-    active = np.array([False, True, False])
-    for t in range(first, min(first + 3, 48)):
-        assert_same_bits(session.step(np.full(3, tokens[0, t]), active)[1], expected[t])
-    rest = min(first + 3, 48)
-    if rest < 48:
-        assert_same_bits(session.prefill(1, tokens[0, rest:]), expected[-1])
-    assert session.positions.tolist() == [0, 48, 0]
-
-
-def test_batch_padding_and_company_do_not_matter(backend: str) -> None:
-    model = make_model()
-    tokens = draw(model, 7, 40)
-    lengths = [40, 1, 0, 17, 16, 33, 39]
-    together = model.logits(tokens, lengths)
-    alone = serial_logits(model, tokens[3:4, :17])
-    assert_same_bits(together[3, :17], alone[0])
-    assert not together[3, 17:].any() and not together[2].any()
-    changed = tokens.copy()
-    changed[0] = 0
-    changed[3, 17:] = 5
-    assert_same_bits(model.logits(changed, lengths)[3], together[3])
 
 
 def test_streams_start_stop_and_restart_on_their_own() -> None:
@@ -202,19 +141,6 @@ def test_streams_start_stop_and_restart_on_their_own() -> None:
     assert not session.positions.any()
 
 
-def test_intervals_are_those_of_the_logits(backend: str) -> None:
-    model = make_model(vocab_size=1100)
-    tokens, targets = draw(model, 3, 37), draw(model, 3, 37, seed=6) % 1000
-    lengths = [37, 5, 0]
-    found = model.intervals(tokens, targets, lengths, vocab_size=1000)
-    expected = llmcomp.intervals(serial_logits(model, tokens), targets, vocab_size=1000)
-    for part, whole in zip(found, expected, strict=True):
-        assert part.dtype == np.uint64
-        for row, length in enumerate(lengths):
-            np.testing.assert_array_equal(part[row, :length], whole[row, :length])
-            assert not part[row, length:].any()
-
-
 def test_many_sequences_run_in_waves(backend: str) -> None:
     """More than one workspace holds: 48 sequences whose keys and values take 2 MB each."""
     model = make_model(hidden_size=256, num_attention_heads=2, intermediate_size=8, num_hidden_layers=1)
@@ -225,20 +151,6 @@ def test_many_sequences_run_in_waves(backend: str) -> None:
     assert_same_bits(logits[0], serial_logits(model, tokens[:1])[0])
     for row in range(1, len(tokens)):
         assert_same_bits(logits[row, 0], logits[0, 0])
-
-
-@pytest.mark.parametrize("scale", [30.0, 1e-3, 1e12])
-def test_large_and_tiny_weights(backend: str, scale: float) -> None:
-    """Saturated softmax and GELU, denormal products, and overflow: whatever comes out is the same everywhere."""
-    model = make_model(scale=scale)
-    tokens = draw(model, 2, 40)
-    expected = serial_logits(model, tokens)
-    found = model.logits(tokens)
-    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
-    np.testing.assert_array_equal(found, expected)
-    session = model.session(2)
-    steps = np.stack([session.step(tokens[:, t]) for t in range(40)], 1)
-    np.testing.assert_array_equal(steps, expected)
 
 
 def test_an_overflow_later_in_a_sequence_leaves_earlier_rows_alone(backend: str) -> None:
@@ -279,44 +191,6 @@ def test_flush_to_zero_of_the_caller_changes_nothing(backend: str) -> None:
     finally:
         torch.set_flush_denormal(False)
     assert_same_bits(steps, expected)
-
-
-def short_and_wide(config: dict, dtype: str) -> tuple[ExactModel, ExactModel]:
-    """A model with weights of 16 bits, and one with the same weights in float32."""
-    weights = make_weights(config)
-    weights["embed_out.weight"][0] = 6e-8  # a denormal of float16
-    short, wide = {}, {}
-    for name, value in weights.items():
-        if dtype == "float16":
-            short[name] = value.astype(np.float16)
-            wide[name] = short[name].astype(np.float32)
-        else:
-            upper = (value.view(np.uint32) >> 16).astype(np.uint16)
-            short[name] = Tensor(upper, "bfloat16")
-            wide[name] = (upper.astype(np.uint32) << 16).view(np.float32)
-    return ExactModel(config, short), ExactModel(config, wide)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_short_weights_equal_their_widened_ones(backend: str, dtype: str) -> None:
-    model, wide = short_and_wide(make_config(hidden_size=42, rotary_pct=0.3, intermediate_size=67), dtype)
-    tokens = np.random.default_rng(2).integers(0, 61, (2, 30))
-    assert model.dtype == dtype
-    assert_same_bits(model.logits(tokens), serial_logits(wide, tokens))
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("intermediate", [96, 2060])
-def test_steps_with_short_weights_for_any_number_of_streams(backend: str, dtype: str, intermediate: int) -> None:
-    """Rows that come in blocks and rows left over, chains in one piece and cut, few tokens and a panel of them."""
-    config = make_config(hidden_size=72, num_attention_heads=2, rotary_pct=0.5, intermediate_size=intermediate)
-    model, wide = short_and_wide(config, dtype)
-    tokens = np.random.default_rng(3).integers(0, 61, (17, 2))
-    expected = serial_logits(wide, tokens)
-    for n_streams in (1, 2, 3, 5, 8, 9, 17):
-        session = model.session(n_streams)
-        for position in range(tokens.shape[1]):
-            assert_same_bits(session.step(tokens[:n_streams, position]), expected[:n_streams, position])
 
 
 def test_threads_share_a_model_and_a_session_is_one_thread_s() -> None:

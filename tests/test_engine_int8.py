@@ -1,6 +1,5 @@
-"""The exact engine in 8-bit integers: its rule against NumPy's integers and binary64, the same bits however the work is
-cut, and a name of its own wherever results are kept.
-"""
+"""The exact engine in 8-bit integers: its rule against NumPy's integers and binary64, denormals, and a name of its own
+wherever results are kept. What is asked of floats too is in test_engine_bits.py."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_models import (
+    VARIANTS,
     assert_same_bits,
     draw,
     make_config,
@@ -22,23 +22,8 @@ from engine_models import (
 
 import llmcomp
 from llmcomp.archive import info
-from llmcomp.engine_exact import ExactModel, Int8Model, Tensor, load_exact
+from llmcomp.engine_exact import ExactModel, Int8Model, load_exact
 from llmcomp.errors import Error, ModelMismatch
-
-VARIANTS = {
-    "parallel": {},
-    "sequential": {"use_parallel_residual": False},
-    "tied": {"tie_word_embeddings": True},
-    "no attention bias": {"attention_bias": False},
-    "odd sizes": {"hidden_size": 42, "rotary_pct": 0.3, "intermediate_size": 67, "vocab_size": 53},
-    "wide": {"hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 1100, "vocab_size": 1031},
-}
-
-
-def make_model(seed: int = 0, scale: float = 1.0, **changes: object) -> Int8Model:
-    config = make_config(**changes)
-    return Int8Model(config, make_weights(config, seed, scale))
-
 
 # Right.
 
@@ -134,75 +119,6 @@ def test_sums_at_the_bound_do_not_overflow(backend: str) -> None:
 
 
 # The same bits.
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("n_threads", [1, 3])
-def test_backends_and_threads_give_the_same_bits(backend: str, variant: str, n_threads: int) -> None:
-    model = make_model(**VARIANTS[variant])
-    tokens = draw(model, 2, 45)
-    with llmcomp.use_threads(n_threads):
-        assert_same_bits(model.logits(tokens), serial_logits(model, tokens))
-        assert_same_bits(make_model(**VARIANTS[variant]).logits(tokens), serial_logits(model, tokens))
-
-
-@pytest.mark.parametrize("n_streams", [1, 2, 3, 4, 5, 8, 9, 16, 17, 33])
-def test_steps_of_any_number_of_streams(backend: str, n_streams: int) -> None:
-    model = make_model(**VARIANTS["odd sizes"])
-    tokens = draw(model, n_streams, 3)
-    session = model.session(n_streams, 3)
-    steps = [session.step(tokens[:, t]) for t in range(3)]
-    assert_same_bits(np.stack(steps, 1), serial_logits(model, tokens))
-
-
-@pytest.mark.parametrize("first", [1, 5, 16, 17, 47])
-def test_any_split_into_prefill_and_steps(backend: str, first: int) -> None:
-    model = make_model()
-    tokens = draw(model, 1, 48)
-    expected = serial_logits(model, tokens)[0]
-    session = model.session(2)
-    assert_same_bits(session.prefill(1, tokens[0, :first]), expected[first - 1])
-    active = np.array([False, True])
-    for t in range(first, 48):
-        assert_same_bits(session.step(np.full(2, tokens[0, t]), active)[1], expected[t])
-
-
-def test_company_and_padding_do_not_matter(backend: str) -> None:
-    model = make_model()
-    tokens = draw(model, 7, 40)
-    lengths = [40, 1, 0, 17, 16, 33, 39]
-    together = model.logits(tokens, lengths)
-    assert_same_bits(together[3, :17], serial_logits(model, tokens[3:4, :17])[0])
-    targets = draw(model, 7, 40, seed=3)
-    for part, whole in zip(
-        model.intervals(tokens, targets, lengths), llmcomp.intervals(serial_logits(model, tokens), targets), strict=True
-    ):
-        for row, length in enumerate(lengths):
-            np.testing.assert_array_equal(part[row, :length], whole[row, :length])
-
-
-@pytest.mark.parametrize("scale", [30.0, 1e-3, 1e12])
-def test_large_and_tiny_weights(backend: str, scale: float) -> None:
-    model = make_model(scale=scale)
-    tokens = draw(model, 2, 40)
-    expected = serial_logits(model, tokens)
-    np.testing.assert_array_equal(model.logits(tokens), expected)
-    session = model.session(2)
-    np.testing.assert_array_equal(np.stack([session.step(tokens[:, t]) for t in range(40)], 1), expected)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_short_weights_equal_their_widened_ones(backend: str, dtype: str) -> None:
-    config = make_config(hidden_size=42, rotary_pct=0.3, intermediate_size=1067)
-    short: dict[str, np.ndarray | Tensor] = {}
-    wide: dict[str, np.ndarray | Tensor] = {}
-    for name, value in make_weights(config).items():
-        upper = (value.view(np.uint32) >> 16).astype(np.uint16)
-        half = value.astype(np.float16)
-        short[name] = half if dtype == "float16" else Tensor(upper, "bfloat16")
-        wide[name] = half.astype(np.float32) if dtype == "float16" else (upper.astype(np.uint32) << 16).view(np.float32)
-    tokens = np.random.default_rng(2).integers(0, 61, (2, 30))
-    assert_same_bits(Int8Model(config, short).logits(tokens), serial_logits(Int8Model(config, wide), tokens))
 
 
 def test_flush_to_zero_of_the_caller_changes_nothing(backend: str) -> None:
