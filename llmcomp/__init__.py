@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmcomp.errors import CorruptArchive, DatasetError, Error, ModelMismatch
 
 if TYPE_CHECKING:
-    from llmcomp.archive import open
+    from llmcomp.archive import open as open
     from llmcomp.codec import compress, decompress, score
     from llmcomp.coding import (
         Decoder,
@@ -63,6 +63,7 @@ _MODULE_OF = {
     "sweep": "sweep",
 }
 
+# Without `open`: what `import *` brings must not hide Python's own.
 __all__ = [
     "CorruptArchive",
     "DatasetError",
@@ -84,7 +85,6 @@ __all__ = [
     "list_models",
     "load_dataset",
     "load_model",
-    "open",
     "plot_all",
     "published",
     "read_rows",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -336,7 +337,7 @@ def lanes_of(codec: SegmentCodec | None, lanes: int | None) -> int:
 
 
 def score(
-    chunks: Sequence[bytes],
+    chunks: Iterable[bytes],
     model: Any,
     protocol: str = "lossless",
     mapping: str | None = None,
@@ -377,7 +378,7 @@ def score(
 
     model = load_model(model, device=device)
     data, modality = getattr(chunks, "name", ""), getattr(chunks, "modality", "")
-    chunks = getattr(chunks, "chunks", chunks)
+    chunks = _as_chunks(getattr(chunks, "chunks", chunks))
     if protocol not in results.PROTOCOLS:
         raise Error(f"no protocol is called {protocol!r}; there are {', '.join(results.PROTOCOLS)}")
     if protocol == "published" and mapping not in (None, PUBLISHED_MAPPING):
@@ -397,6 +398,20 @@ def score(
     return results.check_rows(pd.DataFrame(rows).assign(batch_rows=scorer.batch_rows, **facts))
 
 
+def _as_chunks(chunks: Iterable[Any]) -> list[bytes]:
+    if isinstance(chunks, (bytes, bytearray, memoryview, str, os.PathLike)):
+        raise Error(
+            f"chunks are one {type(chunks).__name__}; expected several bytes objects, as load_dataset gives them"
+        )
+    found = []
+    for number, chunk in enumerate(chunks):
+        try:
+            found.append(bytes(memoryview(chunk)))
+        except TypeError:
+            raise Error(f"chunk {number} is a {type(chunk).__name__}; expected bytes") from None
+    return found
+
+
 def _scored(chunks: Sequence[bytes], scorer: _LosslessScorer | _PublishedScorer, progress: bool) -> list[dict]:
     """Rows of all chunks, with their numbers and their shares of the seconds; rows of dropped chunks are missing."""
     from tqdm.auto import tqdm
@@ -404,12 +419,12 @@ def _scored(chunks: Sequence[bytes], scorer: _LosslessScorer | _PublishedScorer,
     rows: list[dict] = []
 
     def start(numbers: list[int]) -> Callable[[], Any]:
-        return scorer.start([bytes(chunks[number]) for number in numbers])
+        return scorer.start([chunks[number] for number in numbers])
 
     with tqdm(total=len(chunks), unit="chunk", disable=not progress, delay=2, leave=False) as bar:
         before = time.perf_counter()
         for numbers, found in in_background(_chunk_batches(chunks), start):
-            batch = scorer.rows([bytes(chunks[number]) for number in numbers], found)
+            batch = scorer.rows([chunks[number] for number in numbers], found)
             now = time.perf_counter()
             # Groups overlap; from one end to the next their seconds add up to the whole.
             seconds, before = now - before, now

@@ -50,7 +50,7 @@ def fit_scaling_law(
 
     table: rows (one a chunk), cells (one a model and step), or any table with columns params, step and ratio. One law
       for every data set, protocol and mapping in it: a ScalingLaw if there is one, else ScalingLaws. Baselines (no
-      params or step), step 0 and single-stream rows are left out and noted.
+      params or step), step 0 and single-stream rows are left out and noted, cells of one size and step are noted.
     form: "additive", "kaplan" (a = 0), "interaction", "upturn", or "chinchilla" (additive, Huber 1e-3 on the log).
     response, loss, huber_delta: squares or Huber's loss of the ratio or its logarithm; the threshold is in units of the
       residual, by default 1.345 robust standard deviations.
@@ -68,6 +68,10 @@ def fit_scaling_law(
             raise Error(f"{option} {value!r} is not one of {', '.join(values)}")
     if not 0 < level < 1:
         raise Error(f"level is {level}, expected a number between 0 and 1")
+    if huber_delta is not None and not 0 < huber_delta < math.inf:
+        raise Error(f"huber_delta is {huber_delta}, expected a number above 0")
+    if not isinstance(resamples, (int, np.integer)) or resamples < 0:
+        raise Error(f"resamples is {resamples}, expected an integer of at least 0")
     if form == "chinchilla":
         response, loss, huber_delta = "log", "huber", huber_delta or 1e-3
     chosen = Method(FORMS[form], Loss(response == "log", loss == "huber", huber_delta), weights, a_nonneg)
@@ -90,8 +94,12 @@ def _groups(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFra
     names = _names(list(groups))
     for (key, group), name in zip(groups.items(), names, strict=True):
         same = np.logical_and.reduce([cells[column] == value for column, value in zip(GROUP_KEY, key, strict=True)])
-        left_out = int((same & ~usable).sum())
-        notes = (f"{left_out} cell(s) without params or step, or of one stream, left out",) if left_out else ()
+        left_out, repeated = int((same & ~usable).sum()), int(group.duplicated(["params", "step"]).sum())
+        told = (
+            (left_out, "without params or step, or of one stream, left out"),
+            (repeated, "with the size and step of another: intervals take them for independent"),
+        )
+        notes = tuple(f"{n_cells} cell(s) {what}" for n_cells, what in told if n_cells)
         part = None
         if rows is not None:
             part = rows.merge(group[list(results.CELL_KEY)].assign(cell=range(len(group))), on=list(results.CELL_KEY))
@@ -102,6 +110,8 @@ def _groups(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFra
 def _as_cells(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     if not isinstance(table, pd.DataFrame):
         raise Error(f"expected a pandas.DataFrame of rows or cells, found {type(table).__name__}")
+    if not table.columns.is_unique:
+        raise Error(f"the table has two columns {table.columns[table.columns.duplicated()][0]!r}")
     if "chunk" in table.columns:
         rows = results.check_rows(table)
         return results.cells(rows), rows

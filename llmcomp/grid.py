@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from llmcomp import baselines, datasets, engine_exact, models, results
+from llmcomp import baselines, datasets, engine_exact, models, results, tokens
 from llmcomp.errors import Error
-from llmcomp.memory import MaxMemory
+from llmcomp.memory import MaxMemory, allowed_bytes, host_memory
 from llmcomp.models import ModelSource
 
 # Raised whenever the rows of the same model and chunk change for another reason than the engine's arithmetic: a
@@ -166,6 +166,14 @@ class Settings(NamedTuple):
     max_memory: MaxMemory = None
 
 
+def check_settings(engine: str, options: Mapping[str, Any], max_memory: MaxMemory) -> None:
+    """`Error` for what no cell could be computed with. Devices are the workers' and looked for there."""
+    if engine not in models.ENGINES:
+        raise Error(f"no engine is called {engine!r}, expected one of {', '.join(models.ENGINES)}")
+    models.check_options(engine, options)
+    allowed_bytes(max_memory, host_memory()[1])
+
+
 def usual(wanted: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Data sets and protocols where none are named: of Pythia's suite those of the published grid, else the samples."""
     if wanted == "pythia":
@@ -174,14 +182,17 @@ def usual(wanted: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def find_models(
-    wanted: str | Sequence[Any], steps: Sequence[int | None] | None, cache_dir: Any
+    wanted: str | Sequence[Any], steps: int | Sequence[int | None] | None, cache_dir: Any
 ) -> Iterator[tuple[ModelSource | Any, str]]:
     """(source or model, reason why it cannot be had or "") for every model and step."""
+    if steps is not None:
+        one_or_several = steps if np.iterable(steps) and not isinstance(steps, str) else [steps]
+        steps = [None if step is None else models.as_step(step) for step in one_or_several]
     if isinstance(wanted, str) and wanted in models.SUITES:
         suite = models.SUITES[wanted]
         wanted, steps = suite.models, steps or suite.steps
     seen = set()
-    for name in [wanted] if isinstance(wanted, (str, os.PathLike)) else wanted:
+    for name in [wanted] if isinstance(wanted, (str, os.PathLike)) or hasattr(wanted, "logits") else wanted:
         if not isinstance(name, (str, os.PathLike)):
             yield models.as_model(name), ""
             continue
@@ -205,6 +216,9 @@ def find_datasets(
         else spec
         for spec in specs
     ]
+    for data in found:
+        if not (hasattr(data, "name") and hasattr(data, "chunks")):
+            raise Error(f"a {type(data).__name__} is no data set: expected a name for load_dataset, or what it returns")
     for name, n_times in Counter(data.name for data in found).items():
         if n_times > 1:
             raise Error(f"{n_times} data sets are called {name!r}; cells are told apart by it")
@@ -217,6 +231,9 @@ def find_protocols(protocol: str | Sequence[str], mapping: str | Sequence[str] |
         if name not in DEFAULT_MAPPINGS:
             raise Error(f"no protocol is called {name!r}, expected one of {', '.join(DEFAULT_MAPPINGS)}")
     mappings = [mapping] if isinstance(mapping, str) or mapping is None else list(mapping)
+    for chosen in mappings:
+        if chosen is not None:
+            tokens.get_mapping(chosen)
     pairs = []
     for name in protocols:
         # The published protocol has one mapping only.

@@ -48,6 +48,13 @@ class Method:
         return f"{how} on the {on}{weighted}{any_sign}"
 
 
+def _points(params: ArrayLike, step: ArrayLike) -> tuple[Array, Array]:
+    p, s = np.broadcast_arrays(np.asarray(params, dtype=float), np.asarray(step, dtype=float))
+    if not ((p > 0).all() and (s > 0).all()):
+        raise Error("params and step must be above 0")
+    return p, s
+
+
 def _open_ends(frame: pd.DataFrame, a_nonneg: bool) -> pd.DataFrame:
     """Resamples whose exponent lies at an end of its range, written as the limits that they stand for."""
     opened = frame.copy()
@@ -247,9 +254,7 @@ class ScalingLaw:
 
     def predict(self, params: ArrayLike, step: ArrayLike) -> Any:
         """Ratio at P = params, S = step (broadcast against each other): float64 array, or float for numbers."""
-        p, s = np.broadcast_arrays(np.asarray(params, dtype=float), np.asarray(step, dtype=float))
-        if not ((p > 0).all() and (s > 0).all()):
-            raise Error("params and step must be above 0")
+        p, s = _points(params, step)
         by_params, by_steps = p**-self.alpha, s**-self.beta
         ratio = self.a + self.b * by_params + self.c * by_steps
         if self.form.fourth == "interaction":
@@ -260,7 +265,7 @@ class ScalingLaw:
 
     def band(self, params: ArrayLike, step: ArrayLike) -> tuple[Array, Array]:
         """(low, high) of the law itself at `level` (not of a new cell), point by point, by profile likelihood."""
-        p, s = np.broadcast_arrays(np.asarray(params, dtype=float), np.asarray(step, dtype=float))
+        p, s = _points(params, step)
         low, high = self.region.band(p.ravel(), s.ravel())
         return low.reshape(p.shape), high.reshape(p.shape)
 

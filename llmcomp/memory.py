@@ -57,7 +57,7 @@ def allowed_bytes(max_memory: MaxMemory, total_bytes: int) -> int | None:
         max_memory = parse_memory(max_memory)
     if max_memory is None:
         return None
-    if max_memory <= 0 or (isinstance(max_memory, float) and max_memory > 1):
+    if not max_memory > 0 or (isinstance(max_memory, float) and max_memory > 1):
         raise Error(f"max_memory is {max_memory}; expected bytes (an integer above 0) or a share (above 0, at most 1)")
     return int(max_memory * total_bytes) if isinstance(max_memory, float) else max_memory
 

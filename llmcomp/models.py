@@ -11,6 +11,7 @@ import difflib
 import functools
 import hashlib
 import json
+import operator
 import os
 import re
 import sys
@@ -218,13 +219,14 @@ def find_model(
     there; `revision` names any other branch, tag or commit. Raises `Error` for whatever cannot be found.
     """
     text = os.fspath(name)
+    step = None if step is None else as_step(step)
     if text in pico.MODEL_STEPS:
         return _bundled_source(text, step)
     path = Path(text).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         return _folder_source(path, step, revision)
     if isinstance(name, os.PathLike) or path.is_absolute() or text.startswith((".", "~")):
-        found = "a file, not a folder" if path.exists() else "nothing"
+        found = "a file, not a folder" if os.path.lexists(path) else "nothing"
         raise Error(f"no model folder at {text}: found {found}, expected config.json and model.safetensors in a folder")
     entry = next((entry for entry in list_models() if text in (entry.name, entry.name.rpartition("/")[2])), None)
     if entry is None and not _HUB_NAME.fullmatch(text):
@@ -346,8 +348,18 @@ def stage_source(source: ModelSource, engine: str = "exact", **options: Any) -> 
     )
 
 
+def as_step(step: Any) -> int:
+    """A training step as an int, of whatever type the integer is; anything else is an `Error`."""
+    try:
+        return operator.index(step)
+    except TypeError:
+        raise Error(f"step is {step!r}, expected an integer") from None
+
+
 def as_model(model: Any) -> Any:
     """`model` itself if it has logits() and session(); anything else is an `Error`."""
+    if isinstance(model, type):
+        raise Error(f"{model.__name__} is a class, expected a model made of it")
     missing = [method for method in ("logits", "session") if not callable(getattr(model, method, None))]
     if missing:
         raise Error(f"a {type(model).__name__} is no model: it has no {' and no '.join(m + '()' for m in missing)}")

@@ -50,7 +50,7 @@ class TrainingDataWarning(UserWarning):
 
 def sweep(
     models: str | Sequence[Any],
-    steps: Sequence[int | None] | None = None,
+    steps: int | Sequence[int | None] | None = None,
     datasets: str | Sequence[Any] | None = None,
     out: str | os.PathLike[str] = "results",
     executor: Any = None,
@@ -75,8 +75,9 @@ def sweep(
     """Score every model at every step on every data set; one row a chunk (`results.ROW_COLUMNS`).
 
     Args:
-        models: a suite ("pico", "pythia": with its own steps), or names, folders and objects for `load_model`.
-        steps: training steps; None: the suite's, or the last of each model.
+        models: a suite ("pico", "pythia": with its own steps), or names, folders and objects for `load_model`; one or
+            several.
+        steps: training steps, one or several; None: the suite's, or the last of each model.
         datasets: names and specifications for `load_dataset`, or `Dataset`s; None: the bundled samples, for the suite
             "pythia" the published data sets.
         out: the folder of results. Every finished cell is a file there and is never computed again; a file that is
@@ -104,6 +105,9 @@ def sweep(
     (EqualWeightsWarning) and of chunks that the pico suite was trained on (TrainingDataWarning).
     Raises `Error` for an unknown name, a data set that cannot be read, or a folder that cannot be written.
     """
+    grid.check_settings(engine, {"dtype": dtype, "attention": attention}, max_memory)
+    if executor not in (None, "ray") and not hasattr(executor, "submit"):
+        raise Error(f'executor is {executor!r}, expected None, "ray" or an object with submit()')
     usual_datasets, usual_protocols = grid.usual(models)
     chosen = grid.find_datasets(datasets or usual_datasets, n_chunks, chunk_bytes, seed, progress)
     pairs = grid.find_protocols(protocol or usual_protocols, mapping)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -508,6 +510,14 @@ def test_scores_that_cannot_be_made():
         score(CHUNKS, TINY, protocol="lossy", progress=False)
     with pytest.raises(Error, match="mapping"):
         score(CHUNKS, TINY, protocol="published", mapping="bytes", progress=False)
+    for chunks in (b"one", "text", Path("file"), ["text"], [3], [[1, 2]]):
+        with pytest.raises(Error, match=r"expected (several )?bytes"):
+            score(chunks, TINY, progress=False)
+    with pytest.raises(Error, match="is a class"):
+        score(CHUNKS, TinyModel, progress=False)
+    expected = score(CHUNKS, TINY, progress=False)["coded_bytes"]
+    for chunks in (iter(CHUNKS), pd.Series(CHUNKS, index=range(7, 7 + len(CHUNKS)))):
+        assert score(chunks, TINY, progress=False)["coded_bytes"].equals(expected)
     with pytest.raises(Error, match="chunk 1 is empty"):
         score([b"x", b""], TINY, progress=False)
 

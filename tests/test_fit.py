@@ -403,8 +403,9 @@ def test_predict_takes_numbers_and_arrays(published_laws):
     assert one == pytest.approx(law.a + law.b * 70e6**-law.alpha + law.c * 1000**-law.beta, rel=1e-12)
     assert law.predict(np.array(SIZES)[:, None], STEPS).shape == (5, 5)
     assert law.residuals == pytest.approx(published("text")["ratio"] - law.predict(P, S), abs=1e-12)
-    with pytest.raises(Error, match="above 0"):
-        law.predict(0, 1000)
+    for domain in (law.predict, law.band):
+        with pytest.raises(Error, match="above 0"):
+            domain(0, 1000)
 
 
 def test_printed_forms(published_laws):
@@ -422,6 +423,13 @@ def test_printed_forms(published_laws):
     assert found["imagenet"]["ci"]["alpha"][1] is None
     assert law.bits_per_byte["a"] == pytest.approx(8 * law.a)
     assert set(law.coefficients.columns) == {"value", "low", "high", "low_cells", "high_cells"}
+
+
+def test_cells_that_repeat_others_are_told():
+    table = published("text")
+    law = fit_scaling_law(pd.concat([table, table.head(3).assign(engine="torch")]), resamples=0)
+    assert [note for note in law.notes if note.startswith("3 cell(s) with the size and step of another")]
+    assert fit_scaling_law(table, resamples=0).notes == ()
 
 
 # What cannot be fitted.
@@ -443,6 +451,7 @@ def test_printed_forms(published_laws):
         (table_of(law_of(**TEXT))[:0], "nothing to fit"),
         (table_of(law_of(**TEXT)).drop(columns="step"), "no column step"),
         (table_of(law_of(**TEXT)).assign(ratio="x"), "must be numbers"),
+        (pd.concat([table_of(law_of(**TEXT))] * 2, axis=1), "two columns 'params'"),
     ],
 )
 def test_what_cannot_be_fitted_is_told(table, message):
@@ -459,6 +468,11 @@ def test_what_cannot_be_fitted_is_told(table, message):
         ({"weights": "chunks"}, "weights 'chunks' is not one of"),
         ({"loss": "absolute"}, "loss 'absolute' is not one of"),
         ({"response": "bits"}, "response 'bits' is not one of"),
+        ({"loss": "huber", "huber_delta": -1.0}, "huber_delta is -1.0"),
+        ({"form": "chinchilla", "huber_delta": 0}, "huber_delta is 0"),
+        ({"loss": "huber", "huber_delta": math.nan}, "huber_delta is nan"),
+        ({"resamples": -1}, "resamples is -1"),
+        ({"resamples": 10.5}, "resamples is 10.5"),
     ],
 )
 def test_wrong_options_are_told(options, message):

@@ -46,7 +46,7 @@ def test_what_is_no_size(text: str) -> None:
 
 def test_what_is_allowed() -> None:
     assert [allowed_bytes(given, 1000) for given in (None, 10, 0.25, "100B", "50%")] == [None, 10, 250, 100, 500]
-    for wrong in (0, -5, 1.5):
+    for wrong in (0, -5, 1.5, float("nan")):
         with pytest.raises(Error, match="max_memory"):
             allowed_bytes(wrong, 1000)
 

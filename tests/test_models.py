@@ -54,6 +54,10 @@ def test_registry_holds_the_published_grid_and_the_bundled_suite() -> None:
         ("pythia-70m", 143001, ["143000"]),
         ("./no-such-folder", None, ["no-such-folder"]),
         ("/no/such/folder", 5, ["/no/such/folder"]),
+        ("a" * 5000, None, ["no model is called"]),
+        ("/" + "a" * 5000, None, ["found nothing"]),
+        ("pico-13k", "128", ["'128'", "integer"]),
+        ("pico-13k", 128.0, ["128.0", "integer"]),
     ],
 )
 def test_unknown_names_and_steps_say_what_there_is(name: str, step: int | None, words: list[str]) -> None:

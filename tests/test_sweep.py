@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 from hub_server import Hub, neox_files, write_checkpoint
 
-from llmcomp import codec, grid, pico, results
+from llmcomp import codec, grid, load_model, pico, results
 from llmcomp.errors import Error
 from llmcomp.sweep import EqualWeightsWarning, TrainingDataWarning, sweep
 
@@ -458,3 +458,34 @@ def test_the_function_and_its_module_share_a_name(suite: Path, tmp_path: Path) -
 
     rows = llmcomp.sweep(suite, STEPS, some_data(), tmp_path, scorer=Counting(), progress=False)  # type: ignore[operator]
     assert len(rows) == 12
+
+
+def test_steps_and_models_in_any_form(suite: Path, tmp_path: Path) -> None:
+    expected = without_time(run(suite, tmp_path / "0", steps=(2,)))
+    for number, steps in enumerate(
+        (2, np.int64(2), np.array([2]), pd.Series([2], dtype="Int64").unique(), range(2, 3)), 1
+    ):
+        assert without_time(run(suite, tmp_path / str(number), steps=steps)).equals(expected)
+    for steps in ("2", ["2"], [2.0]):
+        with pytest.raises(Error, match="expected an integer"):
+            run(suite, tmp_path / "none", steps=steps)
+    loaded = load_model(suite, 2)
+    assert set(sweep(loaded, None, some_data(), tmp_path / "one", progress=False)["step"]) == {2}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"engine": "Torch"}, "'Torch'"),
+        ({"dtype": "float16"}, "no choice of dtype"),
+        ({"mapping": "utf16"}, "'utf16'"),
+        ({"mapping": ["bytes", "utf16"]}, "'utf16'"),
+        ({"max_memory": "much"}, "'much'"),
+        ({"executor": "threads"}, "'threads'"),
+        ({"datasets": [[b"chunk"]]}, "list is no data set"),
+    ],
+)
+def test_what_no_cell_can_be_computed_with(suite: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(Error, match=words):
+        run(suite, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
