@@ -95,7 +95,22 @@ class DeviceArray:
     def __dlpack_device__(self) -> tuple[int, int]:
         return _DLPACK_CUDA, self.device
 
-    def __dlpack__(self, *, stream: int | None = None, **_: Any) -> Any:
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
+            raise BufferError(f"an array on CUDA device {self.device} is not exported to DLPack device {dl_device}")
+        if copy:
+            copied = DeviceArray(self.shape, self.dtype, self.device)
+            n_bytes = self._memory.n_bytes
+            pitches = (copied.pointer, n_bytes, self.pointer, n_bytes)
+            cuda_module().copy_rows_on_device(self.device, 0, *pitches, n_bytes, 1)
+            return copied.__dlpack__()
         if stream != -1:
             cuda_module().download_rows(self.device, 0, self.pointer, 0, 0, 0)  # waits: the work was put on stream 0
         code, bits = next(key for key, name in _DTYPES.items() if name == self.dtype)

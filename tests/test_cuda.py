@@ -351,6 +351,13 @@ def test_coding_loops_in_a_graph():
     assert torch.equal(torch.stack(found).long(), tokens)
 
 
+def test_tokens_on_the_cpu_are_refused_in_a_graph():
+    logits = torch.zeros(16, 3000, device="cuda")
+    with pytest.raises(llmcomp.Error, match="expected them on the device"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        llmcomp.intervals(logits, np.zeros(16, int))
+    assert_intervals_equal(logits, np.zeros(16, int))
+
+
 def test_more_replays_than_reserved_are_an_error_and_write_nowhere():
     logits, tokens = torch.zeros(3, 4, device="cuda"), torch.zeros(3, dtype=torch.int64, device="cuda")
     encoder = llmcomp.Encoder(3)
@@ -395,3 +402,11 @@ def test_a_result_of_ours_is_taken_by_torch():
     tensor.fill_(7)
     del array
     assert tensor.sum().item() == 84
+
+
+@pytest.mark.slow
+def test_arrays_of_more_than_2_gib_come_back():
+    array = cuda.DeviceArray((2**31 + 4096,), "uint8", 0)
+    torch.from_dlpack(array)[-1] = 7
+    found = array.numpy()
+    assert found.size == 2**31 + 4096 and found[-1] == 7 and not found[:-1:4097].any()

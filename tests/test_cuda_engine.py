@@ -198,6 +198,17 @@ def test_logits_of_more_bytes_than_rows_may_lie_apart_are_read(emulated: emulate
     assert_same_bits(device.logits(tokens), cpu.logits(tokens))
 
 
+def test_an_array_is_exported_as_it_is_or_as_a_copy(emulated: emulated_device.Machine) -> None:
+    _, device = make_pair()
+    array = device.logits([[1, 2, 3]], on_device=True)
+    view = sys.modules["llmcomp._cuda"].dlpack_view
+    for copy, is_same in ((None, True), (False, True), (True, False)):
+        pointer, *_, shape, _ = view(array.__dlpack__(stream=1, max_version=(1, 0), dl_device=(2, 0), copy=copy))
+        assert (pointer == array.pointer, shape) == (is_same, (1, 3, device.n_logits))
+    with pytest.raises(BufferError, match="not exported to DLPack device"):
+        array.__dlpack__(dl_device=(1, 0))
+
+
 def test_no_sequences_and_no_tokens() -> None:
     cpu, device = make_pair()
     for shape in [(0, 5), (3, 0), (0, 0)]:
