@@ -156,8 +156,9 @@ def _add_engine(parser: Any) -> None:
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--suite", choices=("pico", "pythia"), help="all models and steps of a suite (default: pico)")
-    parser.add_argument("--model", action="append", help="a name, a folder or a name of the hub; may be repeated")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--suite", choices=("pico", "pythia"), help="all models and steps of a suite (default: pico)")
+    which.add_argument("--model", action="append", help="a name, a folder or a name of the hub; may be repeated")
     parser.add_argument("--step", action="append", type=int, metavar="N", help="training step; may be repeated")
     _add_scoring(parser, several=True)
     parser.add_argument("--baselines", action="store_true", help="add gzip, xz, PNG, FLAC, random models, ...")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +21,7 @@ from llmcomp.memory import MaxMemory
 from llmcomp.models import load_model
 from llmcomp.salvage import salvage_segments
 from llmcomp.scoring import PublishedSum, in_background
-from llmcomp.segments import MAPPING_DEFAULT, Coded, ModelTraits, SegmentCodec
+from llmcomp.segments import MAPPING_DEFAULT, Coded, ModelTraits, SegmentCodec, as_chunks
 from llmcomp.token_cache import PUBLISHED, TokenCache
 from llmcomp.tokens import Encoded
 
@@ -378,7 +377,7 @@ def score(
 
     model = load_model(model, device=device)
     data, modality = getattr(chunks, "name", ""), getattr(chunks, "modality", "")
-    chunks = _as_chunks(getattr(chunks, "chunks", chunks))
+    chunks = as_chunks(getattr(chunks, "chunks", chunks))
     if protocol not in results.PROTOCOLS:
         raise Error(f"no protocol is called {protocol!r}; there are {', '.join(results.PROTOCOLS)}")
     if protocol == "published" and mapping not in (None, PUBLISHED_MAPPING):
@@ -396,20 +395,6 @@ def score(
     if not rows:
         return results.empty_rows()
     return results.check_rows(pd.DataFrame(rows).assign(batch_rows=scorer.batch_rows, **facts))
-
-
-def _as_chunks(chunks: Iterable[Any]) -> list[bytes]:
-    if isinstance(chunks, (bytes, bytearray, memoryview, str, os.PathLike)):
-        raise Error(
-            f"chunks are one {type(chunks).__name__}; expected several bytes objects, as load_dataset gives them"
-        )
-    found = []
-    for number, chunk in enumerate(chunks):
-        try:
-            found.append(bytes(memoryview(chunk)))
-        except TypeError:
-            raise Error(f"chunk {number} is a {type(chunk).__name__}; expected bytes") from None
-    return found
 
 
 def _scored(chunks: Sequence[bytes], scorer: _LosslessScorer | _PublishedScorer, progress: bool) -> list[dict]:

@@ -226,6 +226,8 @@ def _manifest(dataset: Dataset) -> dict[str, Any]:
 
 def _resolve(spec: str) -> tuple[str, Path, str, str]:
     """(name, path, origin, licence) of what the user wrote."""
+    if not isinstance(spec, str):
+        raise DatasetError(f"{spec!r} names no data set: expected a name, or NAME=PATH")
     name, equals, file = spec.partition("=")
     if equals:
         if name not in _MODALITY_OF_NAME or not file:

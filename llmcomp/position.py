@@ -5,7 +5,7 @@ Bits are the ideal ones of the intervals that are coded. Drawing is plot.py's (`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -15,14 +15,14 @@ from tqdm.auto import tqdm
 from llmcomp import tokens
 from llmcomp.errors import Error
 from llmcomp.models import load_model
-from llmcomp.segments import MAPPING_DEFAULT, ModelTraits, windowed_model
+from llmcomp.segments import MAPPING_DEFAULT, ModelTraits, as_chunks, windowed_model
 
 # How many chunks are scored between two updates of the progress bar.
 _CHUNKS_PER_UPDATE = 32
 
 
 def bits_by_position(
-    chunks: Sequence[bytes],
+    chunks: Iterable[bytes],
     model: Any,
     unit: Literal["token", "byte"] = "byte",
     *,
@@ -44,7 +44,7 @@ def bits_by_position(
         Error: no chunks, an empty chunk, an unknown unit or mapping, or a model that gives NaN.
     """
     model = load_model(model)
-    chunks = getattr(chunks, "chunks", chunks)
+    chunks = as_chunks(getattr(chunks, "chunks", chunks))
     if unit not in ("token", "byte") or (unit == "byte" and mapping != MAPPING_DEFAULT):
         raise Error(f"bits by {unit} with mapping {mapping}: expected token, or byte with mapping {MAPPING_DEFAULT}")
     if not len(chunks) or not all(map(len, chunks)):
@@ -52,7 +52,7 @@ def bits_by_position(
     rows: list[npt.NDArray[np.float64]] = []
     with tqdm(total=len(chunks), unit="chunk", disable=not progress, delay=2, leave=False) as bar:
         for at in range(0, len(chunks), _CHUNKS_PER_UPDATE):
-            batch = [bytes(chunk) for chunk in chunks[at : at + _CHUNKS_PER_UPDATE]]
+            batch = chunks[at : at + _CHUNKS_PER_UPDATE]
             rows += _bits(batch, model, unit, mapping, overlap)
             bar.update(len(batch))
     table = np.full((len(rows), max(map(len, rows))), np.nan)

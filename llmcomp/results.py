@@ -102,6 +102,8 @@ def check_rows(df: pd.DataFrame) -> pd.DataFrame:
     """
     if not isinstance(df, pd.DataFrame):
         raise Error(f"rows: expected a pandas.DataFrame, found {type(df).__name__}")
+    if not df.columns.is_unique:
+        raise Error(f"rows: two columns are called {df.columns[df.columns.duplicated()][0]!r}")
     df = _with_added(df)
     missing = [name for name in ROW_COLUMNS if name not in df.columns]
     if missing:

@@ -85,13 +85,16 @@ def generate(
         overlap: of the windows beyond the model's context, as in `compress`.
 
     Raises:
-        Error: a length, temperature or number of streams out of range, or a model that gives NaN.
+        Error: a length, temperature or number of streams out of range, a prefix that is not bytes, or a model that
+            gives NaN.
     """
     if (n_bytes is None) == (n_tokens is None):
         raise Error(f"n_bytes is {n_bytes} and n_tokens {n_tokens}: expected a number for one of the two")
     if n_streams is not None and n_streams < 1:
         raise Error(f"n_streams is {n_streams}: expected 1 or more")
-    model = load_model(model)
+    if not isinstance(prefix, (bytes, bytearray, memoryview)):
+        raise Error(f"prefix is a {type(prefix).__name__}; expected bytes")
+    model, prefix = load_model(model), bytes(prefix)
     tokenizer = ModelTraits.of(model).tokenizer
     stand_ins = tokenizer.needs_stand_ins(prefix)
     context = tokenizer.encode_bytes(prefix, stand_ins)

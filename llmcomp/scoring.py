@@ -107,7 +107,8 @@ class PublishedSum:
         for row, i in enumerate(batch):
             inputs[row, : len(streams[i])] = streams[i]
         if not self._is_fused:
-            logits = np.asarray(self._model.logits(inputs))
+            given = self._model.logits(inputs)
+            logits = given if hasattr(given, "__dlpack__") else np.asarray(given)
             with self._watch("intervals"):
                 for row, i in enumerate(batch):
                     bits[i] = _bits_of_logits(logits[row, : lengths[row]], streams[i][1:], i)
@@ -125,9 +126,9 @@ class PublishedSum:
         return fill
 
 
-def _bits_of_logits(logits: np.ndarray, targets: Tokens, stream: int) -> float:
-    """The published sum of float32 or 16-bit logits [T, V]; others become float32."""
-    if logits.dtype.itemsize > 4:
+def _bits_of_logits(logits: Any, targets: Tokens, stream: int) -> float:
+    """The published sum of float32 or 16-bit logits [T, V]; NumPy's others become float32."""
+    if isinstance(logits, np.ndarray) and logits.dtype.itemsize > 4:
         logits = logits.astype(np.float32)
     try:
         return _clamped_bits(coding.log2_softmax(logits, targets))

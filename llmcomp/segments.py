@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,6 +155,21 @@ def windowed_model(
 
 
 # Segments.
+
+
+def as_chunks(chunks: Iterable[Any]) -> list[bytes]:
+    """The chunks of a user as bytes; `Error` for one chunk or a name where several are meant, and for other items."""
+    if isinstance(chunks, (bytes, bytearray, memoryview, str, os.PathLike)):
+        raise Error(
+            f"chunks are one {type(chunks).__name__}; expected several bytes objects, as load_dataset gives them"
+        )
+    found = []
+    for number, chunk in enumerate(chunks):
+        try:
+            found.append(bytes(memoryview(chunk)))
+        except TypeError:
+            raise Error(f"chunk {number} is a {type(chunk).__name__}; expected bytes") from None
+    return found
 
 
 class Coded(NamedTuple):

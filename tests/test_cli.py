@@ -421,7 +421,8 @@ def test_a_failed_cell_makes_the_sweep_fail(three_sizes: Path, text_file: Path, 
 
 
 def test_usage_is_status_2() -> None:
-    for arguments in ([], ["compres"], ["sweep", "--chunks", "0"], ["score"]):
+    both = ["sweep", "--suite=pico", "--model=pico-13k", "--dry-run"]
+    for arguments in ([], ["compres"], ["sweep", "--chunks", "0"], ["score"], both):
         with pytest.raises(SystemExit) as exit_info:
             main(arguments)
         assert exit_info.value.code == 2

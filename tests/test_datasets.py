@@ -180,6 +180,8 @@ def test_list_names_what_can_be_loaded_or_fetched(monkeypatch: pytest.MonkeyPatc
     names = {info.name: info for info in list_datasets()}
     assert set(names) == {"text-sample", "image-sample", "speech-sample", "enwik8", "librispeech", "imagenet"}
     assert names["enwik8"].path is None
+    with pytest.raises(DatasetError, match="NAME=PATH"):
+        load_dataset(tmp_path)
     with pytest.raises(DatasetError, match="run `llmcomp data fetch enwik8`"):
         load("enwik8")
     (tmp_path / "enwik8").write_bytes(bytes(4096))

@@ -143,6 +143,7 @@ def test_low_temperature_takes_the_likeliest() -> None:
         ({"n_bytes": 3, "temperature": float("nan")}, "temperature is nan"),
         ({"n_bytes": 3, "n_streams": 0}, "n_streams is 0"),
         ({"n_bytes": 3, "overlap": 64}, "overlap 64"),
+        ({"n_bytes": 3, "prefix": "text"}, "prefix is a str"),
     ],
 )
 def test_errors_say_what_was_found(options: dict, message: str) -> None:

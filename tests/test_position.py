@@ -59,12 +59,14 @@ def test_cumulative_is_the_mean_so_far() -> None:
     [
         ([], {}, "0 chunks"),
         ([b"a", b""], {}, "none empty"),
+        (b"a", {}, "expected several bytes objects"),
+        ([1], {}, "chunk 0 is a int"),
         ([b"a"], {"unit": "bit"}, "expected token, or byte"),
         ([b"a"], {"unit": "byte", "mapping": "shift"}, "with mapping shift"),
         ([b"a"], {"unit": "token", "mapping": "rot13"}, "rot13"),
     ],
 )
-def test_errors(chunks: list, options: dict, message: str) -> None:
+def test_errors(chunks: list | bytes, options: dict, message: str) -> None:
     with pytest.raises(llmcomp.Error, match=message):
         llmcomp.bits_by_position(chunks, TinyModel(), **options)
 

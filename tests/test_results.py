@@ -76,6 +76,8 @@ def test_faults_are_named(changes, message):
 def test_a_missing_column_and_a_foreign_object_are_named():
     with pytest.raises(Error, match=r"missing column.*seconds"):
         results.check_rows(make_rows().drop(columns="seconds"))
+    with pytest.raises(Error, match="two columns are called 'ratio'"):
+        results.cells(pd.concat([make_rows(), make_rows()[["ratio"]]], axis=1))
     with pytest.raises(Error, match="found list"):
         results.check_rows([1, 2])
     with pytest.raises(Error, match="a published row without ideal_bits"):

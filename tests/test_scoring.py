@@ -160,6 +160,20 @@ def test_the_sum_of_any_model(dtype: str) -> None:
     assert clamped > 3
 
 
+def test_the_sum_of_a_model_that_gives_tensors() -> None:
+    """bfloat16, which NumPy has not, and with a gradient, which a forward pass leaves by default."""
+    torch = pytest.importorskip("torch", reason="the torch engine is an extra")
+
+    class OfTorch(Forgetful):
+        def logits(self, tokens: np.ndarray) -> np.ndarray:
+            return torch.from_numpy(super().logits(tokens)).bfloat16().requires_grad_()
+
+    stream = np.arange(40, dtype=np.int32)
+    (found,) = PublishedSum(OfTorch(), 256).bits([stream])
+    logits = OfTorch().logits(stream[:-1]).detach().float().numpy()
+    assert found == pytest.approx(float64_bits(logits, stream[1:]), abs=1e-4)
+
+
 @pytest.mark.parametrize("engine", ["exact", "exact-int8"])
 def test_the_exact_engines_write_no_logits(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model("pico-13k", engine=engine)
