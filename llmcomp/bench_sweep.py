@@ -122,8 +122,7 @@ class SweepBenchmark:
             lines.append(line)
         lines += self._loop_lines()
         if self.engine != "torch":
-            made = "intervals and softmax" if self.device == "cpu" else "intervals"
-            lines.append(f"the exact engine makes {made} inside its pass: they are part of forward")
+            lines.append("the exact engine makes intervals and softmax inside its pass: they are part of forward")
         return "\n".join(lines)
 
     def _loop_lines(self) -> Iterator[str]:
