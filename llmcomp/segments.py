@@ -340,5 +340,5 @@ def _model_of_header(wanted: ModelId, device: str | None) -> Any:
             f"the archive needs {_describe(wanted)}, which is neither bundled nor in the registry: name the model"
         )
     step = wanted.revision.removeprefix("step")
-    engine = "exact-int8" if _engine_name(wanted.engine) == "exact-int8" else "exact"
+    engine = _engine_name(wanted.engine) or "exact"
     return load_model(wanted.name, step=int(step) if step.isdecimal() else None, engine=engine, device=device)

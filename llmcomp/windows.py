@@ -331,12 +331,13 @@ class WindowedModel:
 
 
 def _spread(logits: Any, lanes: np.ndarray, n_streams: int) -> Any:
-    """Rows of some streams as rows of all, float32 [n_streams, V]."""
+    """Rows of some streams as rows of all, [n_streams, V]; those of the others are not read, whatever they hold."""
     if len(lanes) == n_streams:
         return logits
-    rows = np.zeros((n_streams, logits.shape[1]), np.float32)
-    rows[lanes] = logits
-    return rows
+    row_of = np.zeros(n_streams, np.int64)
+    row_of[lanes] = np.arange(len(lanes))
+    # Tensors stay tensors: NumPy has no bfloat16 and takes none with a gradient.
+    return logits[row_of.tolist()]
 
 
 class _Walk:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub_server import neox_config, neox_tensors, write_checkpoint
+from tiny_models import TRAINING_TEXT, TinyModel, TinySession
 
 torch = pytest.importorskip("torch", reason="the torch engine is an extra")
 transformers = pytest.importorskip("transformers", reason="the torch engine is an extra")
@@ -18,7 +19,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from llmcomp import compress, decompress, score  # noqa: E402
 from llmcomp.engine_torch import DeviceStopwatch, TorchModel, published_loop, read_pickled_weights  # noqa: E402
-from llmcomp.errors import Error  # noqa: E402
+from llmcomp.errors import Error, ModelMismatch  # noqa: E402
 from llmcomp.models import load_model  # noqa: E402
 from llmcomp.tokens import published_tokens  # noqa: E402
 
@@ -307,6 +308,33 @@ def test_an_archive_of_this_engine_decodes_on_this_machine() -> None:
     assert len(blob) < len(data)
     assert decompress(blob, model) == data
     assert decompress(compress(data, model, segment_bytes=128), model) == data
+    assert decompress(blob) == data
+    half = compress(data, load_model("pico-13k", engine="torch", dtype="bfloat16"))
+    with pytest.raises(ModelMismatch, match="weights"):
+        decompress(half)
+
+
+class OfTensors(TinyModel):
+    """What a user wraps: a module's logits as it gives them, bfloat16 and with a gradient."""
+
+    def logits(self, tokens: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(super().logits(tokens)).bfloat16().requires_grad_()
+
+    def session(self, n_streams: int) -> OfTensorsSession:
+        return OfTensorsSession(self, n_streams)
+
+
+class OfTensorsSession(TinySession):
+    def step(self, tokens: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(super().step(tokens)).bfloat16().requires_grad_()
+
+
+def test_an_archive_of_a_model_that_gives_tensors() -> None:
+    """Segments end at different steps, so that some streams are decoded without the others."""
+    model = OfTensors()
+    blob = compress(TRAINING_TEXT, model, segment_bytes=100)
+    assert len(blob) < len(TRAINING_TEXT)
+    assert decompress(blob, model) == TRAINING_TEXT
 
 
 def test_a_session_serves_chunk_after_chunk_and_window_after_window(model: TorchModel) -> None:
