@@ -13,7 +13,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,13 @@ ARITHMETIC = 1
 _BATCH_ROWS = 8192
 # Buffers of one thread in a pass: a block of logits and the panels of one group.
 _THREAD_BYTES = 16 << 20
+
+# Keys and values of streams that are decoded side by side: at most what a third cache of usual size keeps from step to
+# step, in lanes that fill a vector, but no fewer than such a vector for every thread (benchmarks/results/archive.md).
+_KEPT_BYTES = 16 << 20
+_LANES_STEP = 8
+_LANES_MAX = 32
+_SESSION_BYTES_MAX = 256 << 20
 
 _LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _DTYPES = {"F32": ("float32", "<f4"), "F16": ("float16", "<f2"), "BF16": ("bfloat16", "<u2")}
@@ -170,6 +177,63 @@ class ExactModel(Tokenized):
         `positions`: int64 [n_streams], tokens read.
         """
         return self._core.session(n_streams, self.context_length if n_tokens is None else n_tokens)
+
+    def lanes(self, n_tokens: int) -> int:
+        """How many streams of `n_tokens` tokens to decode side by side: what the processor's caches hold of their keys
+        and values, or what keeps all threads busy, as far as memory goes."""
+        stream_bytes = 2 * 4 * self.config.n_layers * self.config.hidden * n_tokens
+        kept = _KEPT_BYTES // stream_bytes // _LANES_STEP * _LANES_STEP
+        busy = _LANES_STEP * _core.context_in_use()[1]
+        return max(1, min(max(kept, busy), _LANES_MAX, _SESSION_BYTES_MAX // stream_bytes))
+
+    def decoding_chain(self, n_streams: int, n_tokens: int, vocab_size: int) -> Any:
+        """A `DecodingChain`, or what a subclass has instead, for `n_streams` payloads and windows of `n_tokens`."""
+        return DecodingChain(self, n_streams, n_tokens, vocab_size)
+
+
+class DecodingChain:
+    """Payloads to tokens, side by side: steps of the model and of the decoders in turn, many of them in one call."""
+
+    steps_max = 64
+
+    def __init__(self, model: ExactModel, n_streams: int, n_tokens: int, vocab_size: int) -> None:
+        self.n_streams = n_streams
+        self._vocab_size = vocab_size
+        self._session = model.session(n_streams, n_tokens)
+
+    def begin(self, payloads: Sequence[bytes]) -> None:
+        """At most `n_streams` payloads, each at its start."""
+        rest = [b""] * (self.n_streams - len(payloads))
+        self._decoder = _core.Decoder([*payloads, *rest], self._vocab_size)
+
+    def open_window(self, lanes: npt.NDArray[np.intp], inputs: npt.NDArray[np.int32]) -> None:
+        """Only the streams `lanes` go on, each after it has read its row of `inputs`, int32 [n_lanes, k], and no more.
+
+        The last input is read by the first step.
+        """
+        self._session.reset()
+        self._lanes = lanes
+        self._inputs = np.zeros(self.n_streams, np.int64)
+        self._inputs[lanes] = inputs[:, -1]
+        for lane, row in zip(lanes, inputs[:, :-1], strict=True):
+            if len(row):
+                self._session.prefill(int(lane), row)
+
+    def run(self, n_steps: int, active: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+        """`n_steps` <= `steps_max` tokens of every lane, int32 [n_steps, n_lanes], `active` bool [n_lanes].
+
+        -1 where a lane is not active. A lane that is set inactive stays so until the next window. `Error` names the
+        stream whose logits give no distribution.
+        """
+        going = np.zeros(self.n_streams, np.bool_)
+        going[self._lanes] = active
+        found = self._session.decode(self._decoder, self._inputs, n_steps, going)
+        self._inputs = found[-1]
+        return found[:, self._lanes]
+
+    def fault(self) -> str:
+        """What a row had that has no token; `run` has raised it."""
+        return "no error"
 
 
 class Int8Model(ExactModel):

@@ -33,8 +33,6 @@ MAPPING_DEFAULT = "bytes"
 OVERLAP_SHARE_DEFAULT = 0.25
 CONTEXT_LENGTH_DEFAULT = 2048
 LANES_DEFAULT = 32
-# What the sessions of one decoding batch may hold, where the model tells.
-SESSION_BYTES_MAX = 256 << 20
 # The side byte of mapping bytes with a vocabulary that lacks some.
 _NO_STAND_INS, _STAND_INS = b"\x00", b"\x80"
 
@@ -325,13 +323,8 @@ class SegmentCodec:
 
 
 def _default_lanes(model: Any, context_length: int) -> int:
-    """As many as SESSION_BYTES_MAX allows, where the model's config tells what keys and values take; float32 each.
-    A model on a device knows what that holds."""
-    if hasattr(model, "lanes"):
-        return int(model.lanes(context_length))
-    config = getattr(model, "config", None)
-    n_values = 2 * getattr(config, "n_layers", 0) * getattr(config, "hidden", 0) * context_length
-    return max(1, min(LANES_DEFAULT, SESSION_BYTES_MAX // (4 * n_values))) if n_values else LANES_DEFAULT
+    """What the model says of itself, if it does."""
+    return int(model.lanes(context_length)) if hasattr(model, "lanes") else LANES_DEFAULT
 
 
 def _model_of_header(wanted: ModelId, device: str | None) -> Any:

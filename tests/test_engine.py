@@ -193,6 +193,64 @@ def test_flush_to_zero_of_the_caller_changes_nothing(backend: str) -> None:
     assert_same_bits(steps, expected)
 
 
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_chain_of_steps_finds_what_steps_and_pulls_find(backend: str, n_threads: int) -> None:
+    """Against payloads that the coder made from the logits of one pass."""
+    model, rng = make_model(), np.random.default_rng(8)
+    vocab_size = model.n_logits - 3
+    tokens = rng.integers(0, vocab_size, (5, 30))
+    logits = serial_logits(model, tokens)
+    payloads = [llmcomp.encode(logits[s, :-1], tokens[s, 1:], vocab_size=vocab_size) for s in range(5)]
+    decoder = _core.Decoder(payloads, vocab_size)
+    session = model.session(5, 30)
+    active = np.array([True, True, False, True, True])
+    with llmcomp.use_threads(n_threads):
+        session.prefill(3, tokens[3, :7])
+        for position in range(7):  # stream 3 is ahead of the others
+            decoder.pull(logits[:, position], np.arange(5) == 3)
+        inputs = np.where(np.arange(5) == 3, tokens[:, 7], tokens[:, 0])
+        found = session.decode(decoder, inputs, 9, active)
+        assert session.decode(decoder, found[-1], 0, active).shape == (0, 5)
+        found = np.concatenate([found, session.decode(decoder, found[-1], 4, active)])
+    assert found.dtype == np.int32 and found.shape == (13, 5)
+    for stream in range(5):
+        first = 8 if stream == 3 else 1
+        expected = tokens[stream, first : first + 13] if active[stream] else np.full(13, -1)
+        assert np.array_equal(found[:, stream], expected)
+    assert session.positions.tolist() == [13, 13, 0, 20, 13]
+
+
+def test_chain_refuses_what_does_not_fit() -> None:
+    model = make_model()
+    session, decoder = model.session(2, 10), _core.Decoder([b"ab", b"cd"], model.n_logits)
+    with pytest.raises(llmcomp.Error, match="decoder of 1 streams; the session has 2"):
+        session.decode(_core.Decoder([b""], 3), [0, 0], 1)
+    for n_steps in (-1, 11):
+        with pytest.raises(llmcomp.Error, match="steps; the session holds 10 tokens"):
+            session.decode(decoder, [0, 0], n_steps)
+    with pytest.raises(llmcomp.Error, match="stream 1: token 999 is outside the vocabulary"):
+        session.decode(decoder, [0, 999], 1)
+    with pytest.raises(llmcomp.Error, match="symbols; the model has"):
+        session.decode(_core.Decoder([b"ab", b"cd"], model.n_logits + 1), [0, 0], 1)
+    session.decode(decoder, [0, 0], 6)
+    with pytest.raises(llmcomp.Error, match="stream 0 has seen 6 tokens; the session holds 10"):
+        session.decode(decoder, [0, 0], 5)
+    with pytest.raises(TypeError):
+        session.decode(None, [0, 0], 1)
+
+
+def test_lanes_fit_the_caches_and_keep_threads_busy() -> None:
+    model = make_model()
+    token_bytes = 2 * 4 * model.config.n_layers * model.config.hidden
+    with llmcomp.use_threads(1):
+        assert model.lanes(64) == 32
+        assert model.lanes((16 << 20) // token_bytes // 10) == 8
+        assert model.lanes((256 << 20) // token_bytes // 3) == 3
+        assert model.lanes(1 << 40) == 1
+    with llmcomp.use_threads(3):
+        assert model.lanes((16 << 20) // token_bytes // 10) == 24
+
+
 def test_threads_share_a_model_and_a_session_is_one_thread_s() -> None:
     model = make_model()
     tokens = draw(model, 2, 40)

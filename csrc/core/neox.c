@@ -376,8 +376,13 @@ lmc_status lmc_neox_prefill(const lmc_context_t *context, const lmc_neox_model_t
     return LMC_OK;
 }
 
+/* Where every slot gets a panel of its own there are no more panels than slots. */
+static lmc_demand_t step_demand(const lmc_neox_config_t *config, size_t n_streams, size_t n_slots) {
+    return cached_demand(config, larger((n_streams + LMC_LANES - 1) / LMC_LANES, n_slots), n_slots);
+}
+
 size_t lmc_neox_step_bound(const lmc_neox_config_t *config, size_t n_streams, size_t n_slots) {
-    lmc_demand_t demand = cached_demand(config, (n_streams + LMC_LANES - 1) / LMC_LANES, n_slots);
+    lmc_demand_t demand = step_demand(config, n_streams, n_slots);
     return count_workspace(config, &demand);
 }
 
@@ -392,21 +397,28 @@ static lmc_status check_step(const lmc_neox_config_t *config, const lmc_neox_cac
     return LMC_OK;
 }
 
-/* Active streams, packed into as few lanes as possible. */
+/* Active streams, packed into as few lanes as possible, of which a panel has at most panel_lanes. */
 static size_t fill_step_panels(lmc_panel_t *panels, const lmc_neox_cache_t *cache, const int64_t *tokens,
-                               const uint8_t *active) {
+                               const uint8_t *active, size_t panel_lanes) {
     size_t n_lanes = 0;
     for (size_t s = 0; s < cache->n_streams; s++) {
         if (active != NULL && !active[s]) continue;
-        lmc_panel_t *panel = &panels[n_lanes / LMC_LANES];
-        size_t lane = n_lanes++ % LMC_LANES;
+        lmc_panel_t *panel = &panels[n_lanes / panel_lanes];
+        size_t lane = n_lanes++ % panel_lanes;
         if (lane == 0) memset(panel, 0, sizeof *panel);
         panel->n_lanes = lane + 1;
         panel->tokens[lane] = tokens[s];
         panel->streams[lane] = panel->rows[lane] = s;
         panel->positions[lane] = cache->positions[s];
     }
-    return (n_lanes + LMC_LANES - 1) / LMC_LANES;
+    return (n_lanes + panel_lanes - 1) / panel_lanes;
+}
+
+static size_t count_active(const lmc_neox_cache_t *cache, const uint8_t *active) {
+    size_t n = 0;
+    for (size_t s = 0; s < cache->n_streams; s++)
+        n += active == NULL || active[s];
+    return n;
 }
 
 lmc_status lmc_neox_step(const lmc_context_t *context, const lmc_neox_model_t *model, lmc_neox_cache_t *cache,
@@ -418,7 +430,7 @@ lmc_status lmc_neox_step(const lmc_context_t *context, const lmc_neox_model_t *m
     lmc_forward_t forward = forward_of(context, model);
     lmc_panel_t *panels;
     size_t n_slots = lmc_slot_count(context->executor);
-    lmc_demand_t demand = cached_demand(config, (cache->n_streams + LMC_LANES - 1) / LMC_LANES, n_slots);
+    lmc_demand_t demand = step_demand(config, cache->n_streams, n_slots);
     if (cut_workspace(config, &demand, workspace, workspace_bytes, &forward, &panels) == 0)
         return LMC_ERROR_CAPACITY;
     forward.cache = *cache;
@@ -426,10 +438,12 @@ lmc_status lmc_neox_step(const lmc_context_t *context, const lmc_neox_model_t *m
     forward.sink.logits = logits;
     forward.stepping = 1;
     forward.panels = panels;
-    forward.n_panels = fill_step_panels(panels, cache, tokens, active);
-    if (forward.n_panels == 0) return LMC_OK;
     size_t layer_weights = config->hidden * (4 * config->hidden + 2 * config->intermediate);
     int small = config->n_layers * layer_weights < LMC_SMALL_MODEL_WEIGHTS;
+    size_t n_active = count_active(cache, active), share = (n_active + n_slots - 1) / n_slots;
+    if (n_active == 0) return LMC_OK;
+    forward.n_panels =
+        fill_step_panels(panels, cache, tokens, active, small ? smaller(LMC_LANES, share) : LMC_LANES);
     plan_groups(&forward, context->executor, small);
     run_stage(&forward, context->executor, stage_all, 0);
     for (size_t s = 0; s < cache->n_streams; s++)

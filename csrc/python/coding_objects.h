@@ -1,8 +1,10 @@
-/* Intervals as arrays of Python, and the objects of the coder, for the two files that make them. */
+/* Intervals as arrays of Python, and the objects of the coder, for the files that make and use them. */
 #ifndef LLMCOMP_PYTHON_CODING_OBJECTS_H
 #define LLMCOMP_PYTHON_CODING_OBJECTS_H
 
 #include "common.h"
+
+#include <stdatomic.h>
 
 #include "llmcomp/coder.h"
 
@@ -28,6 +30,13 @@ int lmc_py_intervals_of(PyObject *error, const lmc_py_logits_t *logits, PyArrayO
 
 /* Room for n more symbols and the end of the stream. -1 with an exception set. */
 int lmc_py_encoder_reserve(lmc_encoder_t *stream, size_t n_symbols);
+
+typedef struct lmc_py_decoder {
+    PyObject_HEAD PyObject *payloads; /* a tuple of bytes, which hold what the streams read */
+    lmc_decoder_t *streams;
+    size_t vocab_size; /* 0: all logits */
+    atomic_flag in_use;
+} lmc_py_decoder_t;
 
 extern PyType_Spec lmc_py_encoder_spec, lmc_py_decoder_spec;
 

@@ -237,13 +237,6 @@ PyType_Spec lmc_py_encoder_spec = {
 
 /* Decoder. */
 
-typedef struct decoder_object {
-    PyObject_HEAD PyObject *payloads; /* a tuple of bytes, which hold what the streams read */
-    lmc_decoder_t *streams;
-    size_t vocab_size;
-    atomic_flag in_use;
-} decoder_object_t;
-
 static PyObject *bytes_of_payloads(PyObject *error, PyObject *object) {
     if (PyBytes_Check(object) || PyByteArray_Check(object) || PyUnicode_Check(object)) {
         return PyErr_Format(error, "payloads are one %s; expected a list of bytes, one a stream",
@@ -278,7 +271,7 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *arguments, PyObject *
     if (lmc_py_vocab_size_parse(state->error, vocab_object, &vocab_size) < 0) return NULL;
     PyObject *payloads = bytes_of_payloads(state->error, payloads_object);
     if (payloads == NULL) return NULL;
-    decoder_object_t *self = (decoder_object_t *)type->tp_alloc(type, 0);
+    lmc_py_decoder_t *self = (lmc_py_decoder_t *)type->tp_alloc(type, 0);
     if (self == NULL) {
         Py_DECREF(payloads);
         return NULL;
@@ -301,7 +294,7 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *arguments, PyObject *
 }
 
 static void decoder_dealloc(PyObject *object) {
-    decoder_object_t *self = (decoder_object_t *)object;
+    lmc_py_decoder_t *self = (lmc_py_decoder_t *)object;
     PyTypeObject *type = Py_TYPE(object);
     PyMem_RawFree(self->streams);
     Py_XDECREF(self->payloads);
@@ -309,7 +302,7 @@ static void decoder_dealloc(PyObject *object) {
     Py_DECREF(type);
 }
 
-static PyObject *pull_step(PyObject *error, decoder_object_t *self, const lmc_py_logits_t *logits,
+static PyObject *pull_step(PyObject *error, lmc_py_decoder_t *self, const lmc_py_logits_t *logits,
                            PyArrayObject *mask) {
     const unsigned char *active = mask == NULL ? NULL : (const unsigned char *)PyArray_DATA(mask);
     lmc_executor_t executor;
@@ -338,7 +331,7 @@ static PyObject *pull_step(PyObject *error, decoder_object_t *self, const lmc_py
 
 static PyObject *decoder_pull(PyObject *object, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"logits", "active", NULL};
-    decoder_object_t *self = (decoder_object_t *)object;
+    lmc_py_decoder_t *self = (lmc_py_decoder_t *)object;
     lmc_module_state_t *state = lmc_py_state_of_type(Py_TYPE(object));
     PyObject *logits_object, *mask_object = NULL, *tokens = NULL;
     PyArrayObject *mask = NULL;
@@ -362,7 +355,7 @@ static PyObject *decoder_pull(PyObject *object, PyObject *arguments, PyObject *k
 
 static PyObject *decoder_n_streams(PyObject *object, void *unused) {
     (void)unused;
-    return PyLong_FromSsize_t(PyTuple_GET_SIZE(((decoder_object_t *)object)->payloads));
+    return PyLong_FromSsize_t(PyTuple_GET_SIZE(((lmc_py_decoder_t *)object)->payloads));
 }
 
 PyDoc_STRVAR(decoder_doc,
@@ -389,7 +382,7 @@ static PyType_Slot decoder_slots[] = {
 };
 PyType_Spec lmc_py_decoder_spec = {
     .name = "llmcomp._core.Decoder",
-    .basicsize = sizeof(decoder_object_t),
+    .basicsize = sizeof(lmc_py_decoder_t),
     .flags = Py_TPFLAGS_DEFAULT,
     .slots = decoder_slots,
 };

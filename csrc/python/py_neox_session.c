@@ -3,6 +3,9 @@
 
 #include <string.h>
 
+#include "coding_objects.h"
+#include "llmcomp/neox_decode.h"
+
 PyObject *lmc_py_model_session(PyObject *object, PyObject *arguments) {
     neox_model_object_t *self = (neox_model_object_t *)object;
     lmc_module_state_t *state = lmc_py_state_of_type(Py_TYPE(object));
@@ -84,11 +87,13 @@ static PyArrayObject *parse_output(PyObject *error, PyObject *object, npy_intp n
     return array;
 }
 
-/* 0 if some active stream is full for this session, which may be shorter than the context. */
-static int session_has_room(const neox_session_object_t *self, const uint8_t *active, size_t *stream) {
+/* 0 if some active stream has no room for n_steps tokens in this session, which may be shorter than the
+ * context. */
+static int session_has_room(const neox_session_object_t *self, const uint8_t *active, size_t n_steps,
+                            size_t *stream) {
     for (size_t s = 0; s < self->cache.n_streams; s++) {
         *stream = s;
-        if ((active == NULL || active[s]) && self->cache.positions[s] >= self->n_tokens) return 0;
+        if ((active == NULL || active[s]) && n_steps > self->n_tokens - self->cache.positions[s]) return 0;
     }
     return 1;
 }
@@ -105,7 +110,7 @@ static int session_run_step(PyObject *error, neox_session_object_t *self, PyArra
     if (session_begin(error, self,
                       lmc_neox_step_bound(&model->config, self->cache.n_streams, executor.n_slots)) < 0)
         return -1;
-    if (session_has_room(self, active, &stream)) {
+    if (session_has_room(self, active, 1, &stream)) {
         Py_BEGIN_ALLOW_THREADS status =
             lmc_neox_step(&context, model, &self->cache, token_data, active, (float *)PyArray_DATA(logits),
                           self->workspace, self->workspace_bytes, &stream);
@@ -136,6 +141,85 @@ static PyObject *session_step(PyObject *object, PyObject *arguments, PyObject *k
     Py_XDECREF(mask);
     Py_DECREF(tokens);
     return (PyObject *)logits;
+}
+
+/* The chain's scratch, which begins with the tokens; NULL with an exception set. */
+static void *make_chain(lmc_neox_chain_t *chain, PyArrayObject *tokens, size_t n_logits, size_t n_slots) {
+    size_t n_streams = (size_t)PyArray_DIM(tokens, 0), tokens_bytes = n_streams * sizeof *chain->tokens;
+    size_t searches_bytes = n_slots * sizeof *chain->searches;
+    char *memory = PyMem_RawMalloc(tokens_bytes + searches_bytes + n_streams * n_logits * sizeof(float));
+    if (memory == NULL) return PyErr_NoMemory();
+    memcpy(memory, PyArray_DATA(tokens), tokens_bytes);
+    chain->tokens = (int64_t *)(void *)memory;
+    chain->searches = (lmc_search_t *)(void *)(memory + tokens_bytes);
+    chain->logits = (float *)(void *)(memory + tokens_bytes + searches_bytes);
+    return memory;
+}
+
+static int session_run_decode(PyObject *error, neox_session_object_t *self, lmc_py_decoder_t *decoder,
+                              PyArrayObject *tokens, PyArrayObject *mask, PyArrayObject *found) {
+    const lmc_neox_model_t *model = &self->owner->model;
+    size_t n_logits = model->config.n_logits, n_steps = (size_t)PyArray_DIM(found, 0), stream = 0;
+    lmc_neox_chain_t chain = {.decoders = decoder->streams,
+                              .vocab_size = decoder->vocab_size == 0 ? n_logits : decoder->vocab_size,
+                              .active = mask == NULL ? NULL : (const uint8_t *)PyArray_DATA(mask)};
+    lmc_executor_t executor;
+    lmc_context_t context = lmc_py_context(&executor);
+    lmc_status status = LMC_ERROR_CAPACITY;
+    void *memory = make_chain(&chain, tokens, n_logits, executor.n_slots);
+    if (memory == NULL) return -1;
+    if (session_begin(error, self,
+                      lmc_neox_step_bound(&model->config, self->cache.n_streams, executor.n_slots)) < 0) {
+        PyMem_RawFree(memory);
+        return -1;
+    }
+    if (session_has_room(self, chain.active, n_steps, &stream)) {
+        Py_BEGIN_ALLOW_THREADS status =
+            lmc_neox_decode(&context, model, &self->cache, &chain, n_steps, (int32_t *)PyArray_DATA(found),
+                            self->workspace, self->workspace_bytes, &stream);
+        Py_END_ALLOW_THREADS
+    }
+    if (status != LMC_OK) raise_session_error(error, self, status, stream, (long long)chain.tokens[stream]);
+    PyMem_RawFree(memory);
+    atomic_flag_clear(&self->in_use);
+    return status == LMC_OK ? 0 : -1;
+}
+
+static PyObject *session_decode(PyObject *object, PyObject *arguments) {
+    neox_session_object_t *self = (neox_session_object_t *)object;
+    lmc_module_state_t *state = lmc_py_state_of_type(Py_TYPE(object));
+    PyObject *decoder_object, *tokens_object, *mask_object = NULL;
+    PyArrayObject *mask = NULL, *found = NULL;
+    npy_intp n_streams = (npy_intp)self->cache.n_streams, shape[2] = {0, n_streams};
+    Py_ssize_t n_steps;
+    if (state == NULL) return NULL;
+    if (!PyArg_ParseTuple(arguments, "O!On|O", state->decoder_type, &decoder_object, &tokens_object, &n_steps,
+                          &mask_object))
+        return NULL;
+    lmc_py_decoder_t *decoder = (lmc_py_decoder_t *)decoder_object;
+    if (PyTuple_GET_SIZE(decoder->payloads) != n_streams)
+        return PyErr_Format(state->error, "a decoder of %zd streams; the session has %zd",
+                            PyTuple_GET_SIZE(decoder->payloads), (Py_ssize_t)n_streams);
+    if (decoder->vocab_size > self->owner->model.config.n_logits)
+        return PyErr_Format(state->error, "a decoder of %zu symbols; the model has %zu logits",
+                            decoder->vocab_size, self->owner->model.config.n_logits);
+    if (n_steps < 0 || (size_t)n_steps > self->n_tokens)
+        return PyErr_Format(state->error, "%zd steps; the session holds %zu tokens", n_steps, self->n_tokens);
+    PyArrayObject *tokens = lmc_py_integers_parse(state->error, tokens_object, "tokens", 1, &n_streams);
+    if (tokens == NULL) return NULL;
+    shape[0] = n_steps;
+    if (lmc_py_mask_parse(state->error, mask_object, n_streams, &mask) == 0)
+        found = (PyArrayObject *)PyArray_EMPTY(2, shape, NPY_INT32, 0);
+    if (found != NULL && atomic_flag_test_and_set(&decoder->in_use)) {
+        PyErr_SetString(state->error, "another thread is using this decoder");
+        Py_CLEAR(found);
+    } else if (found != NULL) {
+        if (session_run_decode(state->error, self, decoder, tokens, mask, found) < 0) Py_CLEAR(found);
+        atomic_flag_clear(&decoder->in_use);
+    }
+    Py_XDECREF(mask);
+    Py_DECREF(tokens);
+    return (PyObject *)found;
 }
 
 static int session_run_prefill(PyObject *error, neox_session_object_t *self, size_t stream,
@@ -234,12 +318,18 @@ PyDoc_STRVAR(session_doc, "Streams of tokens with their keys and values; NeoxMod
 PyDoc_STRVAR(step_doc,
              "step($self, tokens, active=None, out=None)\n--\n\n"
              "One token into every active stream: int [n_streams] -> float32 [n_streams, n_logits].");
+PyDoc_STRVAR(
+    decode_doc,
+    "decode($self, decoder, tokens, n_steps, active=None, /)\n--\n\n"
+    "n_steps times one token into every active stream and the next one out of the decoder: int "
+    "[n_streams]\n-> int32 [n_steps, n_streams], -1 where not active. After an error neither is of use.");
 PyDoc_STRVAR(prefill_doc, "prefill($self, stream, tokens, /)\n--\n\n"
                           "Tokens int [n] into one stream -> float32 [n_logits], the logits after the last.");
 PyDoc_STRVAR(reset_doc, "reset($self, stream=None, /)\n--\n\nOne stream, or all of them, start again.");
 
 static PyMethodDef session_methods[] = {
     {"step", (PyCFunction)(void (*)(void))session_step, METH_VARARGS | METH_KEYWORDS, step_doc},
+    {"decode", session_decode, METH_VARARGS, decode_doc},
     {"prefill", session_prefill, METH_VARARGS, prefill_doc},
     {"reset", session_reset, METH_VARARGS, reset_doc},
     {NULL, NULL, 0, NULL},
