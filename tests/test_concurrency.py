@@ -114,6 +114,64 @@ def test_arrays_changed_by_another_thread():
     check_still_right()
 
 
+CHANGED_MEANWHILE = {
+    "intervals": """
+        totals = np.full(300_000, 1000)
+        starts, freqs = totals // 2, totals // 100
+        call, changed, wrong = lambda: coding.encode_intervals(starts, freqs, totals), totals[150_000:], 0
+    """,
+    "tokens": """
+        tokens = np.ones((40, 40), np.int64)
+        call, changed, wrong = lambda: model._core.intervals(tokens, np.ones_like(tokens)), tokens[20:], 1 << 40
+    """,
+    # All streams but the first are full.
+    "active": """
+        session, active = model.session(2000, 16), np.ones(2000, np.bool_)
+        for _ in range(16):
+            session.step(np.ones(2000, np.int64))
+        def call():
+            session.reset(0)
+            try:
+                session.step(np.ones(2000, np.int64), active)
+            finally:
+                assert session.positions.max() <= 16
+        changed, wrong = active[1:], False
+    """,
+}
+
+
+@pytest.mark.parametrize("what", CHANGED_MEANWHILE)
+def test_arguments_that_change_meanwhile_crash_nothing(what):
+    """They are checked and then used while other threads run: numbers out of range must not get through in between."""
+    program = f"""
+        import threading, time, numpy as np, llmcomp
+        from llmcomp import coding
+        from engine_models import make_config, make_weights
+        from llmcomp.engine_exact import ExactModel
+        model = ExactModel(make_config(), make_weights(make_config()))
+        {textwrap.indent(textwrap.dedent(CHANGED_MEANWHILE[what]), " " * 8).strip()}
+        right, stop = changed[0].copy(), threading.Event()
+        def change():
+            while not stop.is_set():
+                changed[:] = wrong
+                changed[:] = right
+        writer = threading.Thread(target=change, daemon=True)
+        writer.start()
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            try:
+                call()
+            except llmcomp.Error:
+                pass
+        stop.set()
+        writer.join()
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, timeout=60, check=False, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
 def test_signals_during_long_calls():
     row = np.zeros((1, 2**20), np.float32)

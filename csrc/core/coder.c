@@ -18,8 +18,13 @@ lmc_status lmc_encoder_put(lmc_encoder_t *encoder, size_t n, const uint64_t *sta
         return LMC_ERROR_INTERVAL;
     }
     lmc_encoder_t state = *encoder; /* a copy that no byte written can alias */
-    for (size_t i = 0; i < n; i++)
-        lmc_range_put(&state, start[i], freq[i], total[i]);
+    for (size_t i = 0; i < n; i++) {
+        uint64_t below = start[i], share = freq[i], whole = total[i];
+        /* Only of a caller who changes his arrays meanwhile: his stream is lost, but nothing is divided by 0.
+         */
+        if (!lmc_interval_is_valid(below, share, whole)) return LMC_ERROR_INTERVAL;
+        lmc_range_put(&state, below, share, whole);
+    }
     *encoder = state;
     return LMC_OK;
 }

@@ -237,12 +237,14 @@ static void embed_panel(void *argument, size_t index, size_t slot) {
     const lmc_forward_t *forward = group->forward;
     const lmc_panel_t *panel = &forward->panels[group->first_panel + index];
     lmc_neox_tensor_t embedding = forward->model->weights.embedding;
-    size_t hidden = forward->model->config.hidden;
+    size_t hidden = forward->model->config.hidden, n_embeddings = forward->model->config.n_embeddings;
     size_t element_bytes = embedding.dtype == LMC_FLOAT32 ? 4 : 2;
     float *out = group_hidden(group) + index * hidden * LMC_LANES, *vector = forward->tasks[slot].vector;
     memset(out, 0, hidden * LMC_LANES * sizeof *out);
     for (size_t lane = 0; lane < panel->n_lanes; lane++) {
-        const char *row = (const char *)embedding.data + (size_t)panel->tokens[lane] * hidden * element_bytes;
+        /* Foreign only if the caller has changed his tokens since they were checked. */
+        size_t token = (size_t)panel->tokens[lane] < n_embeddings ? (size_t)panel->tokens[lane] : 0;
+        const char *row = (const char *)embedding.data + token * hidden * element_bytes;
         kernels_of(forward)->widen(row, embedding.dtype, hidden, vector);
         for (size_t i = 0; i < hidden; i++)
             out[i * LMC_LANES + lane] = vector[i];

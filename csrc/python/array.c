@@ -246,7 +246,8 @@ int lmc_py_mask_parse(PyObject *error, PyObject *object, npy_intp n, PyArrayObje
         Py_DECREF(array);
         return -1;
     }
-    *mask = (PyArrayObject *)PyArray_FromArray(array, NULL, NPY_ARRAY_CARRAY_RO);
+    /* A copy: who takes part must stay the same from the checks to the end of a call. */
+    *mask = (PyArrayObject *)PyArray_FromArray(array, NULL, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_ENSURECOPY);
     Py_DECREF(array);
     return *mask == NULL ? -1 : 0;
 }
