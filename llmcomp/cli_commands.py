@@ -147,6 +147,9 @@ def compress(args: argparse.Namespace) -> int:
     if args.list:
         return _list(args)
     decompress = args.decompress or args.test or args.salvage
+    has_data_on_stdout = args.stdout or args.output == "-" or (args.output is None and "-" in args.file)
+    if args.json and has_data_on_stdout and not args.test:
+        raise Error("--json and the data cannot both be on standard output: name a file with -o")
     if not decompress and args.stdout and len(args.file) > 1:
         raise Error(
             f"{len(args.file)} archives on one standard output could not be told apart: compress one file at once"
@@ -163,10 +166,15 @@ def compress(args: argparse.Namespace) -> int:
             # gzip goes on with the next file, too.
             if args.debug:
                 raise
-            status = complain(error if file in str(error) else f"{file}: {error}", 1)
+            status = complain(_naming(file, error), 1)
     if args.json:
         _print_json([report._asdict() for report in reports])
     return status
+
+
+def _naming(file: str, error: Error) -> str:
+    text = str(error)
+    return text if text.startswith((f"{file}:", f"{file} ", f"{file}.llmc")) else f"{file}: {text}"
 
 
 def _convert(file: str, model: Any, decompress: bool, args: argparse.Namespace) -> Any:
@@ -229,7 +237,7 @@ def _read_archives(files: Sequence[str]) -> tuple[list[tuple[str, Any]], int]:
                 raise Error("standard input is closed")
             found.append((file, info(file if file != "-" else sys.stdin.buffer)))
         except Error as error:
-            status = complain(error if file in str(error) else f"{file}: {error}", 1)
+            status = complain(_naming(file, error), 1)
     return found, status
 
 

@@ -364,6 +364,8 @@ def _parse_config(config: Mapping[str, Any], name: str) -> NeoxConfig:
 def _parse_rotary(config: Mapping[str, Any], name: str) -> tuple[float, float]:
     """(fraction of a head, base) in any of the spellings of transformers 4 and 5."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise Error(f"{name}: rope_parameters or rope_scaling is {rope!r}, expected an object")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise Error(f"{name}: rotary positions are of type {kind!r}, the exact engine computes 'default' only")

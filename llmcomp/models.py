@@ -439,6 +439,7 @@ def _cached_repo(path: Path) -> str:
 
 
 def _source_in(name: str, step: int | None, folder: Path) -> ModelSource:
+    name = os.fsencode(name).decode("utf-8", "replace")  # rows and archives hold text, a folder's name need not be it
     return ModelSource(name, step, _folder_files(folder, str(folder)), folder=folder)
 
 

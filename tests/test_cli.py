@@ -338,6 +338,11 @@ def two_archives_on_one_output(folder: Path) -> list[str]:
     return ["compress", "-c", "a", "b"]
 
 
+def report_among_the_data(folder: Path) -> list[str]:
+    (folder / "text").write_bytes(TEXT)
+    return ["compress", "-q", "-m", "pico-13k", "--json", "-c", str(folder / "text")]
+
+
 def output_in_no_folder(folder: Path) -> list[str]:
     (folder / "text").write_bytes(TEXT)
     return ["compress", "-q", "-m", "pico-13k", "-o", str(folder / "nowhere" / "out"), str(folder / "text")]
@@ -376,6 +381,7 @@ def damaged_table(folder: Path) -> list[str]:
         (unknown_mirror, "everything"),
         (two_outputs, "-o names one file"),
         (two_archives_on_one_output, "one standard output"),
+        (report_among_the_data, "--json and the data"),
         (output_in_no_folder, "nowhere/out: No such file"),
         (unknown_figure_format, "'webpage'"),
         (other_table, "x.parquet"),
@@ -390,6 +396,14 @@ def test_mistakes_are_one_line_and_leave_nothing(
     capsys.readouterr()
     assert words in error_line(main(arguments), capsys)
     assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_a_file_is_named_though_its_name_is_in_the_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a").write_bytes(TEXT)
+    assert "llmcomp: a: not an llmcomp archive" in error_line(main(["decompress", "-q", "-t", "a"]), capsys)
 
 
 def test_tokens_out_of_range() -> None:

@@ -160,6 +160,7 @@ def test_given_weights_replace_those_of_the_folder(folder: Path) -> None:
         ({"rotary_pct": 1.5}, "expected an even number|rotary"),
         ({"rotary_pct": None}, "rotary_pct is None, expected a number"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "type 'linear'"),
+        ({"rope_scaling": [2.0]}, "expected an object"),
         ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small'"),
         ({"layer_norm_eps": -1.0}, "out of range"),
         ({"vocab_size": 62}, r"embed_in.weight has shape \[61, 24\], expected \[62, 24\]"),

@@ -14,7 +14,7 @@ import pytest
 from hub_server import Hub, neox_config, neox_files, neox_tensors, write_checkpoint
 from safetensors.numpy import save
 
-from llmcomp import models, pico
+from llmcomp import compress, decompress, models, pico, score
 from llmcomp.baselines import random_models
 from llmcomp.errors import Error
 from llmcomp.models import find_model, list_models, load_model
@@ -73,6 +73,15 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     file.write_bytes(b"x")
     with pytest.raises(Error, match="a file, not a folder"):
         find_model(file)
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"model-\xff")
+    write_checkpoint(folder, 1)
+    model = load_model(folder)
+    assert model.name == "model-\ufffd"
+    assert decompress(compress(b"text" * 99, model), model) == b"text" * 99
+    assert score([b"text"], model, progress=False)["model"].tolist() == [model.name]
 
 
 def test_folder_of_steps(tmp_path: Path) -> None:
