@@ -1,16 +1,18 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. `make help` lists the rest.
 PYTHON ?= python3
+OLDEST_PYTHON ?= python3.10
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cu') setup.py pyproject.toml
 C_FILES := $(shell find csrc -name '*.[ch]' -o -name '*.cu' -o -name '*.cpp')
 
-.PHONY: help demo test check check-slow bench clean format
+.PHONY: help demo test check check-slow check-oldest bench clean format
 help:
 	@echo "make demo        install into $(VENV) and run the main job on the bundled models and samples"
 	@echo "make test        install with the test extra and run the tests"
 	@echo "make check       format, lint, types, layers, stubs"
 	@echo "make check-slow  the tests that take longer"
+	@echo "make check-oldest  the tests with the oldest dependencies, on OLDEST_PYTHON (python3.10)"
 	@echo "make bench       the benchmarks"
 	@echo "make format      rewrite the sources in the house style"
 	@echo "make clean       remove what was built"
@@ -44,6 +46,12 @@ check: $(VENV)/.installed-test
 
 check-slow: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow
+
+# Without torch, whose tests are skipped.
+check-oldest:
+	$(OLDEST_PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --constraint tests/oldest.txt --editable . pytest pytest-xdist hypothesis
+	.venv-oldest/bin/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/bench_coding.py

@@ -268,8 +268,9 @@ def load_exact(
 ) -> ExactModel:
     """Load a GPT-NeoX model from a folder in Hugging Face's layout: config.json and safetensors, sharded or not.
 
-    Weights (float32, float16, bfloat16) stay mapped from the file; `weights` replaces the folder's. `engine`
-    "exact-int8" gives an `Int8Model`. Raises `Error`.
+    Weights (float32, float16, bfloat16) stay mapped from the file, so that a new checkpoint may take the file's place
+    but must not be written into it while the model lives; `weights` replaces the folder's. `engine` "exact-int8" gives
+    an `Int8Model`. Raises `Error`.
     """
     found = read_checkpoint(folder, name=name, step=step, tokenizer_path=tokenizer_path, weights=weights)
     return (Int8Model if engine == Int8Model.engine else ExactModel)(**found)

@@ -237,6 +237,7 @@ def _read_file(path: Path) -> pd.DataFrame:
         with path.open("rb") as file:
             table = pq.read_table(file, page_checksum_verification=True)
         table.validate(full=True)  # damaged text is found here, not where it is first used
+        rows = table.to_pandas()
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise Error(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
     found = (table.schema.metadata or {}).get(_FORMAT_KEY)
@@ -245,7 +246,7 @@ def _read_file(path: Path) -> pd.DataFrame:
         known = " or ".join(known.decode() for known in _FORMATS)
         raise Error(f"{path}: not a file of llmcomp's rows: found {told}, expected format {known}")
     try:
-        return check_rows(table.to_pandas())
+        return check_rows(rows)
     except Error as error:
         raise Error(f"{path}: {error}") from None
 

@@ -48,12 +48,13 @@ def pythia_tokenizer() -> Tokenizer:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub of its own with an empty cache; huggingface_hub reads the environment only when it is imported."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     server = Hub()
     monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
     template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for module in (constants, file_download):  # which of them is read depends on the version
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     yield server
     server.close()

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,16 @@ REPO = "org/tiny-neox"
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from huggingface_hub import constants
+    from huggingface_hub.utils import _http
 
+    # Before version 1 a session, once made, stays as it was.
+    forget_sessions = getattr(_http, "reset_sessions", lambda: None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    forget_sessions()
+    yield
+    forget_sessions()
 
 
 def sha256(data: bytes) -> str:
@@ -191,6 +199,10 @@ def test_shards(hub: Hub) -> None:
     assert {*shard_names, "model.safetensors.index.json"} <= {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.skipif(
+    version("huggingface_hub").startswith("0."),
+    reason="before version 1 it gives up, and a second call goes on",
+)
 def test_a_cut_connection_is_taken_up_where_it_ended(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 4096)
     files = neox_files(1)
