@@ -458,16 +458,22 @@ def resident_bytes():
 @pytest.mark.slow
 @pytest.mark.skipif(not STATM.exists(), reason="no /proc")
 def test_no_call_leaks_over_100_000_calls():
-    """Resident memory, which has what tracemalloc does not see: 16 bytes a call would be 1.6 MB."""
+    """Resident memory, which has what tracemalloc does not see: 16 bytes a call would be 1.6 MB.
+
+    The heap may still take an arena in one round; a leak shows in each.
+    """
     for name, call in leaking_calls().items():
         for _ in range(2_000):
             call()
-        gc.collect()
-        before = resident_bytes()
-        for _ in range(100_000):
-            call()
-        gc.collect()
-        assert resident_bytes() - before < 1_500_000, name
+        growths = []
+        while len(growths) < 3 and not (growths and growths[-1] < 1_500_000):
+            gc.collect()
+            before = resident_bytes()
+            for _ in range(100_000):
+                call()
+            gc.collect()
+            growths.append(resident_bytes() - before)
+        assert growths[-1] < 1_500_000, (name, growths)
 
 
 # Anything at all.
