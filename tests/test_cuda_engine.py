@@ -562,7 +562,8 @@ def use_and_misuse() -> None:
     sizes = {"n_layers": 1, "n_heads": 3, "hidden": 24, "intermediate": 40, "n_embeddings": 61, "n_logits": 61}
     sizes |= {"context_length": 48, "rotary_dims": 2, "rotary_base": 1e4, "layer_norm_epsilon": 1e-5}
     tensors = (make_weights(make_config())["embed_out.weight"],) * 16
-    for broken in ({"n_heads": 7}, {"hidden": 25}, {"context_length": 10**6}, {"tensors": ()}, {}):
+    nothing = {"tensors": (None,) * 16}
+    for broken in ({"n_heads": 7}, {"hidden": 25}, {"context_length": 10**6}, {"tensors": ()}, {}, nothing):
         arguments = {"parallel_residual": True, "tensors": tensors, **sizes, **broken}
         with pytest.raises(Error):
             sys.modules["llmcomp._cuda"].NeoxModel(device=0, **arguments)

@@ -329,6 +329,21 @@ def test_out_is_filled_and_returned() -> None:
     assert_same_bits(out, serial_logits(model, np.array([[1], [2]]))[:, 0])
 
 
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("missing", [0, 3, 8, 10, 12, 14])
+def test_a_model_without_one_of_its_matrices_is_refused(missing: int, int8: bool) -> None:
+    vector, matrix = np.ones(4, np.float32), np.ones((4, 4), np.float32)
+    layer = (*(vector,) * 4, np.ones((12, 4), np.float32), None, matrix, None, matrix, None, matrix, None)
+    tensors = [matrix, vector, vector, matrix, *layer]
+    sizes = {"n_layers": 1, "n_heads": 1, "hidden": 4, "intermediate": 4, "n_embeddings": 4, "n_logits": 4}
+    sizes |= {"context_length": 8, "rotary_dims": 0, "rotary_base": 1e4, "layer_norm_epsilon": 1e-5}
+    given = {**sizes, "parallel_residual": True, "int8": int8}
+    assert _core.NeoxModel(**given, tensors=tuple(tensors)).logits([[1]]).shape == (1, 1, 4)
+    tensors[missing] = None
+    with pytest.raises(llmcomp.Error, match="the tensors of the model: "):
+        _core.NeoxModel(**given, tensors=tuple(tensors))
+
+
 def test_a_cache_of_more_bytes_than_an_address_counts_is_out_of_memory() -> None:
     """Sizes that are allowed one by one: 2^12 layers, 2^6 features, 2^20 streams of 2^24 tokens: 2^64 bytes of keys."""
     d, n_layers = 64, 4096

@@ -90,4 +90,6 @@ typedef struct lmc_layer_vectors {
 size_t lmc_layer_vectors_length(const lmc_neox_config_t *config);
 lmc_layer_vectors_t lmc_layer_vectors_at(const lmc_neox_model_t *model, size_t layer);
 
+int lmc_neox_has_matrices(const lmc_neox_config_t *config, const lmc_neox_weights_t *weights);
+
 #endif

@@ -90,6 +90,7 @@ lmc_status lmc_neox_int8_quantise(const lmc_context_t *context, const lmc_neox_c
     lmc_status status = lmc_neox_config_check(config);
     if (status != LMC_OK) return status;
     if (memory_bytes < lmc_neox_int8_bound(config)) return LMC_ERROR_CAPACITY;
+    if (!lmc_neox_has_matrices(config, weights)) return LMC_ERROR_ARGUMENT;
     size_t d = config->hidden, m = config->intermediate;
     char *at = (char *)memory + (aligned((uintptr_t)memory) - (uintptr_t)memory);
     lmc_neox_tensor_t head = weights->head;

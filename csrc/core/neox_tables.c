@@ -96,6 +96,16 @@ static void fill_tables(void *argument, size_t index, size_t slot) {
     model->softmax_floor = (float)(LMC_SOFTMAX_EXPONENT_FLOOR / scale);
 }
 
+int lmc_neox_has_matrices(const lmc_neox_config_t *config, const lmc_neox_weights_t *weights) {
+    int all = weights->embedding.data != NULL && weights->head.data != NULL;
+    for (size_t i = 0; i < config->n_layers; i++) {
+        const lmc_neox_layer_t *layer = &weights->layers[i];
+        all &= layer->qkv_weight.data != NULL && layer->dense_weight.data != NULL;
+        all &= layer->mlp_in_weight.data != NULL && layer->mlp_out_weight.data != NULL;
+    }
+    return all;
+}
+
 /* Matrices are codes where the config says int8, and only there. */
 static int are_of_arithmetic(const lmc_neox_config_t *config, const lmc_neox_weights_t *weights) {
     int is_int8 = config->int8 != 0, agree = (weights->head.scales != NULL) == is_int8;
@@ -115,7 +125,8 @@ lmc_status lmc_neox_model_init(const lmc_context_t *context, const lmc_neox_conf
     lmc_status status = lmc_neox_config_check(config);
     if (status != LMC_OK) return status;
     if (tables_bytes < lmc_neox_tables_bound(config)) return LMC_ERROR_CAPACITY;
-    if (!are_of_arithmetic(config, weights)) return LMC_ERROR_ARGUMENT;
+    if (!lmc_neox_has_matrices(config, weights) || !are_of_arithmetic(config, weights))
+        return LMC_ERROR_ARGUMENT;
     model->config = *config;
     model->weights = *weights;
     model->head_dim = config->hidden / config->n_heads;

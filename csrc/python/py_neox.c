@@ -104,11 +104,17 @@ static int parse_config(PyObject *arguments, PyObject *keywords, lmc_neox_config
     return 0;
 }
 
+static int raise_status(PyObject *error, lmc_status status) {
+    if (status == LMC_OK) return 0;
+    PyErr_Format(error, "the tensors of the model: %s", lmc_status_message(status));
+    return -1;
+}
+
 /* Codes take the place of the matrices among the weights; of the arrays only the embedding's is read from
  * then on.
  */
-static int quantise(const lmc_context_t *context, neox_model_object_t *self, const lmc_neox_config_t *config,
-                    lmc_neox_weights_t *weights) {
+static int quantise(PyObject *error, const lmc_context_t *context, neox_model_object_t *self,
+                    const lmc_neox_config_t *config, lmc_neox_weights_t *weights) {
     size_t codes_bytes = lmc_neox_int8_bound(config);
     lmc_neox_weights_t given = *weights;
     self->codes = PyMem_RawMalloc(codes_bytes);
@@ -116,9 +122,10 @@ static int quantise(const lmc_context_t *context, neox_model_object_t *self, con
         PyErr_NoMemory();
         return -1;
     }
-    Py_BEGIN_ALLOW_THREADS lmc_neox_int8_quantise(context, config, &given, self->codes, codes_bytes,
-                                                  self->layers, weights);
-    Py_END_ALLOW_THREADS return 0;
+    lmc_status status;
+    Py_BEGIN_ALLOW_THREADS status =
+        lmc_neox_int8_quantise(context, config, &given, self->codes, codes_bytes, self->layers, weights);
+    Py_END_ALLOW_THREADS return raise_status(error, status);
 }
 
 static int model_fill(PyObject *error, neox_model_object_t *self, const lmc_neox_config_t *config,
@@ -134,12 +141,13 @@ static int model_fill(PyObject *error, neox_model_object_t *self, const lmc_neox
     if (take_weights(error, config, arrays, self->layers, &weights) < 0) return -1;
     lmc_executor_t executor;
     lmc_context_t context = lmc_py_context(&executor);
-    if (config->int8 && quantise(&context, self, config, &weights) < 0) return -1;
+    if (config->int8 && quantise(error, &context, self, config, &weights) < 0) return -1;
     self->arrays = config->int8 ? PyTuple_GET_ITEM(arrays, 0) : arrays;
     Py_INCREF(self->arrays);
-    Py_BEGIN_ALLOW_THREADS lmc_neox_model_init(&context, config, &weights, self->tables, tables_bytes,
-                                               &self->model);
-    Py_END_ALLOW_THREADS return 0;
+    lmc_status status;
+    Py_BEGIN_ALLOW_THREADS status =
+        lmc_neox_model_init(&context, config, &weights, self->tables, tables_bytes, &self->model);
+    Py_END_ALLOW_THREADS return raise_status(error, status);
 }
 
 static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {

@@ -27,8 +27,8 @@ typedef struct lmc_neox_config {
 } lmc_neox_config_t;
 
 /* Elements in row-major order, in the byte order of this machine, aligned for their type. NULL data: all +0
- * (a bias that the model does not have). A matrix with scales, one a row, holds 8-bit codes instead, in rows
- * of a multiple of 16. */
+ * (a bias that the model does not have); no matrix is NULL. A matrix with scales, one a row, holds 8-bit
+ * codes instead, in rows of a multiple of 16. */
 typedef struct lmc_neox_tensor {
     const void *data;
     lmc_dtype dtype;
