@@ -31,7 +31,7 @@ SHAPES = {
     "pico-224k": (96, 2, 3),
     "pico-595k": (128, 3, 4),
 }
-OTHER_VOCABULARIES = {"pico-224k-bytes": 256, "pico-224k-bpe512": 512}
+OTHER_VOCABULARIES = {"pico-224k-bytes": 256, "pico-224k-bpe512": 512, "pico-224k-bpe2048": 2048}
 
 
 def chunks_of(data: bytes) -> list[bytes]:
@@ -87,7 +87,8 @@ def test_nothing_but_the_suite_lies_in_its_folder() -> None:
     files = {path.relative_to(SUITE).as_posix() for path in SUITE.rglob("*") if path.is_file()}
     checkpoints = {f"{n}/step{s}/{file}" for n, s in CHECKPOINTS for file in ("config.json", "model.safetensors")}
     cards = {"suite.json", "SUITE.md", "tokenizer.json", "training_chunks.bin", "ratios.csv", "laws.json"}
-    cards |= {"vocabularies.json", "vocabularies.csv", "pico-224k-bpe512/tokenizer.json"}
+    cards |= {"vocabularies.json", "vocabularies.csv"}
+    cards |= {f"pico-224k-bpe{entries}/tokenizer.json" for entries in (512, 2048)}
     others = {f"{n}/step2048/{file}" for n in OTHER_VOCABULARIES for file in ("config.json", "model.safetensors")}
     assert files == checkpoints | cards | others
     assert set(CARD["checkpoints"]) == {f"{name}/step{step}" for name, step in CHECKPOINTS}
@@ -116,13 +117,14 @@ def test_models_of_other_vocabularies_are_one_size_on_the_same_bytes() -> None:
 
 
 def test_a_smaller_bpe_is_a_beginning_of_the_larger() -> None:
-    small, large = (
-        json.loads(path.read_text())["model"]["merges"]
-        for path in (pico.tokenizer_path_of("pico-224k-bpe512"), pico.tokenizer_path_of("pico-224k"))
-        if path is not None
-    )
-    assert len(small) == 512 - 257
-    assert large[: len(small)] == small
+    largest = None
+    for name, entries in (("pico-224k-bpe2048", 2048), ("pico-224k", 1024), ("pico-224k-bpe512", 512)):
+        path = pico.tokenizer_path_of(name)
+        assert path is not None
+        merges = json.loads(path.read_text())["model"]["merges"]
+        assert len(merges) == entries - 257
+        largest = largest or merges
+        assert largest[: len(merges)] == merges
     assert pico.tokenizer_path_of("pico-224k-bytes") is None
 
 

@@ -20,6 +20,7 @@ VOCABULARIES: dict[str, int] = {
     "pico-224k-bytes": 256,
     "pico-224k-bpe512": 512,
     "pico-224k": 1024,
+    "pico-224k-bpe2048": 2048,
 }
 
 # Every bundled model and its checkpoints.
