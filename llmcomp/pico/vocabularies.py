@@ -1,7 +1,7 @@
 """How pico models of other vocabularies were made: `python -m llmcomp.pico.vocabularies --text ENWIK8 --speech FOLDER`.
 
-One size of the suite on plain bytes and on BPE of 512 and of 2,048 entries, from the suite's own sources, recipe and seed.
-The steps are the suite's, and so are the bytes that a step sees of every modality: a smaller vocabulary gets more
+One size of the suite on plain bytes and on BPE of 512 and of 2,048 entries, from the suite's own sources, recipe and
+seed. The steps are the suite's, and so are the bytes that a step sees of every modality: a smaller vocabulary gets more
 sequences of 512 tokens. Only that comparison lives here; all else is `llmcomp.pico.train`'s. Needs the extra `[train]`.
 """
 
