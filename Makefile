@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. `make help` lists the rest.
 PYTHON ?= python3
 OLDEST_PYTHON ?= python3.10
+FAST_TESTS := -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cu') setup.py pyproject.toml
@@ -34,7 +35,7 @@ demo: $(VENV)/.installed
 	$(BIN)/llmcomp demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest $(FAST_TESTS)
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
@@ -51,7 +52,7 @@ check-slow: $(VENV)/.installed-test
 check-oldest:
 	$(OLDEST_PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --constraint tests/oldest.txt --editable . pytest pytest-xdist hypothesis
-	.venv-oldest/bin/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	.venv-oldest/bin/pytest $(FAST_TESTS)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/bench_coding.py

@@ -168,8 +168,6 @@ class Settings(NamedTuple):
 
 def check_settings(engine: str, options: Mapping[str, Any], max_memory: MaxMemory) -> None:
     """`Error` for what no cell could be computed with. Devices are the workers' and looked for there."""
-    if engine not in models.ENGINES:
-        raise Error(f"no engine is called {engine!r}, expected one of {', '.join(models.ENGINES)}")
     models.check_options(engine, options)
     allowed_bytes(max_memory, host_memory()[1])
 

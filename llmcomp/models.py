@@ -259,8 +259,6 @@ def load_model(
     """
     if not isinstance(name, (str, os.PathLike)):
         return _on_device(as_model(name), device)
-    if engine not in ENGINES:
-        raise Error(f"no engine is called {engine!r}, expected one of {', '.join(ENGINES)}")
     options = {"device": device, "dtype": dtype, "attention": attention}
     check_options(engine, options)
     source = find_model(name, step, revision=revision, cache_dir=cache_dir)
@@ -289,7 +287,10 @@ def load_source(source: ModelSource, engine: str = "exact", **options: Any) -> A
 
 
 def check_options(engine: str, options: Mapping[str, Any]) -> None:
-    """`Error` if `engine` has no such option, or where the device of an exact engine cannot be had."""
+    """`Error` if no engine has that name or it has no such option, or where the device of an exact engine cannot be
+    had."""
+    if engine not in ENGINES:
+        raise Error(f"no engine is called {engine!r}, expected one of {', '.join(ENGINES)}")
     if engine == "torch":
         return
     given = [option for option, value in options.items() if value is not None and option != "device"]

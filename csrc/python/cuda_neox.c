@@ -119,7 +119,6 @@ typedef struct upload_plan {
 } upload_plan_t;
 
 static const void *place(upload_plan_t *plan, const void *data, size_t n_bytes) {
-    if (data == NULL) return NULL;
     size_t at = plan->used;
     plan->used += round_up(n_bytes);
     if (plan->base == NULL) return NULL;
@@ -143,7 +142,7 @@ static lmc_neox_tensor_t place_codes(upload_plan_t *plan, lmc_neox_tensor_t tens
     lmc_neox_tensor_t codes = {NULL, tensor.dtype};
     plan->used += round_up(lmc_cuda_neox_int8_bytes(n_rows, n_k));
     if (n_bytes > plan->passage_bytes) plan->passage_bytes = n_bytes;
-    if (plan->base == NULL || tensor.data == NULL) return codes;
+    if (plan->base == NULL) return codes;
     if (plan->status == cudaSuccess)
         plan->status = cudaMemcpy(plan->passage, tensor.data, n_bytes, cudaMemcpyHostToDevice);
     tensor.data = plan->passage;
