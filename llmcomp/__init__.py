@@ -25,9 +25,9 @@ if TYPE_CHECKING:
         use_threads,
     )
     from llmcomp.datasets import load_dataset
-    from llmcomp.fit import fit_scaling_law
+    from llmcomp.law.figures import plot_all
+    from llmcomp.law.fit import fit_scaling_law
     from llmcomp.models import list_models, load_model
-    from llmcomp.plot import plot_all
     from llmcomp.position import bits_by_position
     from llmcomp.results import published, read_rows
     from llmcomp.sampling import generate
@@ -55,11 +55,11 @@ _MODULE_OF = {
     **dict.fromkeys(("list_models", "load_model"), "models"),
     **dict.fromkeys(("published", "read_rows"), "results"),
     "bits_by_position": "position",
-    "fit_scaling_law": "fit",
+    "fit_scaling_law": "law.fit",
     "generate": "sampling",
     "load_dataset": "datasets",
     "open": "archive",
-    "plot_all": "plot",
+    "plot_all": "law.figures",
     "sweep": "sweep",
 }
 
@@ -96,6 +96,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plot":  # the module of the figures, as in `from llmcomp import plot`
+        return importlib.import_module("llmcomp.law.plot")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'llmcomp' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"llmcomp.{_MODULE_OF[name]}"), name)

@@ -111,7 +111,7 @@ def _executor(args: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
 
 
 def fit(args: argparse.Namespace) -> int:
-    from llmcomp.fit import fit_scaling_law
+    from llmcomp.law.fit import fit_scaling_law
 
     laws = fit_scaling_law(_results(args), form=args.form)
     if args.json:
@@ -122,7 +122,7 @@ def fit(args: argparse.Namespace) -> int:
 
 
 def plot(args: argparse.Namespace) -> int:
-    from llmcomp.plot import plot_all
+    from llmcomp.law.figures import plot_all
 
     out = args.out or ("figures" if args.published else Path(args.folder) / "figures")
     paths = [str(path) for path in plot_all(_results(args), out, formats=args.format or ("png", "pdf"))]

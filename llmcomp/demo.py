@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from llmcomp import coding, results
-from llmcomp.fit import fit_scaling_law
-from llmcomp.plot import plot_all
+from llmcomp.law.figures import plot_all
+from llmcomp.law.fit import fit_scaling_law
 from llmcomp.sweep import sweep
 
 SAMPLES = ("text", "image", "speech")

@@ -446,7 +446,7 @@ def test_an_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llmcomp.fit.fit_scaling_law", interrupted)
+    monkeypatch.setattr("llmcomp.law.fit.fit_scaling_law", interrupted)
     assert main(["fit", "--published"]) == 130
     assert capsys.readouterr().err == "llmcomp: interrupted\n"
 

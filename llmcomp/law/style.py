@@ -1,6 +1,6 @@
 """The look of the figures and what all of them share: sizes, colours, axes, names, groups of cells, baseline labels.
 
-What may not live here: figures themselves (llmcomp.plot). Colour-blind safe, and in order when printed in grey:
+What may not live here: figures themselves (llmcomp.law.plot). Colour-blind safe, and in order when printed in grey:
 lightness grows with the series, and every series has its own marker.
 """
 

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from scipy import optimize, stats
 
-from llmcomp import fit, results
+from llmcomp import results
 from llmcomp.errors import Error
-from llmcomp.fit import compare_forms, fit_scaling_law, held_out
-from llmcomp.law import ScalingLaw, ScalingLaws, r_squared
+from llmcomp.law.fit import FORMS, compare_forms, fit_scaling_law, held_out
+from llmcomp.law.scaling_law import ScalingLaw, ScalingLaws, r_squared
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -520,12 +520,14 @@ def test_a_thousand_resamples_take_less_than_five_seconds():
 
 
 def test_the_module_needs_neither_matplotlib_nor_torch():
-    code = "import sys, llmcomp.fit; print([m for m in ('torch', 'matplotlib', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, llmcomp.law.fit; print([m for m in ('torch', 'matplotlib', 'transformers') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_every_form_has_a_formula_in_its_own_letters():
-    for name, form in fit.FORMS.items():
+    for name, form in FORMS.items():
         assert form.name == name
         for coefficient in form.coefficients:
             assert f" {coefficient} " in form.formula.replace("CR(P, S) = ", " ")

@@ -1,6 +1,6 @@
 """Rows or cells -> a scaling law with its uncertainty, and other forms of law beside it.
 
-What may not live here: models, coding, drawing. The law itself is in llmcomp.law, the numerics in llmcomp.projection.
+What may not live here: models, coding, drawing. The law itself is in scaling_law.py, the numerics in projection.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from llmcomp import results
 from llmcomp.errors import Error
-from llmcomp.law import GROUP_KEY, Method, ScalingLaw, ScalingLaws
-from llmcomp.projection import Array, Form, Loss, Problem, Solution, solve, solve_batch
+from llmcomp.law.projection import Array, Form, Loss, Problem, Solution, solve, solve_batch
+from llmcomp.law.scaling_law import GROUP_KEY, Method, ScalingLaw, ScalingLaws
 
 FORMS: Mapping[str, Form] = {
     # Hoffmann et al. 2022 (arXiv 2203.15556), eq. 2, with steps for tokens; the published law of the ratio.

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from llmcomp import plot, plot_style, results
+from llmcomp import plot, results
 from llmcomp.errors import Error
-from llmcomp.fit import fit_scaling_law
+from llmcomp.law import style
+from llmcomp.law.figures import plot_all
+from llmcomp.law.fit import fit_scaling_law
 
 matplotlib.use("Agg")
 pytestmark = pytest.mark.filterwarnings("error")
@@ -176,9 +178,9 @@ def test_random_baselines_are_drawn_where_there_are_no_others(table):
 
 
 def test_spread_moves_as_little_as_needed():
-    assert plot_style.spread([1.0, 5.0], 1.0) == [1.0, 5.0]
-    assert plot_style.spread([1.0, 1.0], 1.0) == [0.5, 1.5]
-    moved = plot_style.spread([0.0, 0.1, 0.2, 5.0, 5.9], 1.0)
+    assert style.spread([1.0, 5.0], 1.0) == [1.0, 5.0]
+    assert style.spread([1.0, 1.0], 1.0) == [0.5, 1.5]
+    moved = style.spread([0.0, 0.1, 0.2, 5.0, 5.9], 1.0)
     assert np.diff(moved).min() >= 1.0 - 1e-12
     assert np.mean(moved[:3]) == pytest.approx(0.1)
     assert np.mean(moved[3:]) == pytest.approx(5.45)
@@ -331,7 +333,7 @@ def test_ratio_by_position_means_over_chunks():
 
 
 def test_plot_all_writes_the_set(table, tmp_path):
-    paths = plot.plot_all(table[table["dataset"] == "libri"], tmp_path / "figures")
+    paths = plot_all(table[table["dataset"] == "libri"], tmp_path / "figures")
     names = {"training-dynamics", "baselines", "model-size-counted", "chunks", "surfaces", "law", "residuals"}
     assert {path.name for path in paths} == {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {path.name for path in paths}
@@ -344,7 +346,7 @@ def test_plot_all_of_both_protocols(tmp_path):
     lossless, ascii_too = (rows_of("d", "image", 0.2, mapping=mapping) for mapping in ("bytes", "ascii"))
     published = rows_of("d", "image", 0.1, protocol="published", mapping="ascii", scored=1024)
     both = pd.concat([lossless, ascii_too, published], ignore_index=True)
-    paths = plot.plot_all(both[both["step"] == STEPS[-1]], tmp_path, formats=("png",))
+    paths = plot_all(both[both["step"] == STEPS[-1]], tmp_path, formats=("png",))
     names = {path.stem for path in paths}
     kinds = ("lossless-bytes", "lossless-ascii", "published-ascii")
     figures = ("training-dynamics", "baselines", "model-size-counted", "chunks")
@@ -352,16 +354,16 @@ def test_plot_all_of_both_protocols(tmp_path):
 
 
 def test_plot_all_without_enough_for_a_law(table, tmp_path):
-    paths = plot.plot_all(table[table["step"] == 128], tmp_path, formats=("png",))
+    paths = plot_all(table[table["step"] == 128], tmp_path, formats=("png",))
     assert {path.stem for path in paths} == {"training-dynamics", "baselines", "model-size-counted", "chunks"}
     with pytest.raises(Error, match="nothing to draw"):
-        plot.plot_all(table[table["params"].isna()], tmp_path)
+        plot_all(table[table["params"].isna()], tmp_path)
 
 
 def test_plot_all_names_what_it_cannot_write(table, tmp_path):
     (tmp_path / "a_file").write_text("")
     with pytest.raises(Error, match=r"cannot write .*a_file"):
-        plot.plot_all(table[table["step"] == 128], tmp_path / "a_file" / "figures")
+        plot_all(table[table["step"] == 128], tmp_path / "a_file" / "figures")
 
 
 def test_settings_and_open_figures_are_left_alone(table, tmp_path):
@@ -369,7 +371,7 @@ def test_settings_and_open_figures_are_left_alone(table, tmp_path):
 
     pyplot.close("all")
     before = dict(matplotlib.rcParams)
-    plot.plot_all(table[table["step"] == 128], tmp_path, formats=("png",))
+    plot_all(table[table["step"] == 128], tmp_path, formats=("png",))
     assert pyplot.get_fignums() == []
     ax = Figure().subplots()
     assert plot.ratio_by_position(np.ones((2, 5)), ax) is ax
@@ -378,12 +380,12 @@ def test_settings_and_open_figures_are_left_alone(table, tmp_path):
 
 def test_series_stay_in_order_in_grey():
     weights = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
-    grey = [sum(w * c for w, c in zip(weights, colour[:3], strict=True)) for colour in plot_style.colours(6)]
+    grey = [sum(w * c for w, c in zip(weights, colour[:3], strict=True)) for colour in style.colours(6)]
     assert np.diff(grey).min() > 0.08
 
 
 def test_the_module_needs_no_torch():
-    code = "import sys, llmcomp.plot; print([m for m in ('torch', 'matplotlib.pyplot') if m in sys.modules])"
+    code = "import sys, llmcomp.law.figures; print([m for m in ('torch', 'matplotlib.pyplot') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -1,6 +1,6 @@
 """A fitted law and several of them: what they predict, their intervals, and how they are printed.
 
-What may not live here: tables, fitting (llmcomp.fit), drawing (only the `plot` methods hand over to llmcomp.plot).
+What may not live here: tables, fitting (fit.py), drawing (only the `plot` methods hand over to plot.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from llmcomp.errors import Error
-from llmcomp.projection import EXPONENT_RANGE, Array, Form, Loss, Optimum, Problem, Region
+from llmcomp.law.projection import EXPONENT_RANGE, Array, Form, Loss, Optimum, Problem, Region
 
 GROUP_KEY = ("dataset", "modality", "protocol", "mapping")
 
@@ -352,7 +352,7 @@ class ScalingLaw:
 
     def plot(self, axes: Any = None) -> Any:
         """Ratio against P for every S and against S for every P with the law's band; two matplotlib Axes, returned."""
-        from llmcomp import plot  # the only way from here to matplotlib
+        from llmcomp.law import plot  # the only way from here to matplotlib
 
         return plot.law(self, axes)
 
@@ -455,7 +455,7 @@ class ScalingLaws(Mapping[str, ScalingLaw]):
 
     def plot(self, axes: Any = None) -> Any:
         """For every law, ratio against P and against S with its band; returns an array of Axes [2, laws]."""
-        from llmcomp import plot
+        from llmcomp.law import plot
 
         return plot.law(self, axes)
 
