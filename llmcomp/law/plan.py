@@ -1,0 +1,9 @@
+"""x"""
+
+from typing import Any
+
+
+class Plan: ...
+
+
+def plan_cells(law: Any, budget: float, **o: Any) -> Plan: ...
