@@ -38,6 +38,7 @@ from llmcomp.data.token_cache import PUBLISHED, TokenCache
 from llmcomp.errors import Error
 from llmcomp.experiment.load_ahead import LoadAhead
 from llmcomp.models import checkpoint, load, registry, sources
+from llmcomp.models.adapter import AdaptedModel
 from llmcomp.models.memory import MaxMemory
 from llmcomp.scoring.background import in_background
 from llmcomp.scoring.published import PublishedSum
@@ -390,12 +391,12 @@ def _score(
     scorer: PublishedSum | WindowedModel
     if protocol == "published":
         limit = min(mappings.PUBLISHED_MAX_TOKENS, model.context_length)
-        scorer = published = PublishedSum(model, model.n_logits, max_memory)
+        scorer = published = PublishedSum(AdaptedModel(model), max_memory)
         for _ in in_background(groups, lambda streams: published.start([stream[:limit] for stream in streams])):
             pass
         return scorer.batch_rows
     scorer = windowed = WindowedModel(
-        model,
+        AdaptedModel(model),
         vocab_size=model.n_logits,
         bos_token=0,
         context_length=model.context_length,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 
-from llmcomp import coding
 from llmcomp.codec.windows import BatchRows, Tokens
 from llmcomp.errors import Error
+from llmcomp.models.adapter import AdaptedModel
 from llmcomp.models.memory import MaxMemory
 
 PUBLISHED_CLAMP = 1e-10
@@ -20,14 +18,12 @@ PUBLISHED_CLAMP = 1e-10
 class PublishedSum:
     """The published sum for streams of tokens: -log2 of the clamped probabilities of all tokens but the first.
 
-    A model with `log2_probabilities` computes them where its logits lie. Streams of like length share a batch.
+    Streams of like length share a batch.
     """
 
-    def __init__(self, model: Any, n_logits: int, max_memory: MaxMemory = None):
+    def __init__(self, model: AdaptedModel, max_memory: MaxMemory = None):
         self._model = model
-        self._is_fused = hasattr(model, "log2_probabilities")
-        self._rows = BatchRows(model, self._is_fused, n_logits, max_memory)
-        self._watch: Callable[[str], AbstractContextManager[Any]] = getattr(model, "watch", nullcontext)
+        self._rows = BatchRows(model, model.has_log2_probabilities, max_memory)
 
     @property
     def batch_rows(self) -> int:
@@ -62,34 +58,13 @@ class PublishedSum:
         lengths = np.array([len(streams[i]) for i in batch]) - 1
         for row, i in enumerate(batch):
             inputs[row, : len(streams[i])] = streams[i]
-        if not self._is_fused:
-            given = self._model.logits(inputs)
-            logits = given if hasattr(given, "__dlpack__") else np.asarray(given)
-            with self._watch("intervals"):
-                for row, i in enumerate(batch):
-                    bits[i] = _bits_of_logits(logits[row, : lengths[row]], streams[i][1:], i)
-            return lambda: None
-        if hasattr(self._model, "start_log2_probabilities"):
-            wait = self._model.start_log2_probabilities(inputs[:, :-1], inputs[:, 1:], lengths)
-        else:
-            found = self._model.log2_probabilities(inputs[:, :-1], inputs[:, 1:], lengths)
-            wait = lambda: found  # noqa: E731
+        wait = self._model.start_log2_probabilities(inputs[:, :-1], inputs[:, 1:], lengths, batch)
 
         def fill() -> None:
             for i, row, length in zip(batch, wait(), lengths, strict=True):
                 bits[i] = _clamped_bits(row[:length])
 
         return fill
-
-
-def _bits_of_logits(logits: Any, targets: Tokens, stream: int) -> float:
-    """The published sum of float32 or 16-bit logits [T, V]; NumPy's others become float32."""
-    if isinstance(logits, np.ndarray) and logits.dtype.itemsize > 4:
-        logits = logits.astype(np.float32)
-    try:
-        return _clamped_bits(coding.log2_softmax(logits, targets))
-    except Error as error:
-        raise Error(f"stream {stream}, {error}") from None
 
 
 def _clamped_bits(log2_probabilities: np.ndarray) -> float:

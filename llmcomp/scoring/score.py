@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmcomp import coding
-from llmcomp.codec.segments import MAPPING_DEFAULT, Coded, ModelTraits, SegmentCodec, as_chunks
+from llmcomp.codec.segments import MAPPING_DEFAULT, Coded, SegmentCodec, as_chunks
 from llmcomp.data import mappings
 from llmcomp.data.mappings import Encoded
 from llmcomp.data.token_cache import PUBLISHED, TokenCache
 from llmcomp.errors import CorruptArchive, Error
+from llmcomp.models.adapter import AdaptedModel, ModelTraits, weights_sha256
 from llmcomp.models.load import load_model
 from llmcomp.models.memory import MaxMemory
 from llmcomp.scoring.background import in_background
@@ -135,14 +136,14 @@ def _model_facts(model: Any) -> dict[str, Any]:
     traits = ModelTraits.of(model)
     return {
         "model": traits.name,
-        "params": getattr(model, "n_params", None),
-        "step": getattr(model, "step", None),
+        "params": traits.n_params,
+        "step": traits.step,
         "engine": traits.engine,
         "backend": coding.backend_in_use(),
-        "device": getattr(model, "device", "cpu"),
-        "dtype": getattr(model, "dtype", ""),
-        "attention": getattr(model, "attention", None) or "",
-        "weights_sha256": getattr(model, "weights_sha256", ""),
+        "device": traits.device,
+        "dtype": traits.dtype,
+        "attention": traits.attention,
+        "weights_sha256": weights_sha256(model),
         "version": __version__,
     }
 
@@ -192,9 +193,10 @@ class _PublishedScorer:
     """The published computation: tokens as published, and their sum of bits."""
 
     def __init__(self, model: Any, cache: TokenCache, max_memory: MaxMemory):
-        self._traits, self._cache = ModelTraits.of(model), cache
+        adapted = AdaptedModel(model)
+        self._traits, self._cache = adapted.traits, cache
         _warn_of_short_context(self._traits)
-        self._sum = PublishedSum(model, getattr(model, "n_logits", self._traits.vocab_size), max_memory)
+        self._sum = PublishedSum(adapted, max_memory)
 
     @property
     def batch_rows(self) -> int:
