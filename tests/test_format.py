@@ -87,6 +87,38 @@ def test_sin_and_cos_as_written(core):
         assert_same(cosine.value, expected[1], x)
 
 
+# Section 3.3: the end of a stream.
+
+
+def test_a_decoder_can_tell_whether_an_encoder_ends_here():
+    draw = random.Random(4)
+    outcomes = []
+    for _ in range(20_000):
+        rows = [draw.choices((1, 2, 5, 100, 2**29, 2**40), k=draw.randrange(1, 5)) for _ in range(draw.randrange(6))]
+        tokens = [draw.randrange(len(row)) for row in rows]
+        payload = oracle.encode([(sum(row[:t]), row[t], sum(row)) for row, t in zip(rows, tokens, strict=True)])
+        payload = payload[: draw.choice((None, None, -1))] + bytes(
+            draw.choices((0, 1, 255, 77), k=draw.choice((0, 0, 1, 2)))
+        )
+        decoder = oracle.Decoder(payload)
+        found = [decoder.next(row) for row in rows]
+        again = oracle.encode([(sum(row[:t]), row[t], sum(row)) for row, t in zip(rows, found, strict=True)])
+        assert decoder.may_end() == (again == payload), (payload.hex(), rows)
+        outcomes.append(decoder.may_end())
+    assert 1000 < sum(outcomes) < 19_000
+
+
+def test_a_truncated_stream_decodes_to_other_tokens():
+    """Which is why payloads are kept with a checksum: `llmcomp.decode` cannot tell."""
+    logits = np.random.default_rng(8).normal(size=(40, 50)).astype(np.float32)
+    tokens = np.random.default_rng(9).integers(0, 50, 40)
+    payload = llmcomp.encode(logits, tokens)
+    for n in range(len(payload)):
+        found = llmcomp.decode(payload[:n], logits)
+        assert len(found) == 40 and found.tolist() != tokens.tolist()
+        assert llmcomp.encode(logits, found) == payload[:n].rstrip(b"\0")
+
+
 # Section 4: the logits of a checkpoint.
 
 
