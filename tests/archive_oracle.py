@@ -101,6 +101,31 @@ def read_segments(blob: bytes) -> tuple[dict, list[tuple[int, bool, bytes]], int
     return header, segments, size, digest
 
 
+def with_payloads(blob: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """The archive with other payloads of its coded segments, and the checksums and offsets that these need."""
+    header, segments, size, digest = read_segments(blob)
+    reader = Reader(blob)
+    read_header(reader)
+    tag_bytes = 2 if header["segment_bytes"] <= 2**16 else 3
+    out, entries = blob[: reader.at], b""
+    for number, (n, is_stored, payload) in enumerate(segments):
+        if number and number % 256 == 0:
+            entries += len(out).to_bytes(6, "little")
+        if n < header["segment_bytes"]:
+            out += b"\xff" * tag_bytes + varint_bytes(n)
+        payload = payload if is_stored else change(payload)
+        check = zlib.crc32(payload) ^ zlib.crc32(struct.pack("<IQII", header["H"], number, n, len(payload)))
+        out += (0 if is_stored else len(payload)).to_bytes(tag_bytes, "little") + struct.pack("<I", check) + payload
+    if size % header["segment_bytes"] == 0:
+        out += b"\xff" * tag_bytes + b"\0"
+    tail = entries + struct.pack("<Q", size) + digest
+    return out + tail + struct.pack("<I", zlib.crc32(tail, header["H"]))
+
+
+def varint_bytes(value: int) -> bytes:
+    return bytes([value]) if value < 128 else bytes([value % 128 + 128]) + varint_bytes(value // 128)
+
+
 def decode_stream(
     header: dict, stream: bytes, n_bytes: int, token_bytes: Sequence[bytes | None], start: Callable[[], Step]
 ) -> bytes:

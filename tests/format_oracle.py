@@ -20,7 +20,7 @@ from oracle import EXP2_COEFFICIENTS, ROUNDING, fma64, fma_array, ln64
 ROUNDING64 = float.fromhex("0x1.8p+52")
 LN2, LN2_LOW = float.fromhex("0x1.62e42fefa39efp-1"), float.fromhex("0x1.abc9e3b39803fp-56")
 PI_2, PI_2_LOW = float.fromhex("0x1.921fb54442d18p+0"), float.fromhex("0x1.1a62633145c07p-54")
-TWO_PI = float.fromhex("0x1.45f306dc9c883p-1")
+TWO_OVER_PI = float.fromhex("0x1.45f306dc9c883p-1")
 
 
 def exp64(x: float) -> float:
@@ -33,7 +33,7 @@ def exp64(x: float) -> float:
 
 
 def sincos64(x: float) -> tuple[float, float]:
-    n = (x * TWO_PI + ROUNDING64) - ROUNDING64
+    n = (x * TWO_OVER_PI + ROUNDING64) - ROUNDING64
     r = fma64(-n, PI_2_LOW, fma64(-n, PI_2, x))
     s = c = 1.0
     for k in range(19, 2, -2):

@@ -4,13 +4,17 @@ words (format_oracle.py, archive_oracle.py), is what the C core and the package 
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
+import itertools
 import json
 import random
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import archive_oracle
 import engine_models
@@ -19,10 +23,11 @@ import golden_archives
 import numpy as np
 import oracle
 import pytest
+import tiny_models
 
 import llmcomp
 from llmcomp import pico
-from llmcomp.errors import Error
+from llmcomp.errors import CorruptArchive, Error
 from llmcomp.tokens import ByteTokenizer, Tokenizer
 
 CORE = Path(__file__).parent.parent / "csrc" / "core"
@@ -137,6 +142,138 @@ def test_logits_as_written(variant, engine, tmp_path):
     written = format_oracle.Neox(config, widened(weights), engine == "exact-int8")
     expected = np.array([written.step(int(token)) for token in tokens])
     engine_models.assert_same_bits(model.logits(tokens[None])[0], expected)
+
+
+# Section 5.4: payloads that no encoder writes, in archives whose checksums are right.
+
+
+class Archive(NamedTuple):
+    """An archive with short coded segments, and how the package and the second decoder read it."""
+
+    blob: bytes
+    content: bytes
+    read: list[Callable[[bytes], bytes]]
+
+
+@pytest.fixture(scope="module")
+def archives() -> dict[str, Archive]:
+    found = {}
+    for tokenizer, options in (("bpe", "segments"), ("lacking", "default"), *itertools.product(["bpe"], SIDES)):
+        model = golden_archives.IntegerModel(tokenizer)
+        description = golden_archives.TOKENIZERS[tokenizer]
+        table, stand_ins = archive_oracle.vocabulary(description)
+        content = golden_archives.CONTENTS["text"][:301]
+        blob = llmcomp.compress(content, model, **golden_archives.OPTIONS[options])
+        readers = [
+            functools.partial(llmcomp.decompress, model=model),
+            functools.partial(
+                archive_oracle.decode, token_bytes=table, stand_ins=stand_ins, start=functools.partial(start, model)
+            ),
+        ]
+        found[f"{tokenizer} {options}"] = Archive(blob, content, readers)
+    found["pico"] = pico_archive()
+    return found
+
+
+SIDES = ("latin1", "shift", "ascii")
+ARCHIVES = ("bpe segments", "lacking default", *(f"bpe {options}" for options in SIDES), "pico")
+
+
+def start(model: golden_archives.IntegerModel) -> Callable[[int], np.ndarray]:
+    """A window of the model, from `row` alone."""
+    state = 0
+
+    def step(token: int) -> np.ndarray:
+        nonlocal state
+        state, row = model.row(state, token)
+        return row
+
+    return step
+
+
+def pico_archive() -> Archive:
+    """One that the exact engine decodes in a chain of steps in C, with the smallest bundled model."""
+    model = llmcomp.load_model("pico-13k")
+    content = golden_archives.CONTENTS["text"]
+    blob = llmcomp.compress(content, model, segment_bytes=200)
+    table, stand_ins = archive_oracle.vocabulary(json.loads(pico.tokenizer_path().read_bytes()))
+
+    def window() -> Callable[[int], np.ndarray]:
+        session = model.session(1)
+        return lambda token: session.step([token])[0]
+
+    second = functools.partial(archive_oracle.decode, token_bytes=table, stand_ins=stand_ins, start=window)
+    return Archive(blob, content, [functools.partial(llmcomp.decompress, model=model), second])
+
+
+def assert_refused(archive: Archive, change: Callable[[bytes], bytes], reason: str) -> None:
+    blob = archive_oracle.with_payloads(archive.blob, change)
+    assert blob != archive.blob
+    with pytest.raises(CorruptArchive, match=reason):
+        archive.read[0](blob)
+    with pytest.raises(archive_oracle.Damaged):
+        archive.read[1](blob)
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_the_encoders_own_payloads_are_read(name, archives):
+    archive = archives[name]
+    assert archive_oracle.with_payloads(archive.blob, lambda payload: payload) == archive.blob
+    assert [read(archive.blob) for read in archive.read] == [archive.content] * 2
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+@pytest.mark.parametrize("n_zeros", [1, 2])
+def test_a_zero_byte_behind_a_stream_is_refused(name, n_zeros, archives):
+    assert_refused(archives[name], lambda payload: payload + bytes(n_zeros), "zero byte")
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_another_byte_behind_a_stream_changes_nothing(name, archives):
+    """It is what FORMAT.md says of it, neither more nor less: the tokens are the same where the number still lies in
+    the last interval."""
+    archive = archives[name]
+    blob = archive_oracle.with_payloads(archive.blob, lambda payload: payload + b"\x01")
+    second, package = [], []
+    for read, outcome, error in zip(
+        archive.read, (package, second), (CorruptArchive, archive_oracle.Damaged), strict=True
+    ):
+        try:
+            outcome.append(read(blob))
+        except error:
+            outcome.append(None)
+    assert package == second and package[0] in (None, archive.content)
+
+
+@pytest.mark.parametrize("name", ["bpe shift", "bpe ascii"])
+def test_a_side_bit_behind_the_last_is_refused(name, archives):
+    """301 bytes: the last segment has 45, so three bits of its sixth side byte stand for nothing."""
+    archive = archives[name]
+    segments = archive_oracle.read_segments(archive.blob)[1]
+    assert [(n, is_stored) for n, is_stored, _ in segments] == [(128, False), (128, False), (45, False)]
+    last = segments[-1][2]
+    assert_refused(
+        archive, lambda payload: payload[:5] + bytes([payload[5] | (payload == last)]) + payload[6:], "side bit"
+    )
+
+
+def test_the_payload_of_one_zero_byte_is_read():
+    """Where all symbols but the first are all but impossible the stream has no bytes."""
+    model = tiny_models.TinyModel()
+    model._by_token[:, 1:] -= 1000
+    model._by_state[:] = 0
+    content = bytes(40)
+    blob = llmcomp.compress(content, model, segment_bytes=16)
+    payloads = [payload for _, is_stored, payload in archive_oracle.read_segments(blob)[1] if not is_stored]
+    table = [bytes([byte]) for byte in range(256)]
+    assert payloads == [b"\0"] * 3
+    assert llmcomp.decompress(blob, model) == content
+    assert archive_oracle.decode(blob, table, {}, functools.partial(start, model)) == content
+    longer = archive_oracle.with_payloads(blob, lambda payload: b"\0\0")
+    with pytest.raises(CorruptArchive, match="zero byte"):
+        llmcomp.decompress(longer, model)
+    with pytest.raises(archive_oracle.Damaged):
+        archive_oracle.decode(longer, table, {}, functools.partial(start, model))
 
 
 # Section 5.5.
