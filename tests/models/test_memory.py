@@ -117,7 +117,7 @@ def test_a_batch_that_does_not_fit_is_halved(protocol: str) -> None:
     model = Small(400, torch.OutOfMemoryError("CUDA out of memory"), context_length=200)
     rows = score(CHUNKS, model, protocol, progress=False)
     assert rows.drop(columns=["seconds", "batch_rows"]).equals(expected.drop(columns=["seconds", "batch_rows"]))
-    # Seven streams of 160, whose last row the published protocol does not need: seven fail, then three, which is too much
+    # Seven streams of 160; the published protocol does not need the last row. Seven fail, then three, which is too much
     # again, then one after the other.
     n_rows = 160 if protocol == "lossless" else 159
     assert model.sizes == [7 * n_rows, 3 * n_rows, *[n_rows] * 7]

@@ -14,7 +14,7 @@ from llmcomp.errors import Error
 from llmcomp.models.adapter import AdaptedModel
 from llmcomp.scoring import background
 from llmcomp.scoring.background import in_background
-from llmcomp.scoring.published import PUBLISHED_CLAMP, PublishedSum
+from llmcomp.scoring.published import CLAMP, PublishedSum
 
 PATIENCE = 20.0
 
@@ -132,7 +132,7 @@ def float64_bits(logits: np.ndarray, targets: np.ndarray) -> float:
     rows = logits.astype(np.float64)
     rows -= rows.max(1, keepdims=True)
     probabilities = np.exp(rows[np.arange(len(targets)), targets]) / np.exp(rows).sum(1)
-    return float(-np.log2(np.maximum(probabilities, PUBLISHED_CLAMP)).sum())
+    return float(-np.log2(np.maximum(probabilities, CLAMP)).sum())
 
 
 class Forgetful(TinyModel):
