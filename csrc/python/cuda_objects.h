@@ -8,14 +8,14 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../cuda/coding.h"
+#include "cuda/coding/coding.h"
 
 typedef struct module_state {
     PyObject *error;        /* llmcomp.errors.Error */
     PyObject *memory_error; /* OutOfMemoryError, one of them */
     PyTypeObject *buffer_type;
-    PyTypeObject *neox_model_type;
-    PyTypeObject *neox_session_type;
+    PyTypeObject *transformer_model_type;
+    PyTypeObject *transformer_session_type;
 } module_state_t;
 
 PyObject *lmc_py_raise_cuda(PyObject *error, int status);
@@ -36,12 +36,14 @@ static inline void device_leave(int device, int saved) {
 #define ON_DEVICE(ERROR, DEVICE, RESULT, CALL)                                                               \
     do {                                                                                                     \
         int on_device_saved, on_device_status;                                                               \
-        Py_BEGIN_ALLOW_THREADS on_device_status = device_enter((DEVICE), &on_device_saved);                  \
+        Py_BEGIN_ALLOW_THREADS                                                                               \
+        on_device_status = device_enter((DEVICE), &on_device_saved);                                         \
         if (on_device_status == cudaSuccess) {                                                               \
             on_device_status = (CALL);                                                                       \
             device_leave((DEVICE), on_device_saved);                                                         \
         }                                                                                                    \
-        Py_END_ALLOW_THREADS(RESULT) = on_device_status == cudaSuccess ? 0 : -1;                             \
+        Py_END_ALLOW_THREADS(RESULT)                                                                         \
+        = on_device_status == cudaSuccess ? 0 : -1;                                                          \
         if (on_device_status != cudaSuccess) lmc_py_raise_cuda((ERROR), on_device_status);                   \
     } while (0)
 
@@ -62,6 +64,6 @@ void lmc_py_device_free(int device, void *memory);
 /* Functions and types of the other files; each adds its own to the module, -1 with an exception on failure.
  */
 int lmc_py_add_cuda_coding(PyObject *module);
-int lmc_py_add_cuda_neox(PyObject *module);
+int lmc_py_add_cuda_transformer(PyObject *module);
 
 #endif

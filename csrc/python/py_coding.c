@@ -1,6 +1,6 @@
 /* Intervals and the coding of one stream at once for Python: parse, check, allocate, release the GIL, call,
  * raise. The objects that code streams side by side are in py_coding_streams.c. */
-#include "coding_objects.h"
+#include "python/coding_objects.h"
 
 /* Intervals. */
 
@@ -22,12 +22,13 @@ int lmc_py_intervals_of(PyObject *error, const lmc_py_logits_t *logits, PyArrayO
     const unsigned char *active = mask == NULL ? NULL : (const unsigned char *)PyArray_DATA(mask);
     lmc_executor_t executor;
     lmc_context_t context = lmc_py_context(&executor);
-    lmc_status status;
+    lmc_status_t status;
     size_t error_row = 0;
-    Py_BEGIN_ALLOW_THREADS status =
-        lmc_intervals(&context, &logits->rows, token_data, active, lmc_py_uint64_data(triple->start),
-                      lmc_py_uint64_data(triple->freq), lmc_py_uint64_data(triple->total), &error_row);
-    Py_END_ALLOW_THREADS if (status == LMC_OK) return 0;
+    Py_BEGIN_ALLOW_THREADS
+    status = lmc_intervals(&context, &logits->rows, token_data, active, lmc_py_uint64_data(triple->start),
+                           lmc_py_uint64_data(triple->freq), lmc_py_uint64_data(triple->total), &error_row);
+    Py_END_ALLOW_THREADS
+    if (status == LMC_OK) return 0;
     lmc_py_raise_status(error, status, error_row, token_data, logits->rows.vocab_size);
     return -1;
 }
@@ -70,16 +71,18 @@ int lmc_py_encoder_reserve(lmc_encoder_t *stream, size_t n_symbols) {
 
 static PyObject *encode_stream(PyObject *error, const lmc_py_triple_t *triple, size_t n_symbols) {
     lmc_encoder_t stream;
-    lmc_status status;
+    lmc_status_t status;
     size_t error_index = 0;
     lmc_encoder_init(&stream, NULL, 0);
     if (n_symbols > (size_t)PY_SSIZE_T_MAX / LMC_STEP_BYTES_MAX - 1) return PyErr_NoMemory();
     if (lmc_py_encoder_reserve(&stream, n_symbols) < 0) return NULL;
     const uint64_t *start = lmc_py_uint64_data(triple->start), *freq = lmc_py_uint64_data(triple->freq);
     const uint64_t *total = lmc_py_uint64_data(triple->total);
-    Py_BEGIN_ALLOW_THREADS status = lmc_encoder_put(&stream, n_symbols, start, freq, total, &error_index);
+    Py_BEGIN_ALLOW_THREADS
+    status = lmc_encoder_put(&stream, n_symbols, start, freq, total, &error_index);
     if (status == LMC_OK) status = lmc_encoder_end(&stream);
-    Py_END_ALLOW_THREADS PyObject *payload = NULL;
+    Py_END_ALLOW_THREADS
+    PyObject *payload = NULL;
     if (status != LMC_OK)
         lmc_py_raise_status(error, status, error_index, NULL, 0);
     else
@@ -161,10 +164,12 @@ static PyObject *decode(PyObject *module, PyObject *arguments) {
     lmc_executor_t executor;
     lmc_context_t context = lmc_py_context(&executor);
     lmc_decoder_t stream;
-    lmc_status status;
-    Py_BEGIN_ALLOW_THREADS lmc_decoder_init(&stream, payload.buf, (size_t)payload.len);
+    lmc_status_t status;
+    Py_BEGIN_ALLOW_THREADS
+    lmc_decoder_init(&stream, payload.buf, (size_t)payload.len);
     status = lmc_decode_stream(&context, &logits.rows, &stream, search, token_data, &error_row);
-    Py_END_ALLOW_THREADS if (status != LMC_OK) {
+    Py_END_ALLOW_THREADS
+    if (status != LMC_OK) {
         Py_CLEAR(tokens);
         lmc_py_raise_status(state->error, status, error_row, NULL, 0);
     }

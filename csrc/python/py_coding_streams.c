@@ -1,13 +1,14 @@
 /* Encoder and Decoder, which code streams side by side, one step a call: parse, check, allocate, release the
  * GIL, call, raise. */
-#include "coding_objects.h"
+#include "python/coding_objects.h"
 
 #include <stdatomic.h>
 
 /* Encoder. */
 
 typedef struct encoder_object {
-    PyObject_HEAD Py_ssize_t n_streams;
+    PyObject_HEAD
+    Py_ssize_t n_streams;
     lmc_encoder_t *streams;
     size_t vocab_size; /* 0: the length of the last axis */
     int is_finished;
@@ -310,7 +311,7 @@ static PyObject *pull_step(PyObject *error, lmc_py_decoder_t *self, const lmc_py
     lmc_search_t *searches = PyMem_RawMalloc(executor.n_slots * sizeof *searches);
     npy_intp shape[1] = {(npy_intp)logits->rows.n_rows};
     PyObject *tokens = PyArray_EMPTY(1, shape, NPY_INT32, 0);
-    lmc_status status = LMC_OK;
+    lmc_status_t status = LMC_OK;
     size_t error_row = 0;
     if (tokens == NULL || searches == NULL) {
         PyMem_RawFree(searches);
@@ -319,9 +320,11 @@ static PyObject *pull_step(PyObject *error, lmc_py_decoder_t *self, const lmc_py
         return NULL;
     }
     int32_t *token_data = (int32_t *)PyArray_DATA((PyArrayObject *)tokens);
-    Py_BEGIN_ALLOW_THREADS status =
+    Py_BEGIN_ALLOW_THREADS
+    status =
         lmc_decode_step(&context, &logits->rows, active, self->streams, searches, token_data, &error_row);
-    Py_END_ALLOW_THREADS PyMem_RawFree(searches);
+    Py_END_ALLOW_THREADS
+    PyMem_RawFree(searches);
     if (status != LMC_OK) {
         Py_DECREF(tokens);
         return lmc_py_raise_status(error, status, error_row, NULL, 0);

@@ -7,15 +7,19 @@
 
 #include "llmcomp/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* The kernels of one instruction set. "serial" is the specification; every other backend gives the same bits.
  */
 typedef struct lmc_backend lmc_backend_t;
 
 /* Runs task(argument, task_index, slot) once for every task_index < n_tasks, in any order and on any thread.
  * slot < n_slots names the scratch memory that a task may use: no two tasks run in one slot at a time. */
-typedef void (*lmc_task_fn)(void *argument, size_t task_index, size_t slot);
+typedef void (*lmc_task_fn_t)(void *argument, size_t task_index, size_t slot);
 typedef struct lmc_executor {
-    void (*run)(const struct lmc_executor *self, size_t n_tasks, lmc_task_fn task, void *argument);
+    void (*run)(const struct lmc_executor *self, size_t n_tasks, lmc_task_fn_t task, void *argument);
     size_t n_slots;
 } lmc_executor_t;
 
@@ -36,5 +40,9 @@ const lmc_backend_t *lmc_backend_find(const char *name); /* NULL if unknown or n
  * A call that finds the pool busy, or comes from a forked child before its own first use, still runs every
  * task. */
 lmc_executor_t lmc_executor_threads(size_t n_threads);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -1,0 +1,256 @@
+"""A second decoder of archives, in plain Python from csrc/FORMAT.md, section 5. Nothing of the package is used here.
+
+What it cannot do by itself is the model: it is given a function that starts a window and returns a function from an
+input token to the row of logits after it. Intervals and the range decoder are oracle.py's.
+"""
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import oracle
+
+MAPPINGS = ("bytes", "latin1", "shift", "ascii")
+
+Step = Callable[[int], np.ndarray]
+
+
+class Damaged(Exception):
+    """The archive does not follow the format."""
+
+
+def require(condition: bool, what: str) -> None:
+    if not condition:
+        raise Damaged(what)
+
+
+class Reader:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, n: int) -> bytes:
+        require(self.at + n <= len(self.data), "too short")
+        self.at += n
+        return self.data[self.at - n : self.at]
+
+    def integer(self, n: int) -> int:
+        return int.from_bytes(self.take(n), "little")
+
+    def varint(self) -> int:
+        septets = []
+        while not septets or septets[-1] & 0x80:
+            septets.append(self.integer(1))
+        require(len(septets) == 1 or septets[-1] != 0, "varint not minimal")
+        value = sum((septet & 0x7F) << 7 * i for i, septet in enumerate(septets))
+        require(value < 2**28, "varint too large")
+        return value
+
+
+def read_header(reader: Reader) -> dict:
+    require(reader.take(4) == b"\x89LMC" and reader.integer(1) == 1, "magic, version")
+    header: dict = {"flags": reader.integer(1), "segment_bytes": reader.varint()}
+    if header["flags"]:
+        for name in ("arithmetic", "engine", "mapping"):
+            header[name] = reader.integer(1)
+        for name in ("context_length", "overlap", "vocab_size", "bos_token"):
+            header[name] = reader.varint()
+        header["weights"], header["tokenizer"] = reader.take(16), reader.take(8)
+        header["name"], header["revision"] = (reader.take(reader.integer(1)).decode() for _ in range(2))
+    header["H"] = zlib.crc32(reader.data[: reader.at])
+    require(reader.integer(4) == header["H"], "header checksum")
+    require(header["flags"] < 2 and 16 <= header["segment_bytes"] <= 2**20, "header fields")
+    return header
+
+
+def read_segments(blob: bytes) -> tuple[dict, list[tuple[int, bool, bytes]], int, bytes]:
+    """(header, [(original bytes, is stored, payload)], size and hash of the original)."""
+    reader = Reader(blob)
+    header = read_header(reader)
+    tag_bytes = 2 if header["segment_bytes"] <= 2**16 else 3
+    segments: list[tuple[int, bool, bytes]] = []
+    entries = b""
+
+    def frame(n: int, tag: int) -> None:
+        require(tag <= n - 2 or tag == 0, "payload saves too little")
+        check = reader.integer(4)
+        payload = reader.take(tag or n)
+        place = struct.pack("<IQII", header["H"], len(segments), n, len(payload))
+        require(check == zlib.crc32(payload) ^ zlib.crc32(place), "segment checksum")
+        segments.append((n, tag == 0, payload))
+
+    while True:
+        offset = reader.at
+        tag = reader.integer(tag_bytes)
+        is_end = tag == 2 ** (8 * tag_bytes) - 1
+        n = reader.varint() if is_end else header["segment_bytes"]
+        require(not is_end or n < header["segment_bytes"], "short segment too long")
+        if n:
+            if segments and len(segments) % 256 == 0:
+                entries += offset.to_bytes(6, "little")
+            frame(n, reader.integer(tag_bytes) if is_end else tag)
+        if is_end:
+            break
+    body_at = reader.at
+    require(reader.take(len(entries)) == entries, "index")
+    size, digest = reader.integer(8), reader.take(16)
+    require(reader.integer(4) == zlib.crc32(blob[body_at : reader.at - 4], header["H"]), "trailer checksum")
+    require(size == sum(n for n, _, _ in segments) and reader.at == len(blob), "size")
+    return header, segments, size, digest
+
+
+def with_payloads(blob: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """The archive with other payloads of its coded segments, and the checksums and offsets that these need."""
+    header, segments, size, digest = read_segments(blob)
+    reader = Reader(blob)
+    read_header(reader)
+    tag_bytes = 2 if header["segment_bytes"] <= 2**16 else 3
+    out, entries = blob[: reader.at], b""
+    for number, (n, is_stored, payload) in enumerate(segments):
+        if number and number % 256 == 0:
+            entries += len(out).to_bytes(6, "little")
+        if n < header["segment_bytes"]:
+            out += b"\xff" * tag_bytes + varint_bytes(n)
+        payload = payload if is_stored else change(payload)
+        check = zlib.crc32(payload) ^ zlib.crc32(struct.pack("<IQII", header["H"], number, n, len(payload)))
+        out += (0 if is_stored else len(payload)).to_bytes(tag_bytes, "little") + struct.pack("<I", check) + payload
+    if size % header["segment_bytes"] == 0:
+        out += b"\xff" * tag_bytes + b"\0"
+    tail = entries + struct.pack("<Q", size) + digest
+    return out + tail + struct.pack("<I", zlib.crc32(tail, header["H"]))
+
+
+def varint_bytes(value: int) -> bytes:
+    return bytes([value]) if value < 128 else bytes([value % 128 + 128]) + varint_bytes(value // 128)
+
+
+def decode_stream(
+    header: dict, stream: bytes, n_bytes: int, token_bytes: Sequence[bytes | None], start: Callable[[], Step]
+) -> bytes:
+    """The bytes of the tokens of one stream: windows, then tokens until n_bytes are complete."""
+    decoder = oracle.Decoder(stream)
+    context_length, overlap = header["context_length"], header["overlap"]
+    is_latin1 = MAPPINGS[header["mapping"]] == "latin1"
+    tokens: list[int] = []
+    joined = b""
+    n_complete, n_inputs, row, step = 0, context_length, None, None
+    while n_complete < n_bytes:
+        if n_inputs == context_length:
+            step = start()
+            row = step(header["bos_token"])
+            context = tokens[len(tokens) - min(overlap, len(tokens)) :]
+            n_inputs = 1 + len(context)
+            for token in context:
+                row = step(token)
+        else:
+            row = step(tokens[-1])
+            n_inputs += 1
+        token = decoder.next([int(w) for w in oracle.weights(row[: header["vocab_size"]])])
+        raw = token_bytes[token]
+        require(raw is not None and len(tokens) < 2 * n_bytes, "impossible token")
+        assert raw is not None
+        tokens.append(token)
+        joined += raw
+        n_complete += sum(byte < 0xC0 for byte in raw) if is_latin1 else len(raw)
+    require(n_complete == n_bytes, "too many bytes")
+    return joined
+
+
+def cut_payload(payload: bytes, mapping: str, n: int, lacks_bytes: bool) -> tuple[bytes, bytes]:
+    """(side bytes, stream) of a payload of n original bytes."""
+    n_side = {"bytes": int(lacks_bytes), "latin1": 0}.get(mapping, -(-n // 8))
+    side, stream = payload[:n_side], payload[n_side:]
+    require(len(side) == n_side, "too short for its side bytes")
+    if mapping == "bytes":
+        require(side in (b"", b"\x00", b"\x80"), "side byte")
+    elif side and n % 8:
+        require(side[-1] % 2 ** (8 - n % 8) == 0, "a side bit behind the last")
+    require(not stream.endswith(b"\0") or payload == b"\0", "a zero byte behind the stream")
+    return side, stream
+
+
+def undo_mapping(mapping: str, joined: bytes, side: bytes) -> bytes:
+    if mapping == "bytes":
+        return joined
+    if mapping == "latin1":
+        try:
+            return bytes(ord(character) for character in joined.decode())
+        except ValueError:
+            raise Damaged("not the UTF-8 of characters below U+0100") from None
+    require(max(joined) < 0x80, "a byte of 80 or more")
+    bits = [side[i // 8] >> (7 - i % 8) & 1 for i in range(len(joined))]
+    if mapping == "shift":
+        return bytes(byte * 2 + bit for byte, bit in zip(joined, bits, strict=True))
+    return bytes(byte + 128 * bit for byte, bit in zip(joined, bits, strict=True))
+
+
+def decode(
+    blob: bytes, token_bytes: Sequence[bytes | None], stand_ins: dict[int, int], start: Callable[[], Step]
+) -> bytes:
+    """The original. `token_bytes` by token, `stand_ins`: byte without a token -> the token that stands for it."""
+    header, segments, size, digest = read_segments(blob)
+    out = b""
+    for n, is_stored, payload in segments:
+        if is_stored:
+            out += payload
+            continue
+        mapping = MAPPINGS[header["mapping"]]
+        side, stream = cut_payload(payload, mapping, n, bool(stand_ins))
+        table = list(token_bytes)
+        if side == b"\x80" and mapping == "bytes":
+            for byte, token in stand_ins.items():
+                table[token] = bytes([byte])
+        out += undo_mapping(mapping, decode_stream(header, stream, n, table, start), side)
+    require(len(out) == size and hashlib.sha256(out).digest()[:16] == digest, "content hash")
+    return out
+
+
+# Tokens of a byte-level BPE vocabulary.
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's characters for bytes: printable ones stand for themselves, the others follow from U+0100 on, in order."""
+    kept = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255]
+    moved = [b for b in range(256) if b not in kept]
+    return {chr(b): b for b in kept} | {chr(256 + i): b for i, b in enumerate(moved)}
+
+
+def vocabulary(tokenizer: dict) -> tuple[list[bytes | None], dict[int, int]]:
+    """(bytes by token, stand-ins) of the content of a tokenizer.json: section 5.5. `Damaged` where it is refused."""
+    alphabet = byte_alphabet()
+    vocab = tokenizer["model"]["vocab"]
+    added = {token["id"]: token for token in tokenizer["added_tokens"]}
+    table: list[bytes | None] = [None] * (max(*vocab.values(), *added, 0) + 1)
+    for text, token in vocab.items():
+        if all(character in alphabet for character in text):
+            table[token] = bytes(alphabet[character] for character in text)
+    for token, entry in added.items():
+        table[token] = None if entry["special"] else entry["content"].encode()
+    return table, stand_ins(vocab, table)
+
+
+def stand_ins(vocab: dict[str, int], table: list[bytes | None]) -> dict[int, int]:
+    """Missing byte -> token, by the four steps of section 5.5."""
+    missing = [byte for symbol, byte in byte_alphabet().items() if symbol not in vocab]
+    if not missing:
+        return {}
+    require(sorted(vocab.values()) == list(range(len(vocab))), "gaps in the vocabulary")
+    candidates: list[int] = []
+    for code in range(0x80, 0x800):
+        spelled = bytes([0xC0 + code // 64, 0x80 + code % 64])
+        if spelled in table and not set(spelled) & set(missing):
+            candidates.append(table.index(spelled))
+    found = {}
+    for byte in missing:
+        own = bytes([0xC3, byte - 0x40]) if byte >= 0xC0 else b""
+        token = table.index(own) if own and own in table else -1
+        if token in candidates:
+            found[byte] = token
+            candidates.remove(token)
+    for byte in sorted(set(missing) - set(found)):
+        require(bool(candidates), "too few stand-ins")
+        found[byte] = min(candidates)
+        candidates.remove(found[byte])
+    return found
