@@ -6,6 +6,7 @@ numerics in projection.py.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -134,21 +135,49 @@ def _resample_chunks(
     return frame_of(problem, solve_batch(problem, ratios, np.broadcast_to(weights, ratios.shape), method.loss))
 
 
-def compare_forms(table: pd.DataFrame, forms: Sequence[str] = tuple(FORMS), **options: Any) -> pd.DataFrame:
-    """One row a data set and form: free parameters, R^2, rms error, AIC, AICc, BIC, and errors on what was left out.
+def compare_forms(
+    table: pd.DataFrame,
+    forms: Sequence[str] | None = None,
+    *,
+    order: Literal["aicc", "holdout"] = "aicc",
+    **options: Any,
+) -> pd.DataFrame:
+    """One row a data set and form, best first by `order`: fit, criteria, and errors on what was left out.
 
-    `largest_out`: fitted without the largest model, error on it; `last_out`: without the last step, error on it (NaN
-    where too little is left to fit). AIC and BIC take every form's own errors (of the ratio or its logarithm) as
-    normal; "chinchilla" does not maximise that likelihood, so its values are upper bounds. options: as fit_scaling_law.
+    Columns: law, form, n_free, r2, rmse, aic, aicc, bic; `largest_out`: rms error of the largest value of the first
+    axis (the largest model) by the law of the others; `last_out`: of the last value of the second axis (the last step);
+    `holdout`: rms error of all cells that ScalingLaw.holdout predicts along each axis; `coverage`: share of those inside
+    their predictive interval. NaN where too little is left to fit. AIC and BIC take every form's own errors (of the
+    ratio or its logarithm) as normal; "chinchilla" does not maximise that likelihood, so its values are upper bounds.
+    forms: default all of as many axes. options: as fit_scaling_law.
     """
+    if order not in ("aicc", "holdout"):
+        raise Error(f"order {order!r} is not one of aicc, holdout")
+    axes = axes_named(options.get("x", ("params", "step")))
     found = []
-    for form in forms:
+    for form in forms or (FORMS if len(axes) == 2 else FORMS_OF_ONE_AXIS):
         fitted = fit_scaling_law(table, form=form, resamples=0, **options)
         for law in fitted.values() if isinstance(fitted, ScalingLaws) else [fitted]:
-            out = {f"{what}_out": held_out(law.cells, what, form=form, **options) for what in ("largest", "last")}
             scores = {key: getattr(law, key) for key in ("n_free", "r2", "rmse", "aic", "aicc", "bic")}
-            found.append({"law": law.name, "form": form} | scores | out)
-    return pd.DataFrame(found).sort_values(["law", "aicc"], kind="stable", ignore_index=True)
+            found.append({"law": law.name, "form": form} | scores | _held_out_scores(law))
+    return pd.DataFrame(found).sort_values(["law", order], kind="stable", ignore_index=True)
+
+
+def _held_out_scores(law: ScalingLaw) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    parts = []
+    for name, axis in zip(("largest_out", "last_out"), law.axes, strict=False):
+        n_values = law.cells[axis.column].nunique()
+        scores[name] = math.nan
+        with contextlib.suppress(Error):
+            scores[name] = law.holdout(axis.name, keep=n_values - 1).rmse
+        with contextlib.suppress(Error):
+            parts.append(law.holdout(axis.name))
+    both = pd.concat([part.table for part in parts]) if parts else None
+    return scores | {
+        "holdout": math.nan if both is None else float(np.sqrt((both["error"] ** 2).mean())),
+        "coverage": math.nan if both is None else float(both["inside"].mean()),
+    }
 
 
 def held_out(cells: pd.DataFrame, what: Literal["largest", "last"], **options: Any) -> float:

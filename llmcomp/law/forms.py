@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,19 +27,21 @@ BREAK_WIDTH = 0.25
 
 @dataclass(frozen=True)
 class Nonlinear:
-    """One nonlinear parameter. An exponent is a pure number; a place lies on the last axis, in its unit."""
+    """One nonlinear parameter: an exponent is a pure number, a place lies on the last axis and has its unit, a balance
+    is the factor of one term over that of the other."""
 
     name: str
-    is_place: bool = False
+    kind: Literal["exponent", "place", "balance"] = "exponent"
 
     @property
     def range(self) -> tuple[float, float]:
-        """Where it is sought; a place in units of the axis' geometric mean."""
-        return PLACE_RANGE if self.is_place else EXPONENT_RANGE
+        """Where it is sought, with every axis in units of its geometric mean."""
+        return EXPONENT_RANGE if self.kind == "exponent" else PLACE_RANGE
 
 
 ALPHA, BETA, GAMMA = Nonlinear("alpha"), Nonlinear("beta"), Nonlinear("gamma")
-TAU, BREAK = Nonlinear("tau", is_place=True), Nonlinear("break", is_place=True)
+TAU, BREAK = Nonlinear("tau", "place"), Nonlinear("break", "place")
+BALANCE = Nonlinear("balance", "balance")
 
 # (nonlinear parameters [..., q], logarithms of the axes, each [n]) -> the columns without the intercept, each [..., n].
 Columns = Callable[[Array, tuple[Array, ...]], list[Array]]
@@ -80,6 +83,16 @@ class Form:
 
     def formula_of(self, letters: tuple[str, ...]) -> str:
         return f"CR({', '.join(letters)}) = {self.template.format(**dict(zip('xy', letters, strict=False)))}"
+
+    def nonlinear_units(self, theta: Array, means: tuple[float, ...]) -> Array:
+        """Logarithms [..., q] of what turns nonlinear parameters of axes over their geometric means into plain ones."""
+        logs = np.zeros(theta.shape)
+        for i, one in enumerate(self.nonlinear):
+            if one.kind == "place":
+                logs[..., i] = means[-1]
+            elif one.kind == "balance":
+                logs[..., i] = theta[..., 1] * means[1] - theta[..., 0] * means[0]
+        return logs
 
     def term_of(self, nonlinear: str) -> str:
         """The coefficient without which a nonlinear parameter has no meaning."""
@@ -151,6 +164,15 @@ def _broken_units(theta: Array, means: tuple[float, ...]) -> list[Array]:
     return [*_additive_units(theta, means[:-1]), theta[..., -3] * means[-1]]
 
 
+def _scaled(theta: Array, logs: tuple[Array, ...]) -> list[Array]:
+    by_x, by_y = _additive(theta, logs)
+    return [by_x + theta[..., 2:3] * by_y]
+
+
+def _scaled_units(theta: Array, means: tuple[float, ...]) -> list[Array]:
+    return [theta[..., 0] * means[0]]
+
+
 _BROKEN = f"{{}}^-{{}} (1 + ({{}}/break)^{1 / BREAK_WIDTH:g})^(({{}} - {{}})/{1 / BREAK_WIDTH:g})"
 
 FORMS: Mapping[str, Form] = MappingProxyType(
@@ -189,6 +211,11 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         )
     }
 )  # fmt: skip
+
+# The additive law with c = b * balance: what several data sets share when they differ by a shift and a factor only.
+SCALED = Form(
+    "scaled", "a + b ({x}^-alpha + balance {y}^-beta)", _scaled, _scaled_units, ("b",), (ALPHA, BETA, BALANCE)
+)
 
 FORMS_OF_ONE_AXIS: Mapping[str, Form] = MappingProxyType(
     {

@@ -5,7 +5,7 @@ What may not live here: fitting itself; a law here is anything with axes, cells,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from llmcomp.errors import Error
-from llmcomp.law.text import align, html_table, latex_table, tex_text
+from llmcomp.law.text import align, html_table, latex_table, short_number, tex_text
 
+_FITTED = ["fitted", "residual", "weight"]
 _LEAST_KEPT = 3  # an intercept, a coefficient and an exponent of the axis
 
 
@@ -52,7 +53,9 @@ class HoldOut:
         rows = []
         for name, of_law in self.table.groupby("law", sort=False):
             for (kept, value), part in of_law.groupby(["kept", self.column], sort=True):
-                rows.append({"law": name, "fitted up to": _short(kept), "predicted": _short(value)} | _scores(part))
+                rows.append(
+                    {"law": name, "fitted up to": short_number(kept), "predicted": short_number(value)} | _scores(part)
+                )
             rows.append({"law": name, "fitted up to": "", "predicted": "all"} | _scores(of_law))
         return pd.DataFrame(rows)
 
@@ -108,10 +111,6 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, (int, float, np.number)) else str(value)
 
 
-def _short(value: Any) -> str:
-    return f"{float(value):,.0f}" if float(value) < 1e6 else f"{float(value):.4g}"
-
-
 def _scores(part: pd.DataFrame) -> dict[str, Any]:
     return {
         "cells": len(part),
@@ -122,31 +121,35 @@ def _scores(part: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def roll_forward(law: Any, by: str | None, keep: int | None) -> HoldOut:
-    """See ScalingLaw.holdout. Error, in one line, where the axis has too few values or a part allows no law."""
-    axis = _axis_of(law, by)
-    at = law.cells[axis.column].to_numpy(float)
-    values = np.unique(at)
+def roll_forward(
+    laws: Sequence[Any], by: str | None, keep: int | None, refit: Callable[[list[pd.DataFrame]], Sequence[Any]]
+) -> HoldOut:
+    """See ScalingLaw.holdout. refit: cells of every law -> their laws. Error, in one line, where the axis has too few
+    values or a part allows no law."""
+    axis, names = _axis_of(laws[0], by), " and ".join(law.name for law in laws)
+    at = [law.cells[axis.column].to_numpy(float) for law in laws]
+    values = np.unique(np.concatenate(at))
     if keep is not None and not (isinstance(keep, (int, np.integer)) and 2 <= keep < len(values)):
-        raise Error(
-            f"{law.name}: keep is {keep}, expected from 2 to {len(values) - 1} of the {len(values)} {axis.one}s"
-        )
+        raise Error(f"{names}: keep is {keep}, expected from 2 to {len(values) - 1} of the {len(values)} {axis.one}s")
     if keep is None and len(values) <= _LEAST_KEPT:
         least = f"{_LEAST_KEPT + 1} {axis.one}s are needed to hold one out"
-        raise Error(f"{law.name}: {least}, found {len(values)}; keep=2 fits on two")
+        raise Error(f"{names}: {least}, found {len(values)}; keep=2 fits on two")
     # (values seen, values predicted): the next one, or with keep all that are left.
     splits = (
         [(values[:n], values[n : n + 1]) for n in range(_LEAST_KEPT, len(values))]
         if keep is None
         else [(values[:keep], values[keep:])]
     )
-    parts, laws = [], {}
+    parts: list[pd.DataFrame] = []
+    found: dict[str, dict[float, Any]] = {law.name: {} for law in laws}
     for seen, out in splits:
-        fitted = law.refit(law.cells[np.isin(at, seen)].drop(columns=["fitted", "residual", "weight"]))
-        laws[float(seen[-1])] = fitted
-        parts.append(_predicted(fitted, law.cells[np.isin(at, out)], float(seen[-1])))
+        cells = [law.cells.drop(columns=_FITTED) for law in laws]
+        again = refit([one[np.isin(x, seen)] for one, x in zip(cells, at, strict=True)])
+        for law, one, x in zip(again, cells, at, strict=True):
+            found[law.name][float(seen[-1])] = law
+            parts.append(_predicted(law, one[np.isin(x, out)], float(seen[-1])))
     table = pd.concat(parts, ignore_index=True)
-    return HoldOut(table, axis.name, axis.column, law.level, {law.name: laws})
+    return HoldOut(table, axis.name, axis.column, laws[0].level, found)
 
 
 def joined(found: Sequence[HoldOut]) -> HoldOut:

@@ -25,7 +25,7 @@ from llmcomp.law.forms import Array, Form
 # Grid points an axis of the nonlinear parameters, by how many there are: the whole grid is tried.
 _N_GRID = {1: 101, 2: 26, 3: 15, 4: 9}
 # Where a surface may have several valleys: so many of the grid's local minima are polished, and the best is kept.
-_N_STARTS = 12
+_N_STARTS = 8
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,19 @@ class Problem:
     """One design (n cells on one axis or two), a form, and whether a is held at or above 0. Most others always are.
 
     whiten: [n, n], a square root of the inverse of the errors' correlation where they are correlated.
+    centre: logarithms to centre the axes at, where several problems share parameters.
     """
 
     x: tuple[Array, ...]  # one array [n] an axis
     form: Form
     a_nonneg: bool = False
     whiten: Array | None = None
+    centre: tuple[float, ...] | None = None
 
     @cached_property
     def means(self) -> tuple[float, ...]:
-        """Mean logarithm of every axis."""
-        return tuple(float(np.log(x).mean()) for x in self.x)
+        """Mean logarithm of every axis, unless another centre was given."""
+        return self.centre or tuple(float(np.log(x).mean()) for x in self.x)
 
     @cached_property
     def ranges(self) -> Array:
@@ -70,9 +72,8 @@ class Problem:
         return np.exp(np.stack([np.zeros_like(logs[0])] * self.form.intercept + logs, axis=-1))
 
     def plain(self, theta: Array) -> Array:
-        """Nonlinear parameters [..., q] in plain units: places times the geometric mean of the last axis."""
-        scale = [self.means[-1] * one.is_place for one in self.form.nonlinear]
-        return np.asarray(theta * np.exp(scale))
+        """Nonlinear parameters [..., q] in plain units."""
+        return np.asarray(theta * np.exp(self.form.nonlinear_units(theta, self.means)))
 
     def whitened(self, y: Array) -> Array:
         return y if self.whiten is None else np.asarray(y @ self.whiten.T)
@@ -154,7 +155,7 @@ def grid_of(box: Array, n_grid: int) -> Array:
     return np.stack([axis.ravel() for axis in axes], axis=-1)
 
 
-def _grid_squares(problem: Problem, grid: Array, y: Array, w: Array) -> Iterator[tuple[slice, Array]]:
+def grid_squares(problem: Problem, grid: Array, y: Array, w: Array) -> Iterator[tuple[slice, Array]]:
     """Least squares [G, B'] at every point of a grid [G, q] of logarithms, for blocks of the B problems."""
     columns = problem.columns(np.exp(grid))
     is_centred = problem.form.intercept and not problem.a_nonneg and problem.whiten is None
@@ -172,7 +173,7 @@ def _grid_start(problem: Problem, y: Array, w: Array) -> Array:
     """Best point of the coarse grid for each of B problems: logarithms [B, q]."""
     grid = grid_of(problem.ranges, _N_GRID[len(problem.ranges)])
     best = np.empty(len(y), dtype=np.intp)
-    for block, squares in _grid_squares(problem, grid, y, w):
+    for block, squares in grid_squares(problem, grid, y, w):
         best[block] = squares.argmin(0)
     return grid[best]
 
@@ -181,7 +182,7 @@ def _local_minima(problem: Problem, y: Array, w: Array) -> Array:
     """The lowest local minima of the coarse grid for one problem, y and w [n]: logarithms [m, q], best first."""
     n_grid, q = _N_GRID[len(problem.ranges)], len(problem.ranges)
     grid = grid_of(problem.ranges, n_grid)
-    squares = next(_grid_squares(problem, grid, y[None], w[None]))[1].reshape((n_grid,) * q)
+    squares = next(grid_squares(problem, grid, y[None], w[None]))[1].reshape((n_grid,) * q)
     padded = np.pad(squares, 1, constant_values=np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3,) * q)
     lowest = np.flatnonzero((squares <= windows.min(tuple(range(-q, 0)))).ravel())
@@ -281,12 +282,13 @@ def solve_batch(
     at = _pattern_search(problem, response, weights, at, spacing=0.14, n_rounds=n_rounds)
     if loss.log or loss.huber:
         for _ in range(20 if loss.huber else 6):
-            response, weights = loss.working(y, w, _evaluate(problem, at, response, weights).fitted)
+            response, weights = loss.working(y, w, evaluate(problem, at, response, weights).fitted)
             at = _pattern_search(problem, response, weights, at, spacing=0.03, n_rounds=6)
-    return _evaluate(problem, at, response, weights)
+    return evaluate(problem, at, response, weights)
 
 
-def _evaluate(problem: Problem, at: Array, y: Array, w: Array) -> Solution:
+def evaluate(problem: Problem, at: Array, y: Array, w: Array) -> Solution:
+    """The best laws with the logarithms `at` [B, q] of the nonlinear parameters held, y and w [B, n]."""
     theta = np.exp(at)
     _, scaled = project(problem, theta, y, w)
     columns = np.stack(problem.columns(theta, problem.x), axis=-1)
@@ -317,7 +319,7 @@ def solve(problem: Problem, y: Array, w: Array, loss: Loss | None = None) -> Opt
         working = loss.working(y, w, y) if loss.log else (y, w)
         least = loss.total(y, w, best.solution.fitted[0]) if is_robust else best.squares
         for start in _local_minima(problem, *working):
-            found = _evaluate(problem, start[None], y[None], w[None])
+            found = evaluate(problem, start[None], y[None], w[None])
             other = _refine(problem, y, w, loss, at=start, found=found)
             reached = loss.total(y, w, other.solution.fitted[0]) if is_robust else other.squares
             if reached < least * (1.0 - 1e-9):
@@ -332,7 +334,7 @@ def _refine(problem: Problem, y: Array, w: Array, loss: Loss, *, at: Array, foun
         if loss.log or loss.huber:
             response, weights = loss.working(y, w, found.fitted[0])
         before, at = at, _polish(problem, response, weights, at)
-        found = _evaluate(problem, at[None], response[None], weights[None])
+        found = evaluate(problem, at[None], response[None], weights[None])
         if np.abs(at - before).max() < 1e-10:
             break
     squares = float((weights * problem.whitened(response - found.fitted[0]) ** 2).sum())

@@ -20,7 +20,7 @@ from llmcomp.law.projection import Optimum, Problem, grid_of, project, subsets
 # Grid points an axis: of the region's box, of a zoom into it, and of the box for predictive intervals.
 _N_GRID = {1: 101, 2: 25, 3: 11, 4: 7}
 _N_ZOOM = {1: 25, 2: 9, 3: 5, 4: 5}
-_N_PREDICTIVE = {1: 201, 2: 31, 3: 13, 4: 9}
+_N_PREDICTIVE = {1: 201, 2: 31, 3: 13, 4: 7}
 
 
 class Region:
@@ -79,12 +79,27 @@ class Region:
 
     def nonlinear_interval(self, index: int) -> tuple[float, float]:
         """Extent of a nonlinear parameter in plain units; 0 or inf where its range ends before the region does."""
+        if self._problem.form.nonlinear[index].kind == "balance":
+            return self._balance_interval(index)
         low, high = (self._end(index, outer) for outer in self._box[index])
         unit = float(self._problem.plain(np.ones(len(self._best)))[index])
         return (
             0.0 if low < self._low[index] + 1e-3 else unit * float(np.exp(low)),
             np.inf if high > self._high[index] - 1e-3 else unit * float(np.exp(high)),
         )
+
+    def _balance_interval(self, index: int) -> tuple[float, float]:
+        """Extent in plain units, which depend on the exponents."""
+
+        def value(sign: float) -> Callable[[Array], Array]:
+            def of(at: Array) -> Array:
+                plain = np.log(self._problem.plain(np.exp(at))[..., index])
+                return np.where(self._inside(at), sign * plain, -np.inf)
+
+            return of
+
+        (low, low_open), (high, high_open) = self._extreme(value(-1.0)), self._extreme(value(1.0))
+        return 0.0 if low_open else float(np.exp(-low)), np.inf if high_open else float(np.exp(high))
 
     def _held(self, index: int, held: Array, others: Array) -> Array:
         """Points [held, others, q] with one parameter held and the others [others, q - 1] free."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -51,14 +51,28 @@ class Method:
         return f"{how} on the {on}{weighted}{any_sign}{', a random effect of each run' * (self.random is not None)}"
 
 
+class Other(Protocol):
+    """Squares [...] of another data set at theta [..., q], its own parameters at their best."""
+
+    at_optimum: float
+
+    def __call__(self, theta: Array) -> Array: ...
+
+
 @dataclass(frozen=True)
 class Elsewhere:
-    """The other data sets of a joint fit: what the shared parameters cost there."""
+    """The other data sets of a joint fit: what the shared parameters cost there, in units of this one's squares."""
 
-    squares: Callable[[Array], Array]  # theta [..., q] -> [...], in units of this data set's weights
-    at_optimum: float
+    others: Sequence[Other]
     dof: int
     noise: float
+
+    def squares(self, theta: Array) -> Array:
+        return np.asarray(sum(other(theta) for other in self.others))
+
+    @property
+    def at_optimum(self) -> float:
+        return sum(other.at_optimum for other in self.others)
 
 
 def _open_ends(frame: pd.DataFrame, problem: Problem) -> pd.DataFrame:
@@ -392,7 +406,7 @@ class ScalingLaw:
         by: name of an axis (default: the first). keep: fit on the smallest `keep` values and predict all others;
         default: roll forward, from three values on to the last but one, each time predicting the next.
         """
-        return roll_forward(self, by, keep)
+        return roll_forward([self], by, keep, lambda cells: [self.refit(cells[0])])
 
     def plan(self, budget: float, **options: Any) -> Plan:
         """Which runs to measure next so that alpha becomes identified; see llmcomp.law.plan.plan_cells."""

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from llmcomp import results
 from llmcomp.errors import Error
+from llmcomp.law.text import short_number
 
 RATIO_LABEL = "compressed / original size"
 PARAMS_LABEL = "parameters P"
@@ -83,16 +84,6 @@ def new_figure(
     """A figure outside pyplot's list, so that writing many of them keeps none open."""
     figure = Figure(figsize=(inches[0] * n_columns, inches[1] * n_rows), layout="constrained")
     return figure, figure.subplots(n_rows, n_columns, squeeze=False, **kwargs)
-
-
-def short_number(value: float) -> str:
-    """1400000000 -> 1.4B, 13000 -> 13k, 2048 -> 2,048."""
-    if 1e3 <= value < 1e4 and value % 100:
-        return f"{value:,.0f}"
-    for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g}{letter}"
-    return f"{value:.3g}"
 
 
 def colours(n: int) -> list[Any]:

@@ -16,6 +16,16 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def short_number(value: float) -> str:
+    """1400000000 -> 1.4B, 13000 -> 13k, 2048 -> 2,048."""
+    if 1e3 <= value < 1e4 and value % 100:
+        return f"{value:,.0f}"
+    for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{letter}"
+    return f"{value:.3g}"
+
+
 def span(interval: Interval) -> str:
     low, high = interval
     if math.isinf(low) or math.isinf(high):
