@@ -145,10 +145,11 @@ def compare_forms(
     """One row a data set and form, best first by `order`: fit, criteria, and errors on what was left out.
 
     Columns: law, form, n_free, r2, rmse, aic, aicc, bic; `largest_out`: rms error of the largest value of the first
-    axis (the largest model) by the law of the others; `last_out`: of the last value of the second axis (the last step);
-    `holdout`: rms error of all cells that ScalingLaw.holdout predicts along each axis; `coverage`: share of those inside
-    their predictive interval. NaN where too little is left to fit. AIC and BIC take every form's own errors (of the
-    ratio or its logarithm) as normal; "chinchilla" does not maximise that likelihood, so its values are upper bounds.
+    axis (the largest model) by the law of the others; `last_out`: of the last value of the second axis (the last
+    step); `holdout`: rms error of all cells that ScalingLaw.holdout predicts along each axis; `coverage`: share of
+    those inside their predictive interval. NaN where too little is left to fit. AIC and BIC take every form's own
+    errors (of the ratio or its logarithm) as normal; "chinchilla" does not maximise that likelihood, so its values are
+    upper bounds.
     forms: default all of as many axes. options: as fit_scaling_law.
     """
     if order not in ("aicc", "holdout"):

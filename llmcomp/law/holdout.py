@@ -59,7 +59,8 @@ class HoldOut:
             rows.append({"law": name, "fitted up to": "", "predicted": "all"} | _scores(of_law))
         return pd.DataFrame(rows)
 
-    def _texts(self) -> tuple[list[str], list[list[str]]]:
+    def texts(self) -> tuple[list[str], list[list[str]]]:
+        """Head and rows of the summary as text."""
         level = f"inside {100 * self.level:g} %"
         head = ["law", "fitted up to", f"predicted {self.by}", "cells", "rms error", "mean error", "interval", level]
         body = [
@@ -72,17 +73,17 @@ class HoldOut:
         return head, body
 
     def __str__(self) -> str:
-        head, body = self._texts()
+        head, body = self.texts()
         return "\n".join(align([head, *body]))
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(*self._texts())
+        return html_table(*self.texts())
 
     def to_latex(self) -> str:
         """A LaTeX tabular of the summary; needs no package."""
-        head, body = self._texts()
+        head, body = self.texts()
         return latex_table([tex_text(text) for text in head], [[tex_text(text) for text in row] for row in body])
 
     def to_dict(self) -> dict[str, Any]:

@@ -44,6 +44,12 @@ class JointLaws(ScalingLaws):
         super().__init__(laws)
         self.share, self.n_free = share, n_free
 
+    def __str__(self) -> str:
+        what = f"{len(self)} data sets, {self.n_cells} cells, {self.n_free} free parameters"
+        return f"Joint law, shared: {self.share}; {what}, AICc {self.aicc:.1f}\n\n{super().__str__()}"
+
+    __repr__ = __str__
+
     @property
     def n_cells(self) -> int:
         return sum(len(law.cells) for law in self.values())
@@ -88,8 +94,9 @@ def fit_joint(
 ) -> JointLaws:
     """One additive law over all data sets of the table, least squares of the ratio, a variance for each data set.
 
-    share: "none", "beta", "alpha", "exponents" (both), "scale" (both, and the balance of the two terms: data sets differ
-      by a shift a and a factor b only), or "auto": the one with the least AICc. Everything else is each data set's own.
+    share: "none", "beta", "alpha", "exponents" (both), "scale" (both, and the balance of the two terms: data sets
+      differ by a shift a and a factor b only), or "auto": the one with the least AICc. What is not shared is each data
+      set's own.
     x, a_nonneg, level: as fit_scaling_law; two axes. Error if the table has one data set only.
     """
     if share not in ("auto", *SHARES):
@@ -176,7 +183,7 @@ class _Stack:
     def solve(self) -> tuple[Array, Array]:
         """Logarithms of the nonlinear parameters [problems, q] and the variances of the errors, by iteration."""
         variances = np.array([y.var() for y in self.y])
-        low, high = self.join(np.stack([problem.ranges for problem in self.problems])[..., 0]), None
+        low = self.join(np.stack([problem.ranges for problem in self.problems])[..., 0])
         high = self.join(np.stack([problem.ranges for problem in self.problems])[..., 1])
         at = self.start(variances)
         for i in range(8):
@@ -245,7 +252,7 @@ _SAID = {
 class _Other:
     """What the shared parameters cost in one other data set, its own parameters at their best."""
 
-    def __init__(self, problem: Problem, y: Array, shared: list[int], at: Array, weight: float):
+    def __init__(self, problem: Problem, y: Array, shared: list[int], *, at: Array, weight: float):
         self._problem, self._y, self._shared, self._weight = problem, y, shared, weight
         self._ones = np.ones(len(y))
         self._own = [i for i in range(len(at)) if i not in shared]
@@ -259,7 +266,8 @@ class _Other:
     def _tabulate(self) -> tuple[Array, Array]:
         """Least squares over the own exponent for a fine grid of the shared one."""
         (s,), (o,) = self._shared, self._own
-        held, free = (np.linspace(*self._problem.ranges[i], 161) for i in (s, o))
+        low, high = self._problem.ranges.T
+        held, free = (np.linspace(low[i], high[i], 161) for i in (s, o))
         at = np.empty((len(held), len(free), 2))
         at[..., s], at[..., o] = held[:, None], free
         squares = self._squares(np.exp(at))

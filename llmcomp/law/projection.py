@@ -23,9 +23,9 @@ from scipy import optimize, special
 from llmcomp.law.forms import Array, Form
 
 # Grid points an axis of the nonlinear parameters, by how many there are: the whole grid is tried.
-_N_GRID = {1: 101, 2: 26, 3: 15, 4: 9}
+N_GRID = {1: 101, 2: 26, 3: 15, 4: 9}
 # Where a surface may have several valleys: so many of the grid's local minima are polished, and the best is kept.
-_N_STARTS = 8
+N_STARTS = 8
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def grid_squares(problem: Problem, grid: Array, y: Array, w: Array) -> Iterator[
 
 def _grid_start(problem: Problem, y: Array, w: Array) -> Array:
     """Best point of the coarse grid for each of B problems: logarithms [B, q]."""
-    grid = grid_of(problem.ranges, _N_GRID[len(problem.ranges)])
+    grid = grid_of(problem.ranges, N_GRID[len(problem.ranges)])
     best = np.empty(len(y), dtype=np.intp)
     for block, squares in grid_squares(problem, grid, y, w):
         best[block] = squares.argmin(0)
@@ -180,13 +180,13 @@ def _grid_start(problem: Problem, y: Array, w: Array) -> Array:
 
 def _local_minima(problem: Problem, y: Array, w: Array) -> Array:
     """The lowest local minima of the coarse grid for one problem, y and w [n]: logarithms [m, q], best first."""
-    n_grid, q = _N_GRID[len(problem.ranges)], len(problem.ranges)
+    n_grid, q = N_GRID[len(problem.ranges)], len(problem.ranges)
     grid = grid_of(problem.ranges, n_grid)
     squares = next(grid_squares(problem, grid, y[None], w[None]))[1].reshape((n_grid,) * q)
     padded = np.pad(squares, 1, constant_values=np.inf)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3,) * q)
     lowest = np.flatnonzero((squares <= windows.min(tuple(range(-q, 0)))).ravel())
-    order = np.argsort(squares.ravel()[lowest], kind="stable")[:_N_STARTS]
+    order = np.argsort(squares.ravel()[lowest], kind="stable")[:N_STARTS]
     return grid[lowest[order]]
 
 

@@ -447,7 +447,7 @@ class ScalingLaw:
             (f"{level} cells", self.ci_cells),
             (f"{level} chunks", self.ci_chunks),
         ]
-        shown = [(title, ci) for title, ci in columns if ci is not None]
+        shown = [(title, ci) for title, ci in columns if ci is not None and not np.isnan(ci[self.form.names[0]]).any()]
         head = ["", "value", *(title for title, _ in shown)]
         places = {one.name for one in self.form.nonlinear}
         unused = {name for name in places if self.values[self.form.term_of(name)] == 0}
