@@ -54,7 +54,12 @@ class HoldOut:
         for name, of_law in self.table.groupby("law", sort=False):
             for (kept, value), part in of_law.groupby(["kept", self.column], sort=True):
                 rows.append(
-                    {"law": name, "fitted up to": short_number(kept), "predicted": short_number(value)} | _scores(part)
+                    {
+                        "law": name,
+                        "fitted up to": short_number(float(str(kept))),
+                        "predicted": short_number(float(str(value))),
+                    }
+                    | _scores(part)
                 )
             rows.append({"law": name, "fitted up to": "", "predicted": "all"} | _scores(of_law))
         return pd.DataFrame(rows)

@@ -228,7 +228,9 @@ def _fit(
         solution = evaluate(problems[i], at[i][None], y[i][None], ones[None])
         squares = float(((y[i] - solution.fitted[0]) ** 2).sum())
         others = [
-            _Other(problems[j], y[j], shared, at[j], variances[i] / variances[j]) for j in range(len(y)) if j != i
+            _Other(problems[j], y[j], shared, at=at[j], weight=variances[i] / variances[j])
+            for j in range(len(y))
+            if j != i
         ]
         elsewhere = Elsewhere(others, n_cells - n_free, float(variances[i]) * inflation)
         fitted = solution.fitted[0]

@@ -55,7 +55,7 @@ class Plan:
                 short_number(row[last]),
                 f"{row['cells']:.0f}",
                 f"{row['cost']:.3g}",
-                _factor(row),
+                _text(row["factor"]),
             ]
             for _, row in self.table.iterrows()
         ]
@@ -82,10 +82,6 @@ class Plan:
         """A LaTeX tabular of the runs; needs no package."""
         head, body = self._texts()
         return latex_table([tex_text(text) for text in head], body)
-
-
-def _factor(row: pd.Series) -> str:
-    return _text(float(row["factor"]))
 
 
 def _text(factor: float) -> str:
@@ -121,10 +117,11 @@ def plan_cells(
     if not 0 < budget < math.inf:
         raise Error(f"budget is {budget}, expected a number above 0")
     sizes_, steps_ = (law.cells[axis.column].to_numpy(float) for axis in law.axes)
-    sizes = np.geomspace(sizes_.min() / 4, 4 * sizes_.max(), _N_SIZES) if sizes is None else np.asarray(sizes, float)
-    steps = np.unique(steps_) if steps is None else np.unique(np.asarray(steps, float))
+    default = np.geomspace(sizes_.min() / 4, 4 * sizes_.max(), _N_SIZES)
+    all_sizes = default if sizes is None else np.asarray(sizes, float)
+    all_steps = np.unique(steps_ if steps is None else np.asarray(steps, float))
     price = _price(cost)
-    runs = [(p, steps[: i + 1]) for p in sizes for i in range(len(steps))]
+    runs: list[tuple[float, Array]] = [(p, all_steps[: i + 1]) for p in all_sizes for i in range(len(all_steps))]
     costs = np.array([price(float(p), float(s[-1]), len(s)) for p, s in runs])
     if not (costs <= budget).any():
         raise Error(f"{law.name}: the cheapest run costs {costs.min():.4g}, more than the budget of {budget:.4g}")
@@ -134,7 +131,8 @@ def plan_cells(
         (_greedy(now, informations, costs, budget, at=at, per_cost=per_cost) for per_cost in (False, True)),
         key=lambda order: float(_variance(now + informations[order].sum(0), at)),
     )
-    rows, information = [], now
+    rows: list[tuple[float, float, int, float, float]] = []
+    information = now
     for i in chosen:
         p, s = runs[i]
         information = information + informations[i]

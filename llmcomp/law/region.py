@@ -166,7 +166,7 @@ class Region:
             np.inf if high_open and not is_intercept else high,
         )
 
-    def _largest(self, at: Array, target: Array, noise: float = 0.0) -> Array:
+    def _largest(self, at: Array, target: Array, noise: Array | float = 0.0) -> Array:
         """max of target . coefficients + e over {squares + e^2 / noise <= limit, bounds kept}: [G, m].
 
         at [G, q]: logarithms of the nonlinear parameters; target [G, m, k]; noise: variance of a new cell's error e
@@ -217,12 +217,12 @@ class Region:
         half = np.sqrt(slack[:, None] * np.maximum(np.einsum("gmj,gjk,gmk->gm", there, inverse, there), 0.0))
         return (middle - half).min(0), (middle + half).max(0)
 
-    def predictive(self, x: tuple[Array, ...], noise: float = 1.0) -> tuple[Array, Array]:
+    def predictive(self, x: tuple[Array, ...], noise: Array) -> tuple[Array, Array]:
         """Lowest and highest ratio of a new cell at points x, [m] an axis: the values that, added to the data, raise
         the least squares by no more than the limit allows; bounds of coefficients kept.
 
-        noise: variance of the new cell's error over that of a fitted one of weight 1. Exact for a law that is linear
-        (the interval of Student's t); profile predictive likelihood (Bjornstad 1990) for the others.
+        noise: variance [m] of the new cell's error over that of a fitted one of weight 1. Exact for a law that is
+        linear (the interval of Student's t); profile predictive likelihood (Bjornstad 1990) for the others.
         """
         at = grid_of(self._box, _N_PREDICTIVE[len(self._best)])
         at = np.vstack([at[self._inside(at)], self._best])
@@ -230,6 +230,6 @@ class Region:
         for start in range(0, len(x[0]), 64):
             part = slice(start, start + 64)
             there = np.stack(self._problem.columns(np.exp(at), tuple(one[part] for one in x)), axis=-1)
-            low[part] = -self._largest(at, -there, noise).max(0)
-            high[part] = self._largest(at, there, noise).max(0)
+            low[part] = -self._largest(at, -there, noise[part]).max(0)
+            high[part] = self._largest(at, there, noise[part]).max(0)
         return low, high

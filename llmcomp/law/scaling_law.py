@@ -344,7 +344,7 @@ class ScalingLaw:
         theta = np.array([self.values[one.name] for one in self.form.nonlinear])
         columns = self.form.columns(theta, tuple(np.log(np.atleast_1d(one)) for one in points))
         ratio = self.a + sum(self.values[term] * column for term, column in zip(self.form.terms, columns, strict=True))
-        return ratio if points[0].shape else float(ratio[0])
+        return ratio if points[0].shape else float(np.ravel(ratio)[0])
 
     def band(self, *at: ArrayLike, **named: ArrayLike) -> tuple[Array, Array]:
         """(low, high) of the law itself at `level` (not of a new cell), point by point, by profile likelihood."""

@@ -90,6 +90,11 @@ def colours(n: int) -> list[Any]:
     return [matplotlib.colormaps["cividis"](x) for x in np.linspace(0.0, 0.8, max(n, 2))][:n]
 
 
+def label_of(axis: Any) -> str:
+    """What an axis of a law is called in a figure, with its letter."""
+    return f"{axis.label} {axis.letter}"
+
+
 def title_of(cells: pd.DataFrame) -> str:
     first = cells.iloc[0]
     dataset, modality = str(first["dataset"]), str(first["modality"])
@@ -162,9 +167,10 @@ def series_of(cells: pd.DataFrame, by: str) -> Iterator[tuple[float, pd.DataFram
     """(value, its cells, colour, marker) for every value of params or step, ascending."""
     values = sorted(cells[by].unique())
     shades = colours(len(values))
+    others = [name for name in ("params", "step") if name in cells.columns and name != by]
     for i, value in enumerate(values):
-        other = "step" if by == "params" else "params"
-        yield float(value), cells[cells[by] == value].sort_values(other), shades[i], MARKERS[i % len(MARKERS)]
+        part = cells[cells[by] == value]
+        yield float(value), part.sort_values(others) if others else part, shades[i], MARKERS[i % len(MARKERS)]
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
