@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 from llmcomp import results
 from llmcomp.errors import Error
 from llmcomp.law.style import (
+    LINES,
     MARKERS,
     PARAMS_LABEL,
     RATIO_LABEL,
@@ -143,8 +144,12 @@ def _surface(ax: Axes3D, law: Any) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(round(10**value, 6))))
         axis.set_label_text(label)
     ax.tick_params(labelsize=7.5, pad=-1)
+    # The two axes meet in the near corner: their labels run away from it.
+    for axis, alignment in ((ax.xaxis, "left"), (ax.yaxis, "right")):
+        for label in axis.get_ticklabels():
+            label.set_horizontalalignment(alignment)
     ax.text2D(0.02, 0.86, "ratio", transform=ax.transAxes)  # a label of the z axis is cut off by the layout
-    ax.xaxis.labelpad = ax.yaxis.labelpad = -2
+    ax.xaxis.labelpad = ax.yaxis.labelpad = 1
     ax.view_init(elev=22, azim=40)
     ax.set_box_aspect((1.0, 1.0, 0.85), zoom=0.92)
     ax.set_title(f"{title_of(cells)}, $R^2$ = {law.r2:.3f}", y=0.97)
@@ -175,7 +180,8 @@ def holdout(found: Any, axes: Any = None) -> Any:
     """What laws predicted of cells that they had not seen (ScalingLaw.holdout): line and band are the prediction and
     its predictive interval, points the held-out cells, grey points those that the law saw; one Axes a law."""
     grid = axes_of(axes, len(found.laws), inches=(3.1, 2.9))[0]
-    for ax, (name, by_kept) in zip(grid, found.laws.items(), strict=True):
+    panels = sorted(found.laws.items(), key=lambda one: modality_rank(next(iter(one[1].values())).cells))
+    for ax, (name, by_kept) in zip(grid, panels, strict=True):
         _predictions(ax, found, name, by_kept)
     keep_last_legend(grid)
     for ax in grid[1:]:
@@ -196,7 +202,9 @@ def _predictions(ax: Axes, found: Any, name: str, by_kept: Mapping[float, Any]) 
         x = fine_range(everywhere)
         at = {one.name: np.full_like(x, value) if one.column == found.column and others else x for one in law.axes}
         low, high = predictor.predict_interval(**at)
-        ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+        for end in (low, high):  # bands lie on one another: their edges tell them apart
+            ax.plot(x, end, color=colour, linewidth=0.7, linestyle=LINES[1])
         ax.plot(x, predictor.predict(**at), color=colour)
         label = short_number(value) if others else "held out"
         edge: Any = {"markeredgecolor": "white", "markeredgewidth": 0.4, "markersize": 5.5, "label": label}
