@@ -150,7 +150,9 @@ def project(problem: Problem, theta: Array, y: Array, w: Array) -> tuple[Array, 
 
 
 def grid_of(box: Array, n_grid: int) -> Array:
-    """All points [n_grid ** q, q] of a grid over a box [q, 2]."""
+    """All points [n_grid ** q, q] of a grid over a box [q, 2]; one point of no axis where q is 0."""
+    if not len(box):
+        return np.empty((1, 0))
     axes = np.meshgrid(*(np.linspace(low, high, n_grid) for low, high in box), indexing="ij")
     return np.stack([axis.ravel() for axis in axes], axis=-1)
 

@@ -134,7 +134,7 @@ class Region:
         box, best = np.delete(self._box, index, axis=0), np.inf
         low_end, high_end = np.delete(self._low, index)[:, None], np.delete(self._high, index)[:, None]
         for n_points in (25, 9, 9) if len(box) <= 1 else (11, 5, 5, 5, 5):
-            others = grid_of(box, n_points) if len(box) else np.empty((1, 0))
+            others = grid_of(box, n_points)
             squares = self._squares(self._held(index, np.array([at]), others))[0]
             best = min(best, float(squares.min()))
             top, cell = others[squares.argmin()], (box[:, 1] - box[:, 0]) / (n_points - 1)
