@@ -168,12 +168,16 @@ def _held_out_scores(law: ScalingLaw) -> dict[str, float]:
     scores: dict[str, float] = {}
     parts = []
     for name, axis in zip(("largest_out", "last_out"), law.axes, strict=False):
-        n_values = law.cells[axis.column].nunique()
         scores[name] = math.nan
+        last = law.cells[axis.column].max()
         with contextlib.suppress(Error):
-            scores[name] = law.holdout(axis.name, keep=n_values - 1).rmse
-        with contextlib.suppress(Error):
-            parts.append(law.holdout(axis.name))
+            found = law.holdout(axis.name)
+            parts.append(found)
+            errors = found.table.loc[found.table[axis.column] == last, "error"]
+            scores[name] = float(np.sqrt((errors**2).mean()))
+        if math.isnan(scores[name]):  # too few values to roll forward
+            with contextlib.suppress(Error):
+                scores[name] = law.holdout(axis.name, keep=law.cells[axis.column].nunique() - 1).rmse
     both = pd.concat([part.table for part in parts]) if parts else None
     return scores | {
         "holdout": math.nan if both is None else float(np.sqrt((both["error"] ** 2).mean())),

@@ -141,11 +141,10 @@ def roll_forward(
         least = f"{_LEAST_KEPT + 1} {axis.one}s are needed to hold one out"
         raise Error(f"{names}: {least}, found {len(values)}; keep=2 fits on two")
     # (values seen, values predicted): the next one, or with keep all that are left.
-    splits = (
-        [(values[:n], values[n : n + 1]) for n in range(_LEAST_KEPT, len(values))]
-        if keep is None
-        else [(values[:keep], values[keep:])]
-    )
+    splits = [(values[:keep], values[keep:])]
+    if keep is None:
+        enough = [n for n in range(_LEAST_KEPT, len(values)) if _has_enough(laws, at, values[:n])]
+        splits = [(values[:n], values[n : n + 1]) for n in enough or [len(values) - 1]]
     parts: list[pd.DataFrame] = []
     found: dict[str, dict[float, Any]] = {law.name: {} for law in laws}
     for seen, out in splits:
@@ -156,6 +155,11 @@ def roll_forward(
             parts.append(_predicted(law, one[np.isin(x, out)], float(seen[-1])))
     table = pd.concat(parts, ignore_index=True)
     return HoldOut(table, axis.name, axis.column, laws[0].level, found)
+
+
+def _has_enough(laws: Sequence[Any], at: Sequence[Any], seen: Any) -> bool:
+    """Whether every law has more cells at the values seen than free parameters."""
+    return all(np.isin(x, seen).sum() > law.form.n_free for law, x in zip(laws, at, strict=True))
 
 
 def joined(found: Sequence[HoldOut]) -> HoldOut:

@@ -221,7 +221,6 @@ def _fit(
     n_cells = sum(map(len, y))
     if n_cells <= n_free + len(cells):
         raise Error(f"{n_free} free parameters need more than {n_free + len(cells)} cells, found {n_cells}")
-    inflation = n_cells / (n_cells - n_free)
     laws = {}
     for i, (name, one) in enumerate(cells.items()):
         ones = np.ones(len(y[i]))
@@ -232,7 +231,9 @@ def _fit(
             for j in range(len(y))
             if j != i
         ]
-        elsewhere = Elsewhere(others, n_cells - n_free, float(variances[i]) * inflation)
+        # Its share of the degrees of freedom: its errors are known from its own cells only.
+        dof = max(1, round(len(y[i]) * (n_cells - n_free) / n_cells))
+        elsewhere = Elsewhere(others, dof, squares / dof)
         fitted = solution.fitted[0]
         laws[name] = ScalingLaw(
             name, method, level, one.assign(fitted=fitted, residual=y[i] - fitted, weight=ones), problems[i],

@@ -320,13 +320,24 @@ def solve(problem: Problem, y: Array, w: Array, loss: Loss | None = None) -> Opt
     if is_robust or len(problem.ranges) > 2:
         working = loss.working(y, w, y) if loss.log else (y, w)
         least = loss.total(y, w, best.solution.fitted[0]) if is_robust else best.squares
-        for start in _local_minima(problem, *working):
+        for start in _lowest_valleys(problem, *working, n_polished=N_STARTS if is_robust else 3):
             found = evaluate(problem, start[None], y[None], w[None])
             other = _refine(problem, y, w, loss, at=start, found=found)
             reached = loss.total(y, w, other.solution.fitted[0]) if is_robust else other.squares
             if reached < least * (1.0 - 1e-9):
                 best, least = other, reached
     return best
+
+
+def _lowest_valleys(problem: Problem, y: Array, w: Array, n_polished: int) -> Array:
+    """The grid's local minima, followed downwards side by side; logarithms [at most n_polished, q], best first."""
+    starts = _local_minima(problem, y, w)
+    ys, ws = (np.broadcast_to(one, (len(starts), len(y))) for one in (y, w))
+    ends = _pattern_search(problem, ys, ws, starts, spacing=0.14, n_rounds=60)
+    squares, _ = project(problem, np.exp(ends), ys, ws)
+    if n_polished < len(ends):
+        return ends[np.argsort(squares, kind="stable")[:n_polished]]
+    return starts
 
 
 def _refine(problem: Problem, y: Array, w: Array, loss: Loss, *, at: Array, found: Solution) -> Optimum:
@@ -353,10 +364,12 @@ def _polish(problem: Problem, y: Array, w: Array, at: Array) -> Array:
         return np.asarray(root * problem.whitened(y - fitted))
 
     low, high = problem.ranges.T
+    # With more parameters a valley may be flat to its end, where digits beyond these mean nothing.
+    n_most = None if len(at) <= 2 else 60
     inside = np.clip(at, low + 1e-9, high - 1e-9)
     # Where no exponent matters (b = c = 0) the Jacobian is 0 and SciPy divides by it; the point is then kept.
     with np.errstate(divide="ignore", invalid="ignore"):
         found = optimize.least_squares(
-            residuals, inside, jac="3-point", bounds=(low, high), xtol=1e-13, ftol=1e-14, gtol=None
+            residuals, inside, jac="3-point", bounds=(low, high), xtol=1e-13, ftol=1e-14, gtol=None, max_nfev=n_most
         )
     return np.asarray(found.x if found.cost <= 0.5 * (residuals(at) ** 2).sum() else at)

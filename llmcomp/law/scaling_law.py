@@ -404,7 +404,8 @@ class ScalingLaw:
         """Fits on the smaller values of one axis, predicts the next: errors and the intervals' coverage.
 
         by: name of an axis (default: the first). keep: fit on the smallest `keep` values and predict all others;
-        default: roll forward, from three values on to the last but one, each time predicting the next.
+        default: roll forward, from three values on (more where three have too few cells) to the last but one, each
+        time predicting the next.
         """
         return roll_forward([self], by, keep, lambda cells: [self.refit(cells[0])])
 

@@ -72,7 +72,8 @@ def test_nothing_shared_is_the_separate_laws():
     for name, law in laws.items():
         assert law.predict(P, S) == pytest.approx(alone[name].predict(P, S), rel=1e-5)
         assert law.ci["beta"] == pytest.approx(alone[name].ci["beta"], rel=1e-3)
-        assert law.predict_interval(1e9, 1e5) == pytest.approx(alone[name].predict_interval(1e9, 1e5), rel=1e-4)
+        interval = np.array(alone[name].predict_interval(1e9, 1e5))
+        assert np.array(law.predict_interval(1e9, 1e5)) == pytest.approx(interval, rel=1e-3)
 
 
 def test_the_joint_likelihood_is_at_its_highest():
@@ -94,9 +95,8 @@ def test_the_joint_likelihood_is_at_its_highest():
 def test_sharing_narrows_the_interval_of_an_exponent():
     table = table_of(SHARED, 1)
     for share, exponent in (("exponents", "alpha"), ("alpha", "alpha"), ("beta", "beta")):
-        joint, alone = fit_joint(table, share=share)["z"].ci[exponent], fit_joint(table, share="none")["z"].ci[exponent]
-        assert joint[0] > alone[0]
-        assert joint[1] < alone[1]
+        joint, alone = (fit_joint(table, share=one)["z"].ci[exponent] for one in (share, "none"))
+        assert np.log(joint[1] / joint[0]) < 0.8 * np.log(alone[1] / alone[0])
 
 
 def test_ways_to_share_are_compared():

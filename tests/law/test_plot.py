@@ -355,7 +355,7 @@ def test_plot_all_of_both_protocols(tmp_path):
 
 def test_plot_all_without_enough_for_a_law(table, tmp_path):
     paths = plot_all(table[table["step"] == 128], tmp_path, formats=("png",))
-    assert {path.stem for path in paths} == {"training-dynamics", "baselines", "model-size-counted", "chunks"}
+    assert {path.stem for path in paths} == {"training-dynamics", "model-size-counted", "chunks"}
     with pytest.raises(Error, match="nothing to draw"):
         plot_all(table[table["params"].isna()], tmp_path)
 
