@@ -39,8 +39,10 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 _MAX_ROUNDS = 200
 
 # Anonymous memory: everything but the weights, which are mapped from the file.
+# Python looks for modules in the working directory first when it is given a program.
 _MEMORY_PROGRAM = """
 import sys
+sys.path.remove("")
 import numpy as np
 import llmcomp
 from llmcomp.models.engines.exact import load_exact

@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import queue
+import stat
 import sys
 import tempfile
 import uuid
@@ -344,10 +345,14 @@ def _locked(folder: Path) -> Iterator[None]:
         raise Error(f"{folder}: another sweep of this process is at work here")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        # The lock is written to: in a folder from elsewhere it may be a link to a file that is not the sweep's.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
         raise Error(f"{folder}: cannot write results there: {error.strerror or error}") from error
-    with file:
+    with os.fdopen(handle, "a+") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise Error(f"{path}: expected a file of its own, found a link or something else: remove it")
         _take(file, folder)
         _locked_here.add(path)
         try:
