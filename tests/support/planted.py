@@ -18,7 +18,7 @@ REGISTERED, STEP = "EleutherAI/pythia-70m", 143000
 def plant_folder(folder: Path, marker: Path) -> Path:
     """A checkpoint whose config.json names Python files that lie beside it and write `marker` when they are imported."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = neox_files(1)
+    files = neox_files(1, tie_word_embeddings=True)
     config = json.loads(files["config.json"]) | {
         "model_type": "planted",
         "architectures": ["PlantedModel"],
@@ -36,7 +36,7 @@ def plant_folder(folder: Path, marker: Path) -> Path:
     return folder
 
 
-def archive_that_names(name: str = REGISTERED, step: int | None = STEP, engine: str = "torch") -> bytes:
+def archive_that_names(name: str = REGISTERED, step: int | str | None = STEP, engine: str = "torch") -> bytes:
     """An archive of TRAINING_TEXT in whose header that model and engine stand."""
     return compress(TRAINING_TEXT, TinyModel(name=name, step=step, engine=engine, fingerprint="ab" * 32))
 
