@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
+import llmcomp
 from llmcomp.bench import engine as bench_engine
 from llmcomp.bench.engine import run_engine_benchmark
 from llmcomp.cli.main import main
@@ -62,3 +64,14 @@ def test_a_difference_from_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_unknown_shapes_are_an_error() -> None:
     with pytest.raises(Error, match=r"shapes gpt2, .*pythia-70m"):
         run_engine_benchmark(["gpt2"], progress=False)
+
+
+def test_modules_of_the_working_directory_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = tmp_path / "marker"
+    (tmp_path / "numpy.py").write_text(f"open({str(marker)!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(llmcomp.__file__).parent.parent))
+    monkeypatch.setattr(bench_engine.importlib.util, "find_spec", lambda name: None)  # without torch
+    table = run_engine_benchmark(["pico-13k"], [1], seconds=0.0, progress=False)
+    assert "memory" in set(table.rows["work"])
+    assert not marker.exists()
