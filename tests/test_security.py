@@ -51,7 +51,9 @@ def faults(source: str) -> Iterator[str]:
 
 def test_the_package_makes_no_such_call() -> None:
     found = [
-        f"{path.relative_to(ROOT)}: {fault}" for path in sorted(PACKAGE.rglob("*.py")) for fault in faults(path.read_text())
+        f"{path.relative_to(ROOT)}: {fault}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for fault in faults(path.read_text())
     ]
     assert found == []
 

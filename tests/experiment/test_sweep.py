@@ -496,7 +496,7 @@ def test_a_lock_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
     precious, out = tmp_path / "precious", tmp_path / "results"
     precious.write_text("not the sweep's")
     out.mkdir()
-    run_sweep = functools.partial(sweep, "pico-13k", 128, some_data()[:1], out, progress=False, scorer=fake_rows)
+    run_sweep = functools.partial(sweep, "pico-13k", 128, some_data()[:1], out, progress=False)
     for plant in ("symlink_to", "hardlink_to"):
         getattr(out / ".sweep.lock", plant)(precious)
         with pytest.raises(Error, match=r"cannot write|a file of its own"):
