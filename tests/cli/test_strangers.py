@@ -24,7 +24,9 @@ from llmcomp.codec import container
 
 @pytest.fixture
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, in which folders with code are called as models of the registry."""
+    """The working directory, in which folders with code are called as models of the registry. Nobody may be asked."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     here = tmp_path / "here"
     for name in (REGISTERED, f"{REGISTERED}/step{STEP}", REGISTERED.rpartition("/")[2], "pico-13k"):
         plant_folder(here / name, tmp_path / "marker")
@@ -59,15 +61,8 @@ def test_an_archive_on_standard_input_runs_and_asks_nothing(
 
 @pytest.mark.parametrize("flags", [["-d"], ["-t"], ["-d", "-c"], ["--salvage"]])
 def test_an_archive_in_a_file_runs_and_asks_nothing(
-    flags: list[str],
-    stranger: Path,
-    hub: Hub,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    flags: list[str], stranger: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
-    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     for engine in ("exact", "torch"):
         (stranger / "text.llmc").write_bytes(archive_that_names(engine=engine))
         assert main(["compress", "-q", *flags, "text.llmc"]) == 1

@@ -207,7 +207,7 @@ def test_a_pickle_runs_no_code(here: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({"gpt_neox.embed_in.weight": Planted()}, folder / "pytorch_model.bin")
     for engine in ("exact", "torch"):
-        with pytest.raises(Error, match="pytorch_model|transformers"):
+        with pytest.raises(Error, match=r"pytorch_model|transformers"):
             load_model(folder, engine=engine)
     from llmcomp.models.engines.torch import read_host_weights
 

@@ -16,7 +16,7 @@ REGISTERED, STEP = "EleutherAI/pythia-70m", 143000
 
 
 def plant_folder(folder: Path, marker: Path) -> Path:
-    """A checkpoint whose config.json names Python files that lie beside it and write `marker` when they are imported."""
+    """A checkpoint whose config.json names a Python file beside it, which writes `marker` when it is imported."""
     folder.mkdir(parents=True, exist_ok=True)
     files = neox_files(1, tie_word_embeddings=True)
     config = json.loads(files["config.json"]) | {
