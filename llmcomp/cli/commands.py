@@ -404,6 +404,8 @@ def data_check(args: argparse.Namespace) -> int:
 def complain(error: object, status: int) -> int:
     """One line on stderr; returns the status."""
     text = " ".join(str(error).split()) or type(error).__name__
+    # Names in files of others may hold what a terminal takes for commands.
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     print(f"llmcomp: {text}", file=sys.stderr)
     return status
 

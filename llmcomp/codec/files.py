@@ -99,7 +99,7 @@ def decompress_file(
     output = _content_name(path) if output is None else os.fspath(output)
 
     def work(file: BinaryIO, target: BinaryIO, on_bytes: Callable[[int], Any]) -> StreamSummary:
-        options = {"lanes": lanes, "device": device, "download": download}
+        options: dict[str, Any] = {"lanes": lanes, "device": device, "download": download}
         return decompress_stream(file, target, model, on_bytes=on_bytes, **options)
 
     return _convert(path, output, work, _Options(keep, force, progress, "decompress"))

@@ -207,3 +207,9 @@ def test_two_places_to_write_to(tmp_path: Path, capsys: pytest.CaptureFixture[st
     captured = capsys.readouterr()
     assert captured.out == "" and "-c and -o" in captured.err
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_an_error_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(tmp_path / "a\x1b[2Jb\x9bc é世.llmc")]) == 1
+    told = capsys.readouterr().err
+    assert "a\\x1b[2Jb\\x9bc é世.llmc" in told and told.strip().isprintable()
