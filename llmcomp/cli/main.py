@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="list, download and check data sets")
     _add_data(data.add_subparsers(title="actions", metavar="ACTION", required=True), add)
     score = add("score", cli_commands.score, "score one model on one data set, one row a chunk")
-    score.add_argument("model", help="a name, a folder or a name of the Hugging Face hub")
+    score.add_argument("model", help="a name, a folder (./NAME) or a name of the Hugging Face hub")
     score.add_argument("--step", type=int, help="training step (default: the last)")
     score.add_argument("--verify", action="store_true", help="decode every payload again")
     score.add_argument("--out", metavar="FILE", help="write the rows as Parquet")
@@ -175,7 +175,9 @@ def _add_engine(parser: Any) -> None:
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--suite", choices=("pico", "pythia"), help="all models and steps of a suite (default: pico)")
-    which.add_argument("--model", action="append", help="a name, a folder or a name of the hub; may be repeated")
+    which.add_argument(
+        "--model", action="append", help="a name, a folder (./NAME) or a name of the hub; may be repeated"
+    )
     parser.add_argument("--step", action="append", type=int, metavar="N", help="training step; may be repeated")
     _add_scoring(parser, several=True)
     parser.add_argument("--baselines", action="store_true", help="add gzip, xz, PNG, FLAC, random models, ...")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import llmcomp
 from llmcomp.bench import engine as bench_engine
 from llmcomp.bench.engine import run_engine_benchmark
 from llmcomp.cli.main import main
@@ -70,7 +69,6 @@ def test_modules_of_the_working_directory_are_not_imported(tmp_path: Path, monke
     marker = tmp_path / "marker"
     (tmp_path / "numpy.py").write_text(f"open({str(marker)!r}, 'w')")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(llmcomp.__file__).parent.parent))
     monkeypatch.setattr(bench_engine.importlib.util, "find_spec", lambda name: None)  # without torch
     table = run_engine_benchmark(["pico-13k"], [1], seconds=0.0, progress=False)
     assert "memory" in set(table.rows["work"])
