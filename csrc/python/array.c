@@ -153,7 +153,11 @@ static int has_even_rows(PyArrayObject *array, npy_intp *row_stride) {
 int lmc_py_logits_parse(PyObject *error, PyObject *object, size_t vocab_size, lmc_py_logits_t *logits) {
     int is_bfloat16;
     npy_intp row_stride;
-    PyArrayObject *array = array_of_logits(error, object, &is_bfloat16);
+    PyArrayObject *given = array_of_logits(error, object, &is_bfloat16);
+    if (given == NULL) return -1;
+    /* A view of our own: the caller's array may get another shape or dtype while it is in use. */
+    PyArrayObject *array = (PyArrayObject *)PyArray_View(given, NULL, &PyArray_Type);
+    Py_DECREF(given);
     if (array == NULL) return -1;
     if (!has_even_rows(array, &row_stride)) {
         PyArray_Descr *native = PyArray_DescrNewByteorder(PyArray_DESCR(array), NPY_NATIVE);
@@ -187,6 +191,18 @@ void lmc_py_logits_release(lmc_py_logits_t *logits) {
 
 /* Integers and masks. */
 
+/* The one way in for numbers that are checked and then used as indices or sizes: a copy that is ours alone,
+ * C-contiguous and of this type, before anything is checked. The caller may have threads, or an __array__ of
+ * a later argument, that change the array's elements or its shape meanwhile. A new reference; steals `array`.
+ */
+static PyArrayObject *own_copy(PyArrayObject *array, int type_number) {
+    PyObject *copy = PyArray_FromArray(array, PyArray_DescrFromType(type_number),
+                                       NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST | NPY_ARRAY_ENSURECOPY |
+                                           NPY_ARRAY_ENSUREARRAY);
+    Py_DECREF(array);
+    return (PyArrayObject *)copy;
+}
+
 PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const char *name, int n_dims,
                                      const npy_intp *shape) {
     PyArrayObject *array = (PyArrayObject *)PyArray_FROM_O(object);
@@ -197,6 +213,9 @@ PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const ch
         Py_DECREF(array);
         return NULL;
     }
+    /* uint64 above 2^63 wraps to a negative number, which is no token either. */
+    array = own_copy(array, NPY_INT64);
+    if (array == NULL) return NULL;
     int same = PyArray_NDIM(array) == n_dims;
     for (int d = 0; same && d < n_dims; d++)
         same = PyArray_DIM(array, d) == shape[d];
@@ -211,18 +230,7 @@ PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const ch
         Py_DECREF(array);
         return NULL;
     }
-    /* uint64 above 2^63 wraps to a negative number, which is no token either: its bits are read in place. */
-    if (PyTypeNum_ISUNSIGNED(PyArray_TYPE(array)) && PyArray_ITEMSIZE(array) == 8 &&
-        PyArray_ISNOTSWAPPED(array)) {
-        PyObject *view = PyArray_View(array, PyArray_DescrFromType(NPY_INT64), &PyArray_Type);
-        Py_DECREF(array);
-        if (view == NULL) return NULL;
-        array = (PyArrayObject *)view;
-    }
-    PyObject *integers =
-        PyArray_FromArray(array, PyArray_DescrFromType(NPY_INT64), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
-    Py_DECREF(array);
-    return (PyArrayObject *)integers;
+    return array;
 }
 
 int lmc_py_rows_parse(PyObject *error, PyObject *logits_object, PyObject *tokens_object, size_t vocab_size,
@@ -240,16 +248,15 @@ int lmc_py_mask_parse(PyObject *error, PyObject *object, npy_intp n, PyArrayObje
     if (object == NULL || object == Py_None) return 0;
     PyArrayObject *array = (PyArrayObject *)PyArray_FROM_O(object);
     if (array == NULL) return -1;
+    if (PyArray_TYPE(array) == NPY_BOOL && (array = own_copy(array, NPY_BOOL)) == NULL) return -1;
     if (PyArray_TYPE(array) != NPY_BOOL || PyArray_NDIM(array) != 1 || PyArray_DIM(array, 0) != n) {
         PyErr_Format(error, "active has dtype %S and %d dimensions; expected bool [%zd]",
                      PyArray_DESCR(array), PyArray_NDIM(array), (Py_ssize_t)n);
         Py_DECREF(array);
         return -1;
     }
-    /* A copy: who takes part must stay the same from the checks to the end of a call. */
-    *mask = (PyArrayObject *)PyArray_FromArray(array, NULL, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_ENSURECOPY);
-    Py_DECREF(array);
-    return *mask == NULL ? -1 : 0;
+    *mask = array;
+    return 0;
 }
 
 int lmc_py_vocab_size_parse(PyObject *error, PyObject *object, size_t *vocab_size) {

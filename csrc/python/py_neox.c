@@ -32,7 +32,8 @@ static int take_tensor(PyObject *error, PyObject *object, Py_ssize_t index, size
                        lmc_neox_tensor_t *tensor) {
     *tensor = (lmc_neox_tensor_t){.dtype = LMC_FLOAT32};
     if (object == Py_None) return 0;
-    if (!PyArray_Check(object) || dtype_of((PyArrayObject *)object) < 0) {
+    int dtype = PyArray_Check(object) ? dtype_of((PyArrayObject *)object) : -1;
+    if (dtype < 0) {
         PyErr_Format(error, "tensor %zd is no array of float32, float16 or uint16 (bfloat16)", index);
         return -1;
     }
@@ -44,7 +45,7 @@ static int take_tensor(PyObject *error, PyObject *object, Py_ssize_t index, size
         return -1;
     }
     tensor->data = PyArray_DATA(array);
-    tensor->dtype = (lmc_dtype)dtype_of(array);
+    tensor->dtype = (lmc_dtype)dtype;
     return 0;
 }
 
@@ -192,13 +193,13 @@ static PyArrayObject *parse_token_rows(PyObject *error, const lmc_neox_config_t 
         Py_DECREF(array);
         return NULL;
     }
-    if ((size_t)PyArray_DIM(array, 1) > config->context_length) {
-        PyErr_Format(error, "%zd tokens a sequence; the context of the model holds %zu",
-                     (Py_ssize_t)PyArray_DIM(array, 1), config->context_length);
+    npy_intp shape[2] = {PyArray_DIM(array, 0), PyArray_DIM(array, 1)};
+    if ((size_t)shape[1] > config->context_length) {
+        PyErr_Format(error, "%zd tokens a sequence; the context of the model holds %zu", (Py_ssize_t)shape[1],
+                     config->context_length);
         Py_DECREF(array);
         return NULL;
     }
-    npy_intp shape[2] = {PyArray_DIM(array, 0), PyArray_DIM(array, 1)};
     PyArrayObject *integers = lmc_py_integers_parse(error, (PyObject *)array, name, 2, shape);
     Py_DECREF(array);
     return integers;
