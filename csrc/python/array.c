@@ -203,8 +203,38 @@ static PyArrayObject *own_copy(PyArrayObject *array, int type_number) {
     return (PyArrayObject *)copy;
 }
 
-PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const char *name, int n_dims,
-                                     const npy_intp *shape) {
+/* As own_copy, of int64, but the caller's memory where it has that form already, or that of uint64. */
+static PyArrayObject *int64_in_place(PyArrayObject *array) {
+    if (PyTypeNum_ISUNSIGNED(PyArray_TYPE(array)) && PyArray_ITEMSIZE(array) == 8 &&
+        PyArray_ISNOTSWAPPED(array)) {
+        PyObject *view = PyArray_View(array, PyArray_DescrFromType(NPY_INT64), &PyArray_Type);
+        Py_DECREF(array);
+        if (view == NULL) return NULL;
+        array = (PyArrayObject *)view;
+    }
+    PyObject *integers =
+        PyArray_FromArray(array, PyArray_DescrFromType(NPY_INT64), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
+    Py_DECREF(array);
+    return (PyArrayObject *)integers;
+}
+
+static int check_shape(PyObject *error, PyArrayObject *array, const char *name, int n_dims,
+                       const npy_intp *shape) {
+    int same = PyArray_NDIM(array) == n_dims;
+    for (int d = 0; same && d < n_dims; d++)
+        same = PyArray_DIM(array, d) == shape[d];
+    if (same) return 0;
+    PyObject *found = PyObject_GetAttrString((PyObject *)array, "shape");
+    PyObject *expected = PyArray_IntTupleFromIntp(n_dims, shape);
+    if (found != NULL && expected != NULL)
+        PyErr_Format(error, "%s have shape %S; expected %S", name, found, expected);
+    Py_XDECREF(found);
+    Py_XDECREF(expected);
+    return -1;
+}
+
+static PyArrayObject *parse_integers(PyObject *error, PyObject *object, const char *name, int n_dims,
+                                     const npy_intp *shape, int in_place) {
     PyArrayObject *array = (PyArrayObject *)PyArray_FROM_O(object);
     if (array == NULL) return NULL;
     int is_empty_list = PyArray_SIZE(array) == 0; /* np.asarray([]) has dtype float64 */
@@ -214,23 +244,19 @@ PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const ch
         return NULL;
     }
     /* uint64 above 2^63 wraps to a negative number, which is no token either. */
-    array = own_copy(array, NPY_INT64);
-    if (array == NULL) return NULL;
-    int same = PyArray_NDIM(array) == n_dims;
-    for (int d = 0; same && d < n_dims; d++)
-        same = PyArray_DIM(array, d) == shape[d];
-    if (!same) {
-        PyObject *found = PyObject_GetAttrString((PyObject *)array, "shape");
-        PyObject *expected = PyArray_IntTupleFromIntp(n_dims, shape);
-        if (found != NULL && expected != NULL) {
-            PyErr_Format(error, "%s have shape %S; expected %S", name, found, expected);
-        }
-        Py_XDECREF(found);
-        Py_XDECREF(expected);
-        Py_DECREF(array);
-        return NULL;
-    }
+    array = in_place ? int64_in_place(array) : own_copy(array, NPY_INT64);
+    if (array != NULL && check_shape(error, array, name, n_dims, shape) < 0) Py_CLEAR(array);
     return array;
+}
+
+PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const char *name, int n_dims,
+                                     const npy_intp *shape) {
+    return parse_integers(error, object, name, n_dims, shape, 0);
+}
+
+PyArrayObject *lmc_py_integers_borrow(PyObject *error, PyObject *object, const char *name, int n_dims,
+                                      const npy_intp *shape) {
+    return parse_integers(error, object, name, n_dims, shape, 1);
 }
 
 int lmc_py_rows_parse(PyObject *error, PyObject *logits_object, PyObject *tokens_object, size_t vocab_size,

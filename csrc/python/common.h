@@ -59,6 +59,10 @@ void lmc_py_logits_release(lmc_py_logits_t *logits);
  * whatever other threads do to the caller's array. A new reference. */
 PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const char *name, int n_dims,
                                      const npy_intp *shape);
+/* As lmc_py_integers_parse, but perhaps the caller's own memory: who takes these copies them before checking
+ * them. */
+PyArrayObject *lmc_py_integers_borrow(PyObject *error, PyObject *object, const char *name, int n_dims,
+                                      const npy_intp *shape);
 /* Logits, and tokens of their shape without the last axis; both are released by the caller. */
 int lmc_py_rows_parse(PyObject *error, PyObject *logits_object, PyObject *tokens_object, size_t vocab_size,
                       lmc_py_logits_t *logits, PyArrayObject **tokens);
