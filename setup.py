@@ -42,7 +42,10 @@ CUDA_EXACT = ["-std=c++17", "-O3", "-fmad=false", "-ftz=false", "-prec-div=true"
 CUDA_HOST = "-fPIC,-fvisibility=hidden,-ffp-contract=off"
 CUDA_MODULE = glob("csrc/python/cuda_*.c")
 # What the device's part needs of the core on the host: statuses, and the tables that go with a model's weights.
-CUDA_CORE = [f"csrc/core/{name}.c" for name in "status cdf cdf_serial gemm_serial neox_forward neox_tables".split()]
+CUDA_CORE = [
+    *(f"csrc/core/{name}.c" for name in ("base/status", "coding/intervals", "coding/rows_serial")),
+    *(f"csrc/core/transformer/{name}.c" for name in ("forward", "kernels_serial", "position_tables")),
+]
 
 
 def find_nvcc() -> Path | None:
@@ -70,8 +73,8 @@ def cuda_extension(nvcc: Path) -> Extension:
     return Extension(
         "llmcomp._cuda",
         sources=sorted([*CUDA_MODULE, *CUDA_CORE]),
-        depends=sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/cuda/*.cu")),
-        include_dirs=["csrc/include", str(toolkit / "include")],
+        depends=sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/cuda/*/*.cu")),
+        include_dirs=["csrc", "csrc/include", str(toolkit / "include")],
         define_macros=[("LMC_CUDA_TARGETS", f'"{targets}"')],
         extra_compile_args=EXACT + WARNINGS,
         library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
@@ -85,7 +88,7 @@ class BuildExact(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name == "llmcomp._cuda":
-            ext.extra_objects = [self.compile_cuda(source) for source in sorted(glob("csrc/cuda/*.cu"))]
+            ext.extra_objects = [self.compile_cuda(source) for source in sorted(glob("csrc/cuda/*/*.cu"))]
         compile_one = self.compiler._compile
 
         def compile_with_flags(obj, src, suffix, cc_args, extra_postargs, pp_opts):  # type: ignore[no-untyped-def]
@@ -105,7 +108,18 @@ class BuildExact(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_TARGETS]
         codes.append(f"-gencode=arch=compute_{CUDA_TARGETS[-1]},code=compute_{CUDA_TARGETS[-1]}")
-        command = [str(NVCC), *CUDA_EXACT, *codes, "-Xcompiler", CUDA_HOST, "-Icsrc/include", "-c", source, "-o"]
+        command = [
+            str(NVCC),
+            *CUDA_EXACT,
+            *codes,
+            "-Xcompiler",
+            CUDA_HOST,
+            "-Icsrc",
+            "-Icsrc/include",
+            "-c",
+            source,
+            "-o",
+        ]
         self.announce(" ".join([*command, str(target)]), level=2)
         if subprocess.run([*command, str(target)], check=False).returncode != 0:
             raise CompileError(f"nvcc failed on {source}; LLMCOMP_CUDA=0 builds without the CUDA part")
@@ -115,9 +129,9 @@ class BuildExact(build_ext):
 NVCC = find_nvcc()
 core = Extension(
     "llmcomp._core",
-    sources=sorted({*glob("csrc/core/*.c"), *glob("csrc/dispatch/*.c"), *glob("csrc/python/*.c")} - {*CUDA_MODULE}),
+    sources=sorted({*glob("csrc/core/*/*.c"), *glob("csrc/dispatch/*.c"), *glob("csrc/python/*.c")} - {*CUDA_MODULE}),
     depends=sorted(glob("csrc/**/*.h", recursive=True)),
-    include_dirs=["csrc/include", numpy.get_include()],
+    include_dirs=["csrc", "csrc/include", numpy.get_include()],
     extra_compile_args=EXACT + WARNINGS,
     extra_link_args=["-pthread"],
 )

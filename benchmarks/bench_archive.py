@@ -61,8 +61,8 @@ def llmcomp_coder(model_name: str, options: dict[str, Any]) -> tuple[Coder, Any]
 
 def ideal_bits(data: bytes, blob: bytes, model: Any) -> float:
     """Bits of the integer model over all segments of the archive, without any byte of coding or format."""
-    from llmcomp.container import ArchiveReader
-    from llmcomp.segments import SegmentCodec
+    from llmcomp.codec.container import ArchiveReader
+    from llmcomp.codec.segments import SegmentCodec
 
     reader = ArchiveReader(io.BytesIO(blob))
     codec = SegmentCodec.for_archive(reader.header, model)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import llmcomp
-from llmcomp.cuda import cuda_info
+from llmcomp.coding.cuda import cuda_info
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ROTATION_BYTES = 512 << 20

@@ -26,9 +26,10 @@ import numpy as np
 
 import llmcomp
 from llmcomp import coding
-from llmcomp.cuda import open_device
-from llmcomp.engine_cuda import CudaInt8Model, CudaModel
-from llmcomp.engine_exact import ExactModel, Int8Model, tensor_shapes
+from llmcomp.coding.cuda import open_device
+from llmcomp.models.checkpoint import tensor_shapes
+from llmcomp.models.engines.cuda import CudaInt8Model, CudaModel
+from llmcomp.models.engines.exact import ExactModel, Int8Model
 
 SHAPES = {
     "70m": {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048},

@@ -5,7 +5,7 @@ python benchmarks/bench_engine.py [--threads 1 2] [--shapes 70m 160m pico] [--en
 
 import sys
 
-from llmcomp.cli import main
+from llmcomp.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["bench", "engine", *sys.argv[1:]]))

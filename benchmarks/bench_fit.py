@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core, before NumPy starts its threads
 
-from llmcomp.fit import FORMS, compare_forms, fit_scaling_law
+from llmcomp.law.fit import FORMS, compare_forms, fit_scaling_law
 from llmcomp.results import published
 
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 import llmcomp
-from llmcomp.bench_sweep import suite_configs, write_random_checkpoint
+from llmcomp.bench.sweep import suite_configs, write_random_checkpoint
 from llmcomp.coding import backend_in_use
-from llmcomp.engine_exact import load_exact
+from llmcomp.models.engines.exact import load_exact
 
 ENGINES = ("exact", "exact-int8")
 

@@ -35,7 +35,7 @@ import transformers
 
 import llmcomp
 from llmcomp.coding import backend_in_use
-from llmcomp.tokens import published_tokens
+from llmcomp.data.mappings import published_tokens
 
 CONFIG = {
     "hidden_size": 512,

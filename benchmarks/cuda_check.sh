@@ -28,7 +28,7 @@ build() {
 
 tests() {
     local status=0
-    "$PYTHON" -m pytest tests/test_cuda*.py -m "" -rs \
+    "$PYTHON" -m pytest tests/coding/test_cuda*.py tests/core/test_cuda*.py tests/models/test_cuda*.py -m "" -rs \
         >"build/cuda-$CARD-tests.log" 2>&1 || status=$?
     tail -n 40 "build/cuda-$CARD-tests.log"
     note "tests" "$(tail -n 1 "build/cuda-$CARD-tests.log")"
@@ -40,9 +40,9 @@ tests() {
 # has to see every kernel that writes what ours read.
 sanitize() {
     local status=0
-    sanitize_one coder coding_kernels tests/test_cuda.py \
+    sanitize_one coder coding_kernels tests/coding/test_cuda.py \
         "every_token or (streams_equal and ([2- or [257-)) or errors_name or one_stream or large_vocabularies or graph" || status=$?
-    sanitize_one engine neox tests/test_cuda_engine.py \
+    sanitize_one engine neox tests/models/test_cuda_engine.py \
         "logits_are_those or 16_bits or intervals_are or softmax_of or steps_are or split_into or start_stop or side_by_side or after_the_end" || status=$?
     return "$status"
 }

@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import golden_archives as golden
 
 from llmcomp import decompress
-from llmcomp.container import ArchiveIndex, ArchiveReader, Segment
+from llmcomp.codec.container import ArchiveIndex, ArchiveReader, Segment
+from llmcomp.codec.salvage import salvage_segments
 from llmcomp.errors import CorruptArchive
-from llmcomp.salvage import salvage_segments
 
 SECONDS_MAX = 2.0
 

@@ -29,9 +29,9 @@ import numpy as np
 import pandas as pd
 
 import llmcomp
-from llmcomp import bench_engine
-from llmcomp.bench_sweep import suite_configs, write_random_checkpoint
-from llmcomp.engine_exact import load_exact
+from llmcomp.bench import engine as bench_engine
+from llmcomp.bench.sweep import suite_configs, write_random_checkpoint
+from llmcomp.models.engines.exact import load_exact
 
 STEPS = 40  # timed for each figure below the table
 

@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core, before NumPy starts i
 
 import numpy as np
 
-from llmcomp.fit import fit_scaling_law
+from llmcomp.law.fit import fit_scaling_law
 from llmcomp.results import published
 
 

@@ -4,14 +4,15 @@ Names are imported when first used, so that `import llmcomp` takes milliseconds 
 """
 
 import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from llmcomp.errors import CorruptArchive, DatasetError, Error, ModelMismatch
+from llmcomp.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from llmcomp.archive import open as open
-    from llmcomp.codec import compress, decompress, score
+    from llmcomp.codec.archive import open as open
+    from llmcomp.codec.compress import compress, decompress
+    from llmcomp.codec.sampling import generate
     from llmcomp.coding import (
         Decoder,
         Encoder,
@@ -24,16 +25,15 @@ if TYPE_CHECKING:
         use_backend,
         use_threads,
     )
-    from llmcomp.datasets import load_dataset
-    from llmcomp.fit import fit_scaling_law
-    from llmcomp.models import list_models, load_model
-    from llmcomp.plot import plot_all
-    from llmcomp.position import bits_by_position
+    from llmcomp.data.datasets import load_dataset
+    from llmcomp.experiment.sweep import sweep
+    from llmcomp.law.figures import plot_all
+    from llmcomp.law.fit import fit_scaling_law
+    from llmcomp.models.load import load_model
+    from llmcomp.models.registry import list_models
     from llmcomp.results import published, read_rows
-    from llmcomp.sampling import generate
-    from llmcomp.sweep import sweep
-
-__version__ = metadata.version("llmcomp")
+    from llmcomp.scoring.position import bits_by_position
+    from llmcomp.scoring.score import score
 
 _MODULE_OF = {
     **dict.fromkeys(
@@ -51,16 +51,18 @@ _MODULE_OF = {
         ),
         "coding",
     ),
-    **dict.fromkeys(("compress", "decompress", "score"), "codec"),
-    **dict.fromkeys(("list_models", "load_model"), "models"),
+    **dict.fromkeys(("compress", "decompress"), "codec.compress"),
+    "list_models": "models.registry",
+    "load_model": "models.load",
+    "score": "scoring.score",
     **dict.fromkeys(("published", "read_rows"), "results"),
-    "bits_by_position": "position",
-    "fit_scaling_law": "fit",
-    "generate": "sampling",
-    "load_dataset": "datasets",
-    "open": "archive",
-    "plot_all": "plot",
-    "sweep": "sweep",
+    "bits_by_position": "scoring.position",
+    "fit_scaling_law": "law.fit",
+    "generate": "codec.sampling",
+    "load_dataset": "data.datasets",
+    "open": "codec.archive",
+    "plot_all": "law.figures",
+    "sweep": "experiment.sweep",
 }
 
 # Without `open`: what `import *` brings must not hide Python's own.
@@ -96,6 +98,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plot":  # the module of the figures, as in `from llmcomp import plot`
+        return importlib.import_module("llmcomp.law.plot")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'llmcomp' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"llmcomp.{_MODULE_OF[name]}"), name)

@@ -2,6 +2,6 @@
 
 import sys
 
-from llmcomp.cli import main
+from llmcomp.cli.main import main
 
 sys.exit(main())

@@ -40,7 +40,7 @@ class Decoder:
     def pull(self, logits: Any, active: NDArray[np.bool_] | None = None) -> NDArray[np.int32]: ...
 
 @final
-class NeoxModel:
+class TransformerModel:
     def __new__(
         cls,
         n_layers: int,
@@ -72,10 +72,10 @@ class NeoxModel:
         lengths: ArrayLike | None = None,
         vocab_size: int | None = None,
     ) -> NDArray[np.float64]: ...
-    def session(self, n_streams: int, n_tokens: int, /) -> NeoxSession: ...
+    def session(self, n_streams: int, n_tokens: int, /) -> TransformerSession: ...
 
 @final
-class NeoxSession:
+class TransformerSession:
     @property
     def n_streams(self) -> int: ...
     @property

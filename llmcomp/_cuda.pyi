@@ -1,4 +1,4 @@
-"""Types of the CUDA extension, for llmcomp/cuda.py and llmcomp/engine_cuda.py; pointers and streams are integers."""
+"""Types of the CUDA extension, for coding/cuda.py and models/engines/cuda.py; pointers and streams are integers."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class Buffer:
     @property
     def n_bytes(self) -> int: ...
 
-class NeoxModel:
+class TransformerModel:
     def __init__(
         self,
         device: int,
@@ -47,9 +47,9 @@ class NeoxModel:
     def n_bytes(self) -> int: ...
     def cache_bytes(self, n_layers: int, n_streams: int, n_tokens: int, /) -> int: ...
     def work_bytes(self, n_rows: int, /) -> int: ...
-    def session(self, n_layers: int, n_streams: int, n_tokens: int, n_rows: int, /) -> NeoxSession: ...
+    def session(self, n_layers: int, n_streams: int, n_tokens: int, n_rows: int, /) -> TransformerSession: ...
 
-class NeoxSession:
+class TransformerSession:
     @property
     def stream(self) -> int: ...
     @property

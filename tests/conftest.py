@@ -17,7 +17,7 @@ from hub_server import Hub, write_checkpoint
 from real_data import DATA
 
 import llmcomp
-from llmcomp.tokens import Tokenizer
+from llmcomp.data.tokenizers import Tokenizer
 
 
 @pytest.fixture(params=[name for name in llmcomp.backends() if name != "cuda"])

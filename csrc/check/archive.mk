@@ -1,5 +1,5 @@
 # Golden archives of bundled models decoded without Python, in the variants of check.mk, which includes this file.
-# The models' weights and the contents come from Python: tests/dump_model.py.
+# The models' weights and the contents come from Python: tests/support/dump_model.py.
 CHECK_ARCHIVE := $(filter-out check/engine_check,$(CHECK_ENGINE)) check/archive_check
 CHECK_MODELS := $(CHECK_DIR)/models
 # All three take QEMU four minutes: CHECK_ARCHIVES_CROSS='pico-short pico-text pico-mixed' has them all.
@@ -16,9 +16,9 @@ $(eval $(call check_archive_variant,aarch64,aarch64-linux-gnu-gcc,-static))
 $(eval $(call check_archive_variant,s390x,s390x-linux-gnu-gcc,-static))
 $(eval $(call check_archive_variant,address,$(CC),-fsanitize=address $(CHECK_UNDEFINED)))
 
-$(CHECK_MODELS)/%.model $(CHECK_MODELS)/%.content: tests/dump_model.py tests/golden_archives.py
+$(CHECK_MODELS)/%.model $(CHECK_MODELS)/%.content: tests/support/dump_model.py tests/support/golden_archives.py
 	@mkdir -p $(@D)
-	$(or $(BIN),.venv/bin)/python tests/dump_model.py $* $(CHECK_MODELS)/$*.model $(CHECK_MODELS)/$*.content
+	$(or $(BIN),.venv/bin)/python tests/support/dump_model.py $* $(CHECK_MODELS)/$*.model $(CHECK_MODELS)/$*.content
 
 # 1 what runs the program, 2 variant, 3 names; cmp is silent where the bytes are the same.
 check_archives = for name in $(3); do \

@@ -5,14 +5,15 @@
  *
  *     archive_check MODEL ARCHIVE
  *
- * MODEL is what tests/dump_model.py makes of a checkpoint. The hash of the content is left to the caller. */
+ * MODEL is what tests/support/dump_model.py makes of a checkpoint. The hash of the content is left to the
+ * caller. */
 #include "check.h"
 
 #include <stdarg.h>
 #include <string.h>
 
 #include "llmcomp/coder.h"
-#include "llmcomp/neox.h"
+#include "llmcomp/transformer.h"
 
 _Atomic long check_failures;
 
@@ -29,7 +30,7 @@ static void die(const char *format, ...) {
     exit(2);
 }
 
-static void must(lmc_status status) {
+static void must(lmc_status_t status) {
     if (status != LMC_OK) die("%s", lmc_status_message(status));
 }
 
@@ -89,8 +90,8 @@ static uint32_t crc32_of(uint32_t crc, const uint8_t *bytes, size_t n_bytes) {
 /* The model. */
 
 typedef struct checkpoint {
-    lmc_neox_config_t config;
-    lmc_neox_weights_t weights;
+    lmc_transformer_config_t config;
+    lmc_transformer_weights_t weights;
     const uint8_t **token_bytes; /* NULL: stands for no bytes */
     size_t *token_lengths;
     size_t n_tokens;
@@ -103,9 +104,9 @@ static double number(reader_t *reader) {
     return value;
 }
 
-static lmc_neox_tensor_t read_tensor(reader_t *reader, lmc_dtype dtype) {
+static lmc_transformer_tensor_t read_tensor(reader_t *reader, lmc_dtype_t dtype) {
     size_t n = integer(reader, 8);
-    if (n == 0) return (lmc_neox_tensor_t){NULL, dtype};
+    if (n == 0) return (lmc_transformer_tensor_t){NULL, dtype};
     size_t width = dtype == LMC_FLOAT32 ? 4 : 2;
     char *data = check_malloc(n * width);
     for (size_t i = 0; i < n; i++) {
@@ -113,7 +114,7 @@ static lmc_neox_tensor_t read_tensor(reader_t *reader, lmc_dtype dtype) {
         uint16_t half = (uint16_t)bits;
         memcpy(data + i * width, width == 4 ? (const void *)&bits : (const void *)&half, width);
     }
-    return (lmc_neox_tensor_t){data, dtype};
+    return (lmc_transformer_tensor_t){data, dtype};
 }
 
 static void read_tokens(reader_t *reader, checkpoint_t *model) {
@@ -138,19 +139,20 @@ static checkpoint_t read_checkpoint(const char *path) {
         sizes[i] = integer(&reader, 8);
     double rotary_base = number(&reader);
     float epsilon = (float)number(&reader);
-    model.config = (lmc_neox_config_t){sizes[0], sizes[1], sizes[2],    sizes[3], sizes[4],     sizes[5],
-                                       sizes[6], sizes[7], rotary_base, epsilon,  (int)sizes[8]};
-    lmc_dtype dtype = (lmc_dtype)sizes[9];
-    must(lmc_neox_config_check(&model.config));
+    model.config =
+        (lmc_transformer_config_t){sizes[0], sizes[1], sizes[2],    sizes[3], sizes[4],     sizes[5],
+                                   sizes[6], sizes[7], rotary_base, epsilon,  (int)sizes[8]};
+    lmc_dtype_t dtype = (lmc_dtype_t)sizes[9];
+    must(lmc_transformer_config_check(&model.config));
     model.weights.embedding = read_tensor(&reader, dtype);
     model.weights.final_gain = read_tensor(&reader, dtype);
     model.weights.final_bias = read_tensor(&reader, dtype);
     model.weights.head = read_tensor(&reader, dtype);
     if (model.weights.head.data == NULL) model.weights.head = model.weights.embedding;
-    lmc_neox_layer_t *layers = check_malloc(model.config.n_layers * sizeof *layers);
+    lmc_transformer_layer_t *layers = check_malloc(model.config.n_layers * sizeof *layers);
     model.weights.layers = layers;
     for (size_t i = 0; i < model.config.n_layers; i++) {
-        lmc_neox_tensor_t *tensors = (lmc_neox_tensor_t *)&layers[i];
+        lmc_transformer_tensor_t *tensors = (lmc_transformer_tensor_t *)&layers[i];
         for (size_t j = 0; j < sizeof *layers / sizeof *tensors; j++)
             tensors[j] = read_tensor(&reader, dtype);
     }
@@ -170,8 +172,8 @@ typedef struct codec {
     const checkpoint_t *checkpoint;
     header_t header;
     lmc_context_t context;
-    lmc_neox_model_t model;
-    lmc_neox_cache_t cache;
+    lmc_transformer_model_t model;
+    lmc_transformer_cache_t cache;
     void *tables, *cache_memory, *step_workspace, *pass_workspace;
     size_t step_bytes, pass_bytes;
     float *logits; /* [n_logits], after the last step */
@@ -179,21 +181,22 @@ typedef struct codec {
 } codec_t;
 
 static void codec_init(codec_t *codec, const checkpoint_t *checkpoint, const lmc_backend_t *backend) {
-    const lmc_neox_config_t *config = &checkpoint->config;
+    const lmc_transformer_config_t *config = &checkpoint->config;
     size_t context_length = codec->header.context_length;
     codec->checkpoint = checkpoint;
     codec->context = (lmc_context_t){backend, NULL};
-    size_t tables_bytes = lmc_neox_tables_bound(config),
-           cache_bytes = lmc_neox_cache_bound(config, 1, context_length);
-    codec->step_bytes = lmc_neox_step_bound(config, 1, 1);
-    codec->pass_bytes = lmc_neox_pass_bound(config, 1, context_length, 1, 1);
+    size_t tables_bytes = lmc_transformer_tables_bound(config),
+           cache_bytes = lmc_transformer_cache_bound(config, 1, context_length);
+    codec->step_bytes = lmc_transformer_step_bound(config, 1, 1);
+    codec->pass_bytes = lmc_transformer_pass_bound(config, 1, context_length, 1, 1);
     codec->tables = check_malloc(tables_bytes), codec->cache_memory = check_malloc(cache_bytes);
     codec->step_workspace = check_malloc(codec->step_bytes),
     codec->pass_workspace = check_malloc(codec->pass_bytes);
     codec->logits = check_malloc(config->n_logits * sizeof *codec->logits);
-    must(lmc_neox_model_init(&codec->context, config, &checkpoint->weights, codec->tables, tables_bytes,
-                             &codec->model));
-    must(lmc_neox_cache_init(config, 1, context_length, codec->cache_memory, cache_bytes, &codec->cache));
+    must(lmc_transformer_model_init(&codec->context, config, &checkpoint->weights, codec->tables,
+                                    tables_bytes, &codec->model));
+    must(lmc_transformer_cache_init(config, 1, context_length, codec->cache_memory, cache_bytes,
+                                    &codec->cache));
 }
 
 static void codec_free(codec_t *codec) {
@@ -203,8 +206,8 @@ static void codec_free(codec_t *codec) {
 
 static void step(codec_t *codec, int64_t token) {
     size_t error = 0;
-    must(lmc_neox_step(&codec->context, &codec->model, &codec->cache, &token, NULL, codec->logits,
-                       codec->step_workspace, codec->step_bytes, &error));
+    must(lmc_transformer_step(&codec->context, &codec->model, &codec->cache, &token, NULL, codec->logits,
+                              codec->step_workspace, codec->step_bytes, &error));
 }
 
 /* Reads the start token and the tokens before the window; returns the number of inputs. */
@@ -256,14 +259,14 @@ static size_t encode_segment(codec_t *codec, const int64_t *tokens, size_t n_tok
         stop = first + context_length < n_tokens ? first + context_length : n_tokens;
         inputs[0] = codec->header.bos_token;
         memcpy(inputs + 1, tokens + first, (stop - first - 1) * sizeof *inputs);
-        lmc_neox_batch_t batch = {inputs, NULL, 1, stop - first, context_length};
-        lmc_neox_sink_t sink = {.targets = tokens + first,
-                                .start = start,
-                                .freq = freq,
-                                .total = total,
-                                .vocab_size = codec->header.vocab_size};
-        must(lmc_neox_pass(&codec->context, &codec->model, &batch, &sink, codec->pass_workspace,
-                           codec->pass_bytes, &error));
+        lmc_transformer_batch_t batch = {inputs, NULL, 1, stop - first, context_length};
+        lmc_transformer_sink_t sink = {.targets = tokens + first,
+                                       .start = start,
+                                       .freq = freq,
+                                       .total = total,
+                                       .vocab_size = codec->header.vocab_size};
+        must(lmc_transformer_pass(&codec->context, &codec->model, &batch, &sink, codec->pass_workspace,
+                                  codec->pass_bytes, &error));
         size_t skip = at - first;
         must(lmc_encoder_put(&encoder, stop - at, start + skip, freq + skip, total + skip, &error));
     }

@@ -8,8 +8,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "../core/kernels.h"
-#include "../core/row_element.h"
+#include "core/coding/row_kernels.h"
+#include "core/int8/kernels.h"
+#include "core/transformer/kernels.h"
+#include "core/coding/row_element.h"
 
 extern _Atomic long check_failures;
 
@@ -50,9 +52,10 @@ static inline void *check_malloc(size_t n_bytes) {
 /* Every usable backend, and the emulated AVX-512 one where that is built; NULL past the end. */
 const lmc_backend_t *check_backend(size_t index);
 
-/* One case of tests/golden/coding.bin; tests/golden_coding.py tells the layout. All memory is the case's. */
+/* One case of tests/golden/coding.bin; tests/support/golden_coding.py tells the layout. All memory is the
+ * case's. */
 typedef struct golden_case {
-    lmc_dtype dtype;
+    lmc_dtype_t dtype;
     uint32_t kind, vocab_size, n_rows;
     uint64_t seed, logits_hash;
     int64_t *tokens;

@@ -2,21 +2,21 @@
 # Programs are built under build/check, one folder a variant. Those of the coder link CHECK_CODER, which leaves the engine out.
 CHECK_DIR := build/check
 CHECK_GOLDEN := tests/golden/coding.bin
-CHECK_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -g -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread -Icsrc/include \
+CHECK_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -g -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread -Icsrc/include -Icsrc \
 	-Wall -Wextra -Wno-missing-field-initializers
-CHECK_CODER := $(patsubst csrc/%.c,%,$(wildcard csrc/core/cdf*.c csrc/dispatch/*.c)) core/coder core/status \
+CHECK_CODER := $(patsubst csrc/%.c,%,$(wildcard csrc/core/base/*.c csrc/core/coding/*.c csrc/dispatch/*.c)) \
 	check/no_engine
-CHECK_HEADERS := $(wildcard csrc/core/*.h csrc/include/llmcomp/*.h csrc/check/*.h)
+CHECK_HEADERS := $(wildcard csrc/core/*/*.h csrc/include/llmcomp/*.h csrc/check/*.h)
 CHECK_CLANG ?= clang
 
 CHECK_AVX2 := -mavx2 -mfma -mf16c
 CHECK_AVX512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
-# The flags of a file's instruction set: 1 the name without .c, 2 "x86" or nothing, 3 the flags of cdf_avx512.
+# The flags of a file's instruction set: 1 the name without .c, 2 "x86" or nothing, 3 the flags of rows_avx512.
 check_isa = $(if $(2),$(if $(filter %_avx2,$(1)),$(CHECK_AVX2))$(if \
-	$(filter %cdf_avx512,$(1)),$(or $(3),$(CHECK_AVX512)),$(if $(filter %_avx512,$(1)),$(CHECK_AVX512)))$(if \
+	$(filter %rows_avx512,$(1)),$(or $(3),$(CHECK_AVX512)),$(if $(filter %_avx512,$(1)),$(CHECK_AVX512)))$(if \
 	$(filter %_avx512vnni,$(1)),$(CHECK_AVX512) -mavx512vnni))
 
-# 1 variant, 2 compiler, 3 flags, 4 "x86" or nothing, 5 flags of cdf_avx512 if not its own
+# 1 variant, 2 compiler, 3 flags, 4 "x86" or nothing, 5 flags of rows_avx512 if not its own
 define check_variant
 $(CHECK_DIR)/$(1)/%.o: csrc/%.c $(CHECK_HEADERS)
 	@mkdir -p $$(@D)
@@ -74,15 +74,15 @@ check-binding:
 	$(call binding_build,thread,-fsanitize=thread)
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(call binding_test,address) \
-		tests/test_hostile.py tests/test_concurrency.py tests/test_intervals.py tests/test_coding.py -k "not leaks"
+		tests/coding/test_hostile.py tests/coding/test_concurrency.py tests/coding/test_intervals.py tests/coding/test_coding.py -k "not leaks"
 	LD_PRELOAD="$$($(CC) -print-file-name=libtsan.so)" TSAN_OPTIONS="ignore_noninstrumented_modules=1 exitcode=66" \
-		$(call binding_test,thread) tests/test_concurrency.py -k thread
+		$(call binding_test,thread) tests/coding/test_concurrency.py -k thread
 binding_build = CFLAGS="$(2) -O1 -g" LDFLAGS="$(2)" LLMCOMP_CUDA=0 $(BIN)/python setup.py -q build \
 	--build-base $(CHECK_DIR)/binding_$(1) --build-lib $(CHECK_DIR)/binding_$(1)/lib
 binding_test = PYTHONPATH=$(CHECK_DIR)/binding_$(1)/lib $(BIN)/pytest -q -p no:cacheprovider
 
 # The coder's and the dispatcher's files; benchmarks/results/coverage.md explains the lines that are left.
-CHECK_COVERED := csrc/core/(cdf|coder|status|range_coder|row_|parallel|vec_avx)|csrc/dispatch
+CHECK_COVERED := csrc/core/(base/(status|parallel|vec_avx)|coding)|csrc/dispatch
 coverage: $(CHECK_DIR)/coverage/self_check
 	find $(CHECK_DIR)/coverage -name '*.gcda' -delete
 	$(CHECK_DIR)/coverage/self_check $(CHECK_GOLDEN) 50

@@ -4,10 +4,12 @@
 #include <cuda_runtime.h>
 
 extern "C" { /* first: coding.h includes two of these */
-#include "../core/kernels.h"
+#include "core/coding/row_kernels.h"
+#include "core/int8/kernels.h"
+#include "core/transformer/kernels.h"
 #include "llmcomp/coder.h"
 }
-#include "../cuda/coding_kernels.cu"
+#include "cuda/coding/coding.cu"
 
 static long n_failures;
 #define CHECK(CONDITION, ...)                                                                                \
@@ -41,7 +43,7 @@ struct rows_t {
     lmc_cuda_rows_t on_device;
 
     explicit rows_t(uint32_t vocab_size, uint32_t n_outer, uint32_t n_inner, uint32_t faults) {
-        lmc_dtype dtype = (lmc_dtype)random_below(LMC_DTYPE_COUNT);
+        lmc_dtype_t dtype = (lmc_dtype_t)random_below(LMC_DTYPE_COUNT);
         uint32_t bytes = lmc_element_bytes(dtype), gap = random_below(40);
         int64_t inner = (int64_t)(vocab_size + gap) * bytes,
                 outer = inner * n_inner + random_below(9) * bytes;
@@ -55,7 +57,7 @@ struct rows_t {
             spoil(random_below(n_outer * n_inner), random_below(3));
     }
 
-    static void store(unsigned char *target, lmc_dtype dtype, uint32_t kind) {
+    static void store(unsigned char *target, lmc_dtype_t dtype, uint32_t kind) {
         float unit = (float)(random_bits() >> 40) * 0x1p-24f;
         uint32_t bits = lmc_bits_of(kind == 0 ? 24.0f * unit - 12.0f : kind == 1 ? 12000.0f * unit : 3.0f);
         if (dtype == LMC_BFLOAT16) bits >>= 16;
@@ -69,7 +71,7 @@ struct rows_t {
     }
 
     void spoil(uint32_t i, uint32_t how) {
-        lmc_dtype dtype = on_device.dtype;
+        lmc_dtype_t dtype = on_device.dtype;
         uint32_t infinity = dtype == LMC_FLOAT32 ? 0x7F800000u : dtype == LMC_FLOAT16 ? 0x7C00u : 0x7F80u;
         uint32_t nan = infinity | 1, negative = infinity | (dtype == LMC_FLOAT32 ? 0x80000000u : 0x8000u);
         uint32_t bytes = lmc_element_bytes(dtype), where = random_below(on_device.vocab_size);
@@ -121,7 +123,7 @@ static void check_intervals() {
         uint64_t triple[3] = {0, 0, 0};
         size_t unused;
         lmc_rows_t row = rows.on_host(i);
-        lmc_status of_row = LMC_OK;
+        lmc_status_t of_row = LMC_OK;
         if (mask == nullptr || mask[i])
             of_row = lmc_intervals(&context, &row, &tokens[i], nullptr, &triple[0], &triple[1], &triple[2],
                                    &unused);
@@ -207,7 +209,8 @@ static void check_stream_of_rows() {
     lmc_rows_t on_host = {rows.row(0), rows.on_device.inner_stride_bytes, n, rows.on_device.vocab_size,
                           rows.on_device.dtype};
     size_t error_row;
-    lmc_status status = lmc_decode_stream(&context, &on_host, &expected, &search, wanted.data(), &error_row);
+    lmc_status_t status =
+        lmc_decode_stream(&context, &on_host, &expected, &search, wanted.data(), &error_row);
     CHECK(error == ((uint64_t)error_row << 8 | status), "error %llx", (unsigned long long)error);
     for (uint32_t i = 0; i < error_row; i++)
         CHECK(tokens[i] == wanted[i], "row %u: %d instead of %d", i, tokens[i], wanted[i]);

@@ -2,15 +2,17 @@
  * run in loops over blocks, warps and lanes and compared with the serial backend. cuda_on_host rows SEED
  * N_CASES     intervals, errors and decoding of random and adversarial rows cuda_on_host weights STRIDE every
  * STRIDE-th float: the device's form of the weight, and the order keys Barriers, shuffles and shared memory
- * have no part in it: tests/test_cuda.py checks them on a card. */
+ * have no part in it: tests/coding/test_cuda.py checks them on a card. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../core/kernels.h"
-#include "../core/range_coder.h"
-#include "../cuda/row_tiles.h"
+#include "core/coding/row_kernels.h"
+#include "core/int8/kernels.h"
+#include "core/transformer/kernels.h"
+#include "core/coding/range_coder.h"
+#include "cuda/coding/row_tiles.h"
 #include "llmcomp/coder.h"
 
 static const lmc_backend_t serial = {"serial", lmc_row_kernels_serial, NULL};
@@ -41,12 +43,12 @@ static float random_unit(void) {
     return (float)(random_bits() >> 40) * 0x1p-24f;
 }
 
-/* The kernels of coding_kernels.cu in loops. */
+/* The kernels of coding.cu in loops. */
 
 typedef struct row_case {
     const unsigned char *row;
     uint32_t vocab_size;
-    lmc_dtype dtype;
+    lmc_dtype_t dtype;
     lmc_tile_plan_t plan;
     lmc_row_layout_t layout;
 } row_case_t;
@@ -113,11 +115,11 @@ static uint64_t sum_of_warp(const row_case_t *c, uint32_t warp, uint32_t n_befor
     return sum;
 }
 
-static lmc_status intervals_of_row(const row_case_t *c, int64_t wanted, uint64_t *start, uint64_t *freq,
-                                   uint64_t *total) {
+static lmc_status_t intervals_of_row(const row_case_t *c, int64_t wanted, uint64_t *start, uint64_t *freq,
+                                     uint64_t *total) {
     uint32_t token = wanted >= 0 && wanted < (int64_t)c->vocab_size ? (uint32_t)wanted : LMC_TOKEN_INVALID;
     int32_t key = maximum_of_row(c, token);
-    lmc_status status = token == LMC_TOKEN_INVALID ? LMC_ERROR_TOKEN : lmc_status_of_key(key);
+    lmc_status_t status = token == LMC_TOKEN_INVALID ? LMC_ERROR_TOKEN : lmc_status_of_key(key);
     if (status != LMC_OK) return status;
     lmc_origin_t origin = lmc_origin(lmc_max_of_key(key));
     uint32_t n_before = lmc_vectors_before(&c->layout, token, c->dtype);
@@ -190,10 +192,10 @@ static uint64_t edge_share(const row_case_t *c, uint32_t first_lane, lmc_origin_
     return share;
 }
 
-static lmc_status decode_row(const row_case_t *c, lmc_decoder_t *decoder, int32_t *decoded) {
+static lmc_status_t decode_row(const row_case_t *c, lmc_decoder_t *decoder, int32_t *decoded) {
     static uint64_t shares[LMC_ROW_WARPS_MAX + 2];
     int32_t key = maximum_of_row(c, LMC_TOKEN_INVALID);
-    lmc_status status = lmc_status_of_key(key);
+    lmc_status_t status = lmc_status_of_key(key);
     if (status != LMC_OK) return status;
     lmc_origin_t origin = lmc_origin(lmc_max_of_key(key));
     uint32_t n_entries = n_warps_of(c) + 2, entry = 0, token = 0;
@@ -222,7 +224,7 @@ static lmc_status decode_row(const row_case_t *c, lmc_decoder_t *decoder, int32_
 
 /* Rows. */
 
-static void store(unsigned char *row, uint32_t i, lmc_dtype dtype, float x) {
+static void store(unsigned char *row, uint32_t i, lmc_dtype_t dtype, float x) {
     uint32_t bits = lmc_bits_of(x), exponent = bits >> 23 & 0xFF;
     if (dtype == LMC_BFLOAT16) bits >>= 16;
     if (dtype == LMC_FLOAT16) { /* cut, and what is out of range clipped */
@@ -256,7 +258,7 @@ static float random_logit(uint32_t kind, float centre) {
 }
 #define ROW_KINDS 6
 
-static void random_row(unsigned char *row, uint32_t vocab_size, lmc_dtype dtype) {
+static void random_row(unsigned char *row, uint32_t vocab_size, lmc_dtype_t dtype) {
     uint32_t kind = random_below(ROW_KINDS);
     float centre = random_below(2) == 0 ? 20.0f * random_unit() - 10.0f : 1e5f * random_unit() - 5e4f;
     for (uint32_t i = 0; i < vocab_size; i++)
@@ -280,7 +282,7 @@ static uint32_t random_vocab_size(void) {
 }
 
 /* The plan of a launch, or any other that covers the row. */
-static lmc_tile_plan_t random_plan(uint32_t vocab_size, lmc_dtype dtype) {
+static lmc_tile_plan_t random_plan(uint32_t vocab_size, lmc_dtype_t dtype) {
     lmc_tile_plan_t plan = lmc_tile_plan(vocab_size, dtype, 1 + random_below(5000), 1 + random_below(200),
                                          1u << random_below(4));
     CHECK(plan.n_blocks <= LMC_CLUSTER_BLOCKS_MAX && plan.n_warps >= 1 && plan.n_warps <= LMC_BLOCK_WARPS_MAX,
@@ -305,8 +307,8 @@ static void check_decoding(const row_case_t *c, const lmc_rows_t *rows, lmc_deco
     lmc_decoder_t expected = decoder;
     int32_t token = -1, expected_token = -1;
     size_t row;
-    lmc_status status = decode_row(c, &decoder, &token);
-    lmc_status expected_status =
+    lmc_status_t status = decode_row(c, &decoder, &token);
+    lmc_status_t expected_status =
         lmc_decode_step(&context, rows, NULL, &expected, &search, &expected_token, &row);
     CHECK(status == expected_status, "%d instead of %d for %u symbols", status, expected_status,
           c->vocab_size);
@@ -318,7 +320,7 @@ static void check_decoding(const row_case_t *c, const lmc_rows_t *rows, lmc_deco
 }
 
 static void check_case(void) {
-    row_case_t c = {.vocab_size = random_vocab_size(), .dtype = (lmc_dtype)random_below(LMC_DTYPE_COUNT)};
+    row_case_t c = {.vocab_size = random_vocab_size(), .dtype = (lmc_dtype_t)random_below(LMC_DTYPE_COUNT)};
     size_t n_bytes = (size_t)c.vocab_size * lmc_element_bytes(c.dtype);
     size_t offset = random_below(LMC_VECTOR_BYTES / lmc_element_bytes(c.dtype)) * lmc_element_bytes(c.dtype);
     /* The row ends where the memory ends, so that the address sanitizer sees a read past it. */
@@ -333,8 +335,8 @@ static void check_case(void) {
     uint64_t found[3] = {0}, expected[3] = {0};
     size_t row = 0;
     lmc_rows_t rows = {c.row, (ptrdiff_t)n_bytes, 1, c.vocab_size, c.dtype};
-    lmc_status status = intervals_of_row(&c, token, &found[0], &found[1], &found[2]);
-    lmc_status expected_status =
+    lmc_status_t status = intervals_of_row(&c, token, &found[0], &found[1], &found[2]);
+    lmc_status_t expected_status =
         lmc_intervals(&context, &rows, &token, NULL, &expected[0], &expected[1], &expected[2], &row);
     CHECK(status == expected_status, "%d instead of %d for %u symbols", status, expected_status,
           c.vocab_size);

@@ -1,5 +1,5 @@
 # The exact engine's check in the variants of check.mk, which includes this file; each runs with the coder's check.
-CHECK_ENGINE := $(patsubst csrc/%.c,%,$(wildcard csrc/core/*.c csrc/dispatch/*.c)) check/engine_check
+CHECK_ENGINE := $(patsubst csrc/%.c,%,$(wildcard csrc/core/*/*.c csrc/dispatch/*.c)) check/engine_check
 
 # 1 variant, 2 compiler, 3 flags
 define check_engine_variant
@@ -13,11 +13,11 @@ $(eval $(call check_engine_variant,avx512,$(CC),$(CHECK_EMULATED)))
 $(eval $(call check_engine_variant,address,$(CC),-fsanitize=address $(CHECK_UNDEFINED)))
 $(eval $(call check_engine_variant,thread,$(CC),-fsanitize=thread))
 
-CHECK_EMULATED_GEMM := gemm_avx512 gemm_int8_avx512 gemm_int8_avx512vnni
-$(CHECK_EMULATED_GEMM:%=$(CHECK_DIR)/avx512/core/%.o): $(CHECK_DIR)/avx512/core/%.o: csrc/core/%.c $(CHECK_HEADERS)
+CHECK_EMULATED_PRODUCTS := transformer/kernels_avx512 int8/product_avx512 int8/product_avx512vnni
+$(CHECK_EMULATED_PRODUCTS:%=$(CHECK_DIR)/avx512/core/%.o): $(CHECK_DIR)/avx512/core/%.o: csrc/core/%.c $(CHECK_HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(CHECK_FLAGS) $(CHECK_EMULATED) $(CHECK_EMULATED_ROWS) -c $< -o $@
-$(CHECK_DIR)/aarch64/core/gemm_int8_neondot.o: csrc/core/gemm_int8_neondot.c $(CHECK_HEADERS)
+$(CHECK_DIR)/aarch64/core/int8/product_neondot.o: csrc/core/int8/product_neondot.c $(CHECK_HEADERS)
 	@mkdir -p $(@D)
 	aarch64-linux-gnu-gcc $(CHECK_FLAGS) -static -march=armv8.2-a+dotprod -c $< -o $@
 

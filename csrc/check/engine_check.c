@@ -1,12 +1,12 @@
 /* The exact engine without Python: tiny models whose weights come from a generator, computed in one pass, in
  * steps and in a prefill with steps, by every backend, with and without threads. All must give one hash,
- * which is written here: it holds on every processor and in either byte order. tests/test_engine.py is what
- * shows that the logits are right. */
+ * which is written here: it holds on every processor and in either byte order. tests/models/test_engine.py is
+ * what shows that the logits are right. */
 #include "check.h"
 
 #include <string.h>
 
-#include "llmcomp/neox.h"
+#include "llmcomp/transformer.h"
 
 _Atomic long check_failures;
 
@@ -14,15 +14,15 @@ _Atomic long check_failures;
  * 8-bit products. */
 #if defined(LMC_EMULATE_AVX512)
 static const lmc_backend_t more[] = {
-    {"avx512 (emulated)", lmc_row_kernels_avx512, &lmc_neox_kernels_avx512, &lmc_int8_kernels_avx512},
-    {"avx512 with vnni (emulated)", lmc_row_kernels_avx512, &lmc_neox_kernels_avx512,
+    {"avx512 (emulated)", lmc_row_kernels_avx512, &lmc_transformer_kernels_avx512, &lmc_int8_kernels_avx512},
+    {"avx512 with vnni (emulated)", lmc_row_kernels_avx512, &lmc_transformer_kernels_avx512,
      &lmc_int8_kernels_avx512vnni}};
 #elif defined(__x86_64__)
-static const lmc_backend_t more[] = {
-    {"avx512 without vnni", lmc_row_kernels_avx512, &lmc_neox_kernels_avx512, &lmc_int8_kernels_avx512}};
+static const lmc_backend_t more[] = {{"avx512 without vnni", lmc_row_kernels_avx512,
+                                      &lmc_transformer_kernels_avx512, &lmc_int8_kernels_avx512}};
 #elif defined(__aarch64__)
 static const lmc_backend_t more[] = {
-    {"neon without dotprod", lmc_row_kernels_neon, &lmc_neox_kernels_neon, &lmc_int8_kernels_neon}};
+    {"neon without dotprod", lmc_row_kernels_neon, &lmc_transformer_kernels_neon, &lmc_int8_kernels_neon}};
 #endif
 
 const lmc_backend_t *check_backend(size_t index) {
@@ -41,8 +41,8 @@ enum { N_SEQUENCES = 5, N_TOKENS = 37 };
 
 typedef struct engine_case {
     const char *name;
-    lmc_neox_config_t config;
-    lmc_dtype dtype;
+    lmc_transformer_config_t config;
+    lmc_dtype_t dtype;
     uint64_t hash;
 } engine_case_t;
 
@@ -65,8 +65,8 @@ static const engine_case_t cases[] = {
 
 /* Weights. */
 
-static lmc_neox_tensor_t make_tensor(uint64_t *random, lmc_dtype dtype, size_t n, size_t n_inputs,
-                                     int is_gain) {
+static lmc_transformer_tensor_t make_tensor(uint64_t *random, lmc_dtype_t dtype, size_t n, size_t n_inputs,
+                                            int is_gain) {
     char *data = check_malloc(n * 4);
     /* Six exponents down from that of about 1 / sqrt(n_inputs). */
     unsigned top = 127;
@@ -83,10 +83,11 @@ static lmc_neox_tensor_t make_tensor(uint64_t *random, lmc_dtype dtype, size_t n
         if (dtype == LMC_FLOAT16) memcpy(data + 2 * i, &half, 2);
         if (dtype == LMC_BFLOAT16) memcpy(data + 2 * i, &upper, 2);
     }
-    return (lmc_neox_tensor_t){data, dtype};
+    return (lmc_transformer_tensor_t){data, dtype};
 }
 
-static void make_layer(uint64_t *random, lmc_dtype dtype, size_t d, size_t m, lmc_neox_layer_t *layer) {
+static void make_layer(uint64_t *random, lmc_dtype_t dtype, size_t d, size_t m,
+                       lmc_transformer_layer_t *layer) {
     layer->attention_norm_gain = make_tensor(random, dtype, d, 1, 1);
     layer->attention_norm_bias = make_tensor(random, dtype, d, 16, 0);
     layer->mlp_norm_gain = make_tensor(random, dtype, d, 1, 1);
@@ -101,8 +102,8 @@ static void make_layer(uint64_t *random, lmc_dtype dtype, size_t d, size_t m, lm
     layer->mlp_out_bias = make_tensor(random, dtype, d, 16, 0);
 }
 
-static void free_layer(lmc_neox_layer_t *layer) {
-    lmc_neox_tensor_t *tensors = (lmc_neox_tensor_t *)layer;
+static void free_layer(lmc_transformer_layer_t *layer) {
+    lmc_transformer_tensor_t *tensors = (lmc_transformer_tensor_t *)layer;
     for (size_t i = 0; i < sizeof *layer / sizeof *tensors; i++)
         free((void *)tensors[i].data);
 }
@@ -111,20 +112,21 @@ static void free_layer(lmc_neox_layer_t *layer) {
 
 typedef struct engine_run {
     lmc_context_t context;
-    lmc_neox_model_t model;
+    lmc_transformer_model_t model;
     int64_t tokens[N_SEQUENCES][N_TOKENS];
     size_t n_slots;
 } engine_run_t;
 
 static void run_pass(const engine_run_t *run, float *logits) {
-    const lmc_neox_config_t *config = &run->model.config;
-    lmc_neox_batch_t batch = {&run->tokens[0][0], NULL, N_SEQUENCES, N_TOKENS, N_TOKENS};
-    lmc_neox_sink_t sink = {.logits = logits};
-    size_t bytes = lmc_neox_pass_bound(config, N_SEQUENCES, N_TOKENS, run->n_slots, 0), error = 0;
+    const lmc_transformer_config_t *config = &run->model.config;
+    lmc_transformer_batch_t batch = {&run->tokens[0][0], NULL, N_SEQUENCES, N_TOKENS, N_TOKENS};
+    lmc_transformer_sink_t sink = {.logits = logits};
+    size_t bytes = lmc_transformer_pass_bound(config, N_SEQUENCES, N_TOKENS, run->n_slots, 0), error = 0;
     void *workspace = check_malloc(bytes);
-    lmc_status status = lmc_neox_pass(&run->context, &run->model, &batch, &sink, workspace, bytes, &error);
+    lmc_status_t status =
+        lmc_transformer_pass(&run->context, &run->model, &batch, &sink, workspace, bytes, &error);
     CHECK(status == LMC_OK, "%s", lmc_status_message(status));
-    CHECK(lmc_neox_pass(&run->context, &run->model, &batch, &sink, workspace, bytes / 4, &error) ==
+    CHECK(lmc_transformer_pass(&run->context, &run->model, &batch, &sink, workspace, bytes / 4, &error) ==
               LMC_ERROR_CAPACITY,
           "a quarter of the workspace was enough");
     free(workspace);
@@ -133,19 +135,20 @@ static void run_pass(const engine_run_t *run, float *logits) {
 /* Prefills n_first tokens of every stream, then steps, n_together streams in a call. Writes rows from n_first
  * - 1 on (0: all). */
 static void run_steps(const engine_run_t *run, size_t n_first, size_t n_together, float *logits) {
-    const lmc_neox_config_t *config = &run->model.config;
-    size_t cache_bytes = lmc_neox_cache_bound(config, N_SEQUENCES, N_TOKENS), error = 0;
-    size_t step_bytes = lmc_neox_step_bound(config, N_SEQUENCES, run->n_slots);
-    size_t prefill_bytes = lmc_neox_prefill_bound(config, N_TOKENS, run->n_slots);
+    const lmc_transformer_config_t *config = &run->model.config;
+    size_t cache_bytes = lmc_transformer_cache_bound(config, N_SEQUENCES, N_TOKENS), error = 0;
+    size_t step_bytes = lmc_transformer_step_bound(config, N_SEQUENCES, run->n_slots);
+    size_t prefill_bytes = lmc_transformer_prefill_bound(config, N_TOKENS, run->n_slots);
     size_t bytes = step_bytes > prefill_bytes ? step_bytes : prefill_bytes, row = N_TOKENS * config->n_logits;
     void *memory = check_malloc(cache_bytes), *workspace = check_malloc(bytes);
     float *step = check_malloc(N_SEQUENCES * config->n_logits * sizeof *step);
-    lmc_neox_cache_t cache;
-    lmc_status status = lmc_neox_cache_init(config, N_SEQUENCES, N_TOKENS, memory, cache_bytes, &cache);
+    lmc_transformer_cache_t cache;
+    lmc_status_t status =
+        lmc_transformer_cache_init(config, N_SEQUENCES, N_TOKENS, memory, cache_bytes, &cache);
     for (size_t s = 0; s < N_SEQUENCES && n_first > 0; s++) {
-        status =
-            lmc_neox_prefill(&run->context, &run->model, &cache, s, run->tokens[s], n_first,
-                             logits + s * row + (n_first - 1) * config->n_logits, workspace, bytes, &error);
+        status = lmc_transformer_prefill(&run->context, &run->model, &cache, s, run->tokens[s], n_first,
+                                         logits + s * row + (n_first - 1) * config->n_logits, workspace,
+                                         bytes, &error);
         CHECK(status == LMC_OK, "%s", lmc_status_message(status));
     }
     for (size_t t = n_first; t < N_TOKENS; t++) {
@@ -156,8 +159,8 @@ static void run_steps(const engine_run_t *run, size_t n_first, size_t n_together
         for (size_t first = 0; first < N_SEQUENCES; first += n_together) {
             for (size_t s = 0; s < N_SEQUENCES; s++)
                 active[s] = s / n_together == first / n_together;
-            status = lmc_neox_step(&run->context, &run->model, &cache, tokens, active, step, workspace, bytes,
-                                   &error);
+            status = lmc_transformer_step(&run->context, &run->model, &cache, tokens, active, step, workspace,
+                                          bytes, &error);
             CHECK(status == LMC_OK, "%s", lmc_status_message(status));
             for (size_t s = first; s < N_SEQUENCES && active[s]; s++)
                 memcpy(logits + s * row + t * config->n_logits, step + s * config->n_logits,
@@ -177,25 +180,25 @@ static uint64_t hash_of(const float *values, size_t n) {
 /* The sinks with targets against the same of the logits, which are right by then: here every token's own. */
 static void check_targets(const engine_run_t *run, const char *name, const float *logits) {
     enum { N_ROWS = N_SEQUENCES * N_TOKENS };
-    const lmc_neox_config_t *config = &run->model.config;
+    const lmc_transformer_config_t *config = &run->model.config;
     lmc_context_t serial = {lmc_backend_at(0), NULL};
     lmc_rows_t rows = {logits, (ptrdiff_t)(config->n_logits * sizeof *logits), N_ROWS, config->n_logits,
                        LMC_FLOAT32};
-    lmc_neox_batch_t batch = {&run->tokens[0][0], NULL, N_SEQUENCES, N_TOKENS, N_TOKENS};
+    lmc_transformer_batch_t batch = {&run->tokens[0][0], NULL, N_SEQUENCES, N_TOKENS, N_TOKENS};
     uint64_t found[3][N_ROWS], expected[3][N_ROWS];
     double softmax_found[N_ROWS], softmax_expected[N_ROWS];
-    lmc_neox_sink_t intervals = {.targets = batch.tokens,
-                                 .start = found[0],
-                                 .freq = found[1],
-                                 .total = found[2],
-                                 .vocab_size = config->n_logits};
-    lmc_neox_sink_t softmax = {
+    lmc_transformer_sink_t intervals = {.targets = batch.tokens,
+                                        .start = found[0],
+                                        .freq = found[1],
+                                        .total = found[2],
+                                        .vocab_size = config->n_logits};
+    lmc_transformer_sink_t softmax = {
         .targets = batch.tokens, .log2_probabilities = softmax_found, .vocab_size = config->n_logits};
-    size_t bytes = lmc_neox_pass_bound(config, N_SEQUENCES, N_TOKENS, run->n_slots, 1), error = 0;
+    size_t bytes = lmc_transformer_pass_bound(config, N_SEQUENCES, N_TOKENS, run->n_slots, 1), error = 0;
     void *workspace = check_malloc(bytes);
-    lmc_status statuses[] = {
-        lmc_neox_pass(&run->context, &run->model, &batch, &intervals, workspace, bytes, &error),
-        lmc_neox_pass(&run->context, &run->model, &batch, &softmax, workspace, bytes, &error),
+    lmc_status_t statuses[] = {
+        lmc_transformer_pass(&run->context, &run->model, &batch, &intervals, workspace, bytes, &error),
+        lmc_transformer_pass(&run->context, &run->model, &batch, &softmax, workspace, bytes, &error),
         lmc_intervals(&serial, &rows, batch.tokens, NULL, expected[0], expected[1], expected[2], &error),
         lmc_log2_softmax(&serial, &rows, batch.tokens, softmax_expected, &error)};
     for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++)
@@ -227,36 +230,36 @@ static void check_run(const engine_run_t *run, const engine_case_t *c) {
 }
 
 static void check_case(const engine_case_t *c) {
-    lmc_neox_layer_t layers[2];
+    lmc_transformer_layer_t layers[2];
     uint64_t random = 1;
     size_t d = c->config.hidden;
     for (size_t i = 0; i < c->config.n_layers; i++)
         make_layer(&random, c->dtype, d, c->config.intermediate, &layers[i]);
-    lmc_neox_weights_t weights = {.layers = layers,
-                                  .embedding =
-                                      make_tensor(&random, c->dtype, c->config.n_embeddings * d, 1, 0),
-                                  .final_gain = make_tensor(&random, c->dtype, d, 1, 1),
-                                  .final_bias = make_tensor(&random, c->dtype, d, 16, 0),
-                                  .head = make_tensor(&random, c->dtype, c->config.n_logits * d, d / 4, 0)};
-    lmc_neox_weights_t in_use = weights;
-    lmc_neox_layer_t in_use_layers[2];
-    size_t int8_bytes = c->config.int8 ? lmc_neox_int8_bound(&c->config) : 0;
+    lmc_transformer_weights_t weights = {
+        .layers = layers,
+        .embedding = make_tensor(&random, c->dtype, c->config.n_embeddings * d, 1, 0),
+        .final_gain = make_tensor(&random, c->dtype, d, 1, 1),
+        .final_bias = make_tensor(&random, c->dtype, d, 16, 0),
+        .head = make_tensor(&random, c->dtype, c->config.n_logits * d, d / 4, 0)};
+    lmc_transformer_weights_t in_use = weights;
+    lmc_transformer_layer_t in_use_layers[2];
+    size_t int8_bytes = c->config.int8 ? lmc_int8_weights_bound(&c->config) : 0;
     void *int8 = check_malloc(int8_bytes);
     engine_run_t run;
     for (size_t i = 0; i < N_SEQUENCES * N_TOKENS; i++)
         run.tokens[i / N_TOKENS][i % N_TOKENS] = (int64_t)(check_random(&random) % c->config.n_embeddings);
-    size_t bytes = lmc_neox_tables_bound(&c->config);
+    size_t bytes = lmc_transformer_tables_bound(&c->config);
     void *tables = check_malloc(bytes);
     lmc_executor_t two = lmc_executor_threads(2);
     for (size_t b = 0; (run.context.backend = check_backend(b)) != NULL; b++) {
         for (run.n_slots = 1; run.n_slots <= 2; run.n_slots++) {
             run.context.executor = run.n_slots == 1 ? NULL : &two;
-            lmc_status status = LMC_OK;
+            lmc_status_t status = LMC_OK;
             if (c->config.int8)
-                status = lmc_neox_int8_quantise(&run.context, &c->config, &weights, int8, int8_bytes,
-                                                in_use_layers, &in_use);
+                status = lmc_int8_weights_quantise(&run.context, &c->config, &weights, int8, int8_bytes,
+                                                   in_use_layers, &in_use);
             CHECK(status == LMC_OK, "%s", lmc_status_message(status));
-            status = lmc_neox_model_init(&run.context, &c->config, &in_use, tables, bytes, &run.model);
+            status = lmc_transformer_model_init(&run.context, &c->config, &in_use, tables, bytes, &run.model);
             CHECK(status == LMC_OK, "%s", lmc_status_message(status));
             check_run(&run, c);
         }

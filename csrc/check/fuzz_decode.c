@@ -3,14 +3,14 @@
  * them is seen. */
 #include "fuzz_input.h"
 
-#include "../core/row_element.h"
+#include "core/coding/row_element.h"
 #include "llmcomp/coder.h"
 
 #define ROWS_MAX 6
 #define VOCAB_SIZE_MAX 260
 
 typedef struct outcome {
-    lmc_status status;
+    lmc_status_t status;
     size_t error_row;
     int32_t tokens[ROWS_MAX];
 } outcome_t;
@@ -50,7 +50,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     fuzz_input_t input = {data, n_bytes};
     static lmc_search_t search;
     unsigned char active[ROWS_MAX];
-    lmc_dtype dtype = (lmc_dtype)(fuzz_take(&input, 1) % LMC_DTYPE_COUNT);
+    lmc_dtype_t dtype = (lmc_dtype_t)(fuzz_take(&input, 1) % LMC_DTYPE_COUNT);
     size_t vocab_size = fuzz_take(&input, 2) % VOCAB_SIZE_MAX + 1,
            n_rows = fuzz_take(&input, 1) % (ROWS_MAX + 1);
     size_t row_bytes = vocab_size * lmc_dtype_bytes(dtype);

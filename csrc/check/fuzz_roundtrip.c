@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-#include "../core/row_element.h"
+#include "core/coding/row_element.h"
 #include "llmcomp/coder.h"
 
 #define ROWS_MAX 8
@@ -66,7 +66,7 @@ static void check_intervals(fuzz_input_t *input) {
 
 static void check_rows(fuzz_input_t *input) {
     static lmc_search_t search;
-    lmc_dtype dtype = (lmc_dtype)(fuzz_take(input, 1) % LMC_DTYPE_COUNT);
+    lmc_dtype_t dtype = (lmc_dtype_t)(fuzz_take(input, 1) % LMC_DTYPE_COUNT);
     size_t vocab_size = fuzz_take(input, 1) % VOCAB_SIZE_MAX + 1,
            n_rows = fuzz_take(input, 1) % (ROWS_MAX + 1);
     size_t row_bytes = vocab_size * lmc_dtype_bytes(dtype);
@@ -78,15 +78,15 @@ static void check_rows(fuzz_input_t *input) {
     FUZZ_ASSERT(logits != NULL);
     fuzz_take_bytes(input, logits, n_rows * row_bytes);
     lmc_rows_t rows = {logits, (ptrdiff_t)row_bytes, n_rows, vocab_size, dtype};
-    lmc_status first_status = LMC_OK;
+    lmc_status_t first_status = LMC_OK;
     message_t first = {.n_symbols = 0};
     size_t first_error = 0;
     for (size_t b = 0; b < lmc_backend_count(); b++) {
         lmc_context_t context = {lmc_backend_at(b), NULL};
         message_t message = {.n_symbols = n_rows};
         size_t error_row = 0;
-        lmc_status status = lmc_intervals(&context, &rows, tokens, NULL, message.start, message.freq,
-                                          message.total, &error_row);
+        lmc_status_t status = lmc_intervals(&context, &rows, tokens, NULL, message.start, message.freq,
+                                            message.total, &error_row);
         if (b == 0) first_status = status, first_error = error_row, first = message;
         FUZZ_ASSERT(status == first_status && error_row == first_error);
         if (status != LMC_OK) continue;

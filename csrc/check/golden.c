@@ -1,5 +1,5 @@
-/* Reads the golden file of the coder and makes its logits, as tests/golden_coding.py does, byte order by
- * hand. */
+/* Reads the golden file of the coder and makes its logits, as tests/support/golden_coding.py does, byte order
+ * by hand. */
 #include "check.h"
 
 #include <string.h>
@@ -92,7 +92,7 @@ static void make_logits(golden_case_t *c) {
 /* The file. */
 
 static void read_case(FILE *file, golden_case_t *c) {
-    c->dtype = (lmc_dtype)read_integer(file, 4);
+    c->dtype = (lmc_dtype_t)read_integer(file, 4);
     c->kind = (uint32_t)read_integer(file, 4);
     c->vocab_size = (uint32_t)read_integer(file, 4);
     c->n_rows = (uint32_t)read_integer(file, 4);

@@ -15,7 +15,8 @@
 _Atomic long check_failures;
 
 #if defined(LMC_EMULATE_AVX512)
-static const lmc_backend_t emulated = {"avx512 (emulated)", lmc_row_kernels_avx512, &lmc_neox_kernels_serial};
+static const lmc_backend_t emulated = {"avx512 (emulated)", lmc_row_kernels_avx512,
+                                       &lmc_transformer_kernels_serial};
 #endif
 
 const lmc_backend_t *check_backend(size_t index) {
@@ -46,7 +47,7 @@ static void check_golden_case(const lmc_context_t *context, const golden_case_t 
     lmc_encoder_t encoder;
     lmc_decoder_t decoder;
 
-    lmc_status status =
+    lmc_status_t status =
         lmc_intervals(context, &rows, c->tokens, NULL, triple, triple + n, triple + 2 * n, &error);
     CHECK(status == LMC_OK, "%s: %s", name_of(context), lmc_status_message(status));
     size_t bytes = n * sizeof *triple;
@@ -70,15 +71,15 @@ static void check_golden_case(const lmc_context_t *context, const golden_case_t 
     free(triple), free(payload), free(tokens), free(search);
 }
 
-/* Over the softmax at all tokens of the golden file: the same on every processor. tests/test_softmax.py is
- * what shows that it is right. */
+/* Over the softmax at all tokens of the golden file: the same on every processor.
+ * tests/coding/test_softmax.py is what shows that it is right. */
 #define GOLDEN_SOFTMAX_HASH 0x222B1024710749C1u
 
 static uint64_t hash_softmax(const lmc_context_t *context, const golden_case_t *c, uint64_t hash) {
     lmc_rows_t rows = rows_of(c);
     size_t error = 0;
     double *found = check_malloc(c->n_rows * sizeof *found);
-    lmc_status status = lmc_log2_softmax(context, &rows, c->tokens, found, &error);
+    lmc_status_t status = lmc_log2_softmax(context, &rows, c->tokens, found, &error);
     CHECK(status == LMC_OK, "%s: %s", name_of(context), lmc_status_message(status));
     for (size_t i = 0; i < c->n_rows; i++) {
         uint64_t bits;
@@ -112,7 +113,7 @@ static void check_golden(const char *path) {
 
 #define BLOCK 67 /* four AVX-512 vectors and three elements */
 
-static void check_sums(const void *row, lmc_dtype dtype, float maximum) {
+static void check_sums(const void *row, lmc_dtype_t dtype, float maximum) {
     const lmc_backend_t *serial = lmc_backend_at(0), *backend;
     lmc_origin_t origin = lmc_origin(maximum);
     uint64_t expected = serial->rows[dtype].weight_sum(row, BLOCK, origin, row);
@@ -168,11 +169,11 @@ static void check_short_weights(void) {
             while (bits < 65536) {
                 for (size_t i = 0; i < BLOCK; i++, bits++) {
                     uint16_t element = (uint16_t)bits;
-                    if (is_above(lmc_row_element(&element, 0, (lmc_dtype)d), maxima[m]))
+                    if (is_above(lmc_row_element(&element, 0, (lmc_dtype_t)d), maxima[m]))
                         element = d == LMC_FLOAT16 ? 0xFC00u : 0xFF80u;
                     memcpy(buffer + 1 + 2 * i, &element, 2);
                 }
-                check_sums(buffer + 1, (lmc_dtype)d, maxima[m]);
+                check_sums(buffer + 1, (lmc_dtype_t)d, maxima[m]);
             }
         }
     }
@@ -184,7 +185,7 @@ static void check_maxima(const lmc_backend_t *backend) {
                           infinity[] = {0x7F800000u, 0x7C00u, 0x7F80u};
     static const uint32_t two[] = {0x40000000u, 0x4000u, 0x4000u}, sign[] = {0x80000000u, 0x8000u, 0x8000u};
     for (int d = 0; d < LMC_DTYPE_COUNT; d++) {
-        size_t element_bytes = lmc_dtype_bytes((lmc_dtype)d);
+        size_t element_bytes = lmc_dtype_bytes((lmc_dtype_t)d);
         for (size_t n = 1; n <= 140; n += n < 70 ? 1 : 23) {
             for (size_t place = 0; place < n; place++) {
                 unsigned char row[4 * 140];
@@ -248,8 +249,8 @@ static void encode_streams(stream_buffers_t *s, const stream_test_t *test) {
         lmc_encoder_init(&s->encoders[i], s->bytes[i], sizeof s->bytes[i]);
     for (size_t step = 0; step < N_STEPS; step++) {
         lmc_rows_t rows = step_rows(s, step, test->vocab_size);
-        lmc_status status = lmc_intervals(&test->context, &rows, s->tokens[step], s->active[step], start,
-                                          freq, total, &error);
+        lmc_status_t status = lmc_intervals(&test->context, &rows, s->tokens[step], s->active[step], start,
+                                            freq, total, &error);
         CHECK(status == LMC_OK, "%s", lmc_status_message(status));
         for (size_t i = 0; i < N_STREAMS; i++) {
             if (s->active[step][i])
@@ -272,7 +273,7 @@ static void decode_streams(stream_buffers_t *s, const stream_test_t *test) {
         lmc_decoder_init(&s->decoders[i], s->bytes[i], s->encoders[i].n_bytes);
     for (size_t step = 0; step < N_STEPS; step++) {
         lmc_rows_t rows = step_rows(s, step, test->vocab_size);
-        lmc_status status =
+        lmc_status_t status =
             lmc_decode_step(&test->context, &rows, s->active[step], s->decoders, searches, tokens, &error);
         CHECK(status == LMC_OK, "%s", lmc_status_message(status));
         for (size_t i = 0; i < N_STREAMS; i++) {
@@ -393,7 +394,7 @@ static void check_row_errors(const lmc_context_t *context) {
     lmc_search_t *searches = check_malloc(8 * sizeof *searches);
     const struct {
         float logit;
-        lmc_status status;
+        lmc_status_t status;
     } faults[] = {
         {NAN, LMC_ERROR_NAN}, {INFINITY, LMC_ERROR_POSITIVE_INFINITY}, {-INFINITY, LMC_ERROR_NO_SYMBOL}};
     for (size_t f = 0; f < 3; f++) {
@@ -402,7 +403,7 @@ static void check_row_errors(const lmc_context_t *context) {
         memset(logits, 0, sizeof logits);
         for (size_t i = 0; i < 100; i++)
             logits[2][i] = logits[4][i] = faults[f].logit;
-        lmc_status status = lmc_intervals(context, &rows, tokens, NULL, start, freq, total, &error);
+        lmc_status_t status = lmc_intervals(context, &rows, tokens, NULL, start, freq, total, &error);
         CHECK(status == faults[f].status && error == 2, "status %d at row %zu", (int)status, error);
         error = 99;
         status = lmc_log2_softmax(context, &rows, tokens, softmax, &error);
@@ -421,7 +422,7 @@ static void check_row_errors(const lmc_context_t *context) {
     for (int i = 0; i < 2; i++) {
         size_t error = 99;
         tokens[3] = i == 0 ? -1 : 100;
-        lmc_status status = lmc_intervals(context, &rows, tokens, NULL, start, freq, total, &error);
+        lmc_status_t status = lmc_intervals(context, &rows, tokens, NULL, start, freq, total, &error);
         CHECK(status == LMC_ERROR_TOKEN && error == 3, "status %d at row %zu", (int)status, error);
         error = 99;
         status = lmc_log2_softmax(context, &rows, tokens, softmax, &error);
@@ -481,7 +482,7 @@ static void check_dispatch(void) {
     CHECK(lmc_executor_threads(0).n_slots == 1, "at least one thread");
     CHECK(lmc_executor_threads(SIZE_MAX).n_slots == 256, "at most 256 threads");
     for (int status = LMC_OK; status <= LMC_ERROR_ARGUMENT + 1; status++) {
-        const char *message = lmc_status_message((lmc_status)status);
+        const char *message = lmc_status_message((lmc_status_t)status);
         CHECK(message != NULL && strlen(message) > 5, "status %d", status);
     }
 }

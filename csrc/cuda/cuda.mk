@@ -1,25 +1,25 @@
 # CUDA targets. The Makefile includes this file; it works alone too (make -f csrc/cuda/cuda.mk X).
 # check-cuda-host needs no card: the kernels' arithmetic in loops on the CPU, then the kernels on an emulated device. The
 # others want a card and nvcc.
-CUDA_CHECK_FLAGS := -O2 -g -ffp-contract=off -Wall -Wextra -Wno-missing-field-initializers -Icsrc/include
-CUDA_CHECK_CORE := cdf cdf_serial coder status
+CUDA_CHECK_FLAGS := -O2 -g -ffp-contract=off -Wall -Wextra -Wno-missing-field-initializers -Icsrc/include -Icsrc
+CUDA_CHECK_CORE := coding/intervals coding/rows_serial coding/streams base/status
 .PHONY: check-cuda-host check-cuda bench-cuda
-CUDA_CHECK_HEADERS := $(wildcard csrc/cuda/* csrc/core/*.h csrc/include/llmcomp/*.h csrc/check/emulated/*)
+CUDA_CHECK_HEADERS := $(wildcard csrc/cuda/*/* csrc/core/*/*.h csrc/include/llmcomp/*.h csrc/check/emulated/*)
 build/check/cuda_on_host: csrc/check/cuda_on_host.c $(CUDA_CHECK_HEADERS)
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -D_GNU_SOURCE $(CUDA_CHECK_FLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all $< \
 		$(CUDA_CHECK_CORE:%=csrc/core/%.c) -lm -o $@
 build/check/cuda_emulated: csrc/check/cuda_emulated.cpp $(CUDA_CHECK_HEADERS)
-	@mkdir -p $(@D)/cuda
+	@mkdir -p $(@D)/cuda/base $(@D)/cuda/coding
 	for name in $(CUDA_CHECK_CORE); do \
 		$(CC) -std=c11 -D_GNU_SOURCE $(CUDA_CHECK_FLAGS) -c csrc/core/$$name.c -o $(@D)/cuda/$$name.o || exit 1; done
 	$(CXX) -std=c++17 $(CUDA_CHECK_FLAGS) -Wno-unknown-pragmas -Icsrc/check/emulated $< csrc/check/emulated/runtime.cpp \
 		$(CUDA_CHECK_CORE:%=$(@D)/cuda/%.o) -pthread -o $@
 
-# llmcomp._cuda over the emulated device, for tests/test_cuda_engine.py: the binding and the kernels as they are.
+# llmcomp._cuda over the emulated device, for tests/models/test_cuda_engine.py: the binding and the kernels as they are.
 EMULATED ?= build/check/emulated
-EMULATED_CORE := status cdf cdf_serial neox_tables neox_forward gemm_serial
-EMULATED_OBJECTS := $(patsubst csrc/%,$(EMULATED)/%.o,$(wildcard csrc/python/cuda_*.c csrc/cuda/*.cu) \
+EMULATED_CORE := base/status coding/intervals coding/rows_serial transformer/position_tables transformer/forward transformer/kernels_serial
+EMULATED_OBJECTS := $(patsubst csrc/%,$(EMULATED)/%.o,$(wildcard csrc/python/cuda_*.c csrc/cuda/*/*.cu) \
 	$(EMULATED_CORE:%=csrc/core/%.c) csrc/check/emulated/runtime.cpp)
 EMULATED_HEADERS := $(CUDA_CHECK_HEADERS) $(wildcard csrc/python/*.h)
 EMULATED_FLAGS = $(subst -O2 -g,-O1,$(CUDA_CHECK_FLAGS)) -fPIC -fvisibility=hidden -Icsrc/check/emulated -DLMC_CUDA_TARGETS='"emulated"' \
@@ -37,30 +37,31 @@ $(EMULATED)/_cuda.so: $(EMULATED_OBJECTS)
 	$(CXX) -shared $^ -pthread -lm -o $@
 
 # The exact engine: all sources of csrc/cuda on the emulated device, once more with sanitizers.
-CUDA_ENGINE_CORE := $(CUDA_CHECK_CORE) gemm_serial gemm_int8_serial neox neox_forward neox_int8 neox_tables
+CUDA_ENGINE_CORE := $(CUDA_CHECK_CORE) int8/product_serial \
+	$(addprefix transformer/,kernels_serial transformer forward int8_weights position_tables)
 CUDA_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 # 1 program, 2 flags
 define cuda_engine_check
-$(1): csrc/check/neox_emulated.cpp csrc/check/neox_emulated.h $(CUDA_CHECK_HEADERS) $(wildcard csrc/core/*.c)
-	@mkdir -p $$@.parts
+$(1): csrc/check/transformer_emulated.cpp csrc/check/transformer_emulated.h $(CUDA_CHECK_HEADERS) $(wildcard csrc/core/*/*.c)
+	@mkdir -p $$@.parts/coding $$@.parts/transformer $$@.parts/int8 $$@.parts/base
 	for name in $(CUDA_ENGINE_CORE); do \
 		$(CC) -std=c11 -D_GNU_SOURCE $(CUDA_CHECK_FLAGS) $(2) -c csrc/core/$$$$name.c -o $$@.parts/$$$$name.o || exit 1; done
-	for path in $(wildcard csrc/cuda/*.cu); do \
+	for path in $(wildcard csrc/cuda/*/*.cu); do \
 		$(CXX) -std=c++17 -x c++ $(CUDA_CHECK_FLAGS) $(2) -Wno-unknown-pragmas -Icsrc/check/emulated -c $$$$path \
-			-o $$@.parts/$$$$(basename $$$$path).o || exit 1; done
+			-o $$@.parts/$$$$(basename $$$$(dirname $$$$path))/$$$$(basename $$$$path).o || exit 1; done
 	$(CXX) -std=c++17 $(CUDA_CHECK_FLAGS) $(2) -Wno-unknown-pragmas -Icsrc/check/emulated $$< \
-		csrc/check/emulated/runtime.cpp $$@.parts/*.o -pthread -o $$@
+		csrc/check/emulated/runtime.cpp $$@.parts/*/*.o -pthread -o $$@
 endef
-$(eval $(call cuda_engine_check,build/check/neox_emulated,))
-$(eval $(call cuda_engine_check,build/check/neox_emulated_sanitized,$(CUDA_SANITIZE)))
+$(eval $(call cuda_engine_check,build/check/transformer_emulated,))
+$(eval $(call cuda_engine_check,build/check/transformer_emulated_sanitized,$(CUDA_SANITIZE)))
 
-check-cuda-host: build/check/cuda_on_host build/check/cuda_emulated build/check/neox_emulated \
-		build/check/neox_emulated_sanitized
+check-cuda-host: build/check/cuda_on_host build/check/cuda_emulated build/check/transformer_emulated \
+		build/check/transformer_emulated_sanitized
 	build/check/cuda_on_host rows 1 5000
 	build/check/cuda_on_host weights 101
 	build/check/cuda_emulated 1 300
-	build/check/neox_emulated 1 100
-	build/check/neox_emulated_sanitized 2 4
+	build/check/transformer_emulated 1 100
+	build/check/transformer_emulated_sanitized 2 4
 
 check-cuda:
 	benchmarks/cuda_check.sh build tests sanitize

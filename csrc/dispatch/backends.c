@@ -9,18 +9,20 @@
 #include <asm/hwcap.h>
 #endif
 
-#include "../core/kernels.h"
+#include "core/coding/row_kernels.h"
+#include "core/int8/kernels.h"
+#include "core/transformer/kernels.h"
 
-static const lmc_backend_t backend_serial = {"serial", lmc_row_kernels_serial, &lmc_neox_kernels_serial,
-                                             &lmc_int8_kernels_serial};
+static const lmc_backend_t backend_serial = {"serial", lmc_row_kernels_serial,
+                                             &lmc_transformer_kernels_serial, &lmc_int8_kernels_serial};
 
 #if defined(__x86_64__)
-static const lmc_backend_t backend_avx2 = {"avx2", lmc_row_kernels_avx2, &lmc_neox_kernels_avx2,
+static const lmc_backend_t backend_avx2 = {"avx2", lmc_row_kernels_avx2, &lmc_transformer_kernels_avx2,
                                            &lmc_int8_kernels_avx2};
-static const lmc_backend_t backend_avx512 = {"avx512", lmc_row_kernels_avx512, &lmc_neox_kernels_avx512,
-                                             &lmc_int8_kernels_avx512};
-static const lmc_backend_t backend_avx512_vnni = {"avx512", lmc_row_kernels_avx512, &lmc_neox_kernels_avx512,
-                                                  &lmc_int8_kernels_avx512vnni};
+static const lmc_backend_t backend_avx512 = {"avx512", lmc_row_kernels_avx512,
+                                             &lmc_transformer_kernels_avx512, &lmc_int8_kernels_avx512};
+static const lmc_backend_t backend_avx512_vnni = {
+    "avx512", lmc_row_kernels_avx512, &lmc_transformer_kernels_avx512, &lmc_int8_kernels_avx512vnni};
 
 /* Not every compiler's __builtin_cpu_supports knows this name. CPUID takes microseconds in a virtual machine,
  * so the answer is kept. */
@@ -43,9 +45,9 @@ static const lmc_backend_t *best_avx512(void) {
     return __builtin_cpu_supports("avx512vnni") ? &backend_avx512_vnni : &backend_avx512;
 }
 #elif defined(__aarch64__)
-static const lmc_backend_t backend_neon = {"neon", lmc_row_kernels_neon, &lmc_neox_kernels_neon,
+static const lmc_backend_t backend_neon = {"neon", lmc_row_kernels_neon, &lmc_transformer_kernels_neon,
                                            &lmc_int8_kernels_neon};
-static const lmc_backend_t backend_neon_dot = {"neon", lmc_row_kernels_neon, &lmc_neox_kernels_neon,
+static const lmc_backend_t backend_neon_dot = {"neon", lmc_row_kernels_neon, &lmc_transformer_kernels_neon,
                                                &lmc_int8_kernels_neondot};
 
 static const lmc_backend_t *best_neon(void) {

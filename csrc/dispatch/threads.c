@@ -18,7 +18,7 @@
 #endif
 
 typedef struct pool_job {
-    lmc_task_fn task;
+    lmc_task_fn_t task;
     void *argument;
     size_t n_tasks;
     atomic_size_t next_task;
@@ -117,7 +117,7 @@ static void register_fork_handler(void) {
     pthread_atfork(NULL, NULL, forget_pool);
 }
 
-static void run_on_pool(const lmc_executor_t *self, size_t n_tasks, lmc_task_fn task, void *argument) {
+static void run_on_pool(const lmc_executor_t *self, size_t n_tasks, lmc_task_fn_t task, void *argument) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pool_job_t job = {.task = task, .argument = argument, .n_tasks = n_tasks};
     size_t n_threads = self->n_slots < n_tasks ? self->n_slots : n_tasks;

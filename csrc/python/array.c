@@ -1,9 +1,9 @@
 /* Arrays of the caller to what the core takes: NumPy, DLPack on the CPU, integers and masks. */
-#include "common.h"
+#include "python/common.h"
 
 #include <string.h>
 
-#include "dlpack.h"
+#include "python/dlpack.h"
 
 /* DLPack. */
 
@@ -176,9 +176,9 @@ int lmc_py_logits_parse(PyObject *error, PyObject *object, size_t vocab_size, lm
         Py_DECREF(array);
         return -1;
     }
-    lmc_dtype dtype = PyArray_TYPE(array) == NPY_FLOAT32 ? LMC_FLOAT32
-                      : is_bfloat16                      ? LMC_BFLOAT16
-                                                         : LMC_FLOAT16;
+    lmc_dtype_t dtype = PyArray_TYPE(array) == NPY_FLOAT32 ? LMC_FLOAT32
+                        : is_bfloat16                      ? LMC_BFLOAT16
+                                                           : LMC_FLOAT16;
     logits->owner = array;
     logits->rows = (lmc_rows_t){PyArray_DATA(array), row_stride, (size_t)(PyArray_SIZE(array) / n_logits),
                                 vocab_size == 0 ? (size_t)n_logits : vocab_size, dtype};
@@ -303,7 +303,7 @@ int lmc_py_vocab_size_parse(PyObject *error, PyObject *object, size_t *vocab_siz
     return 0;
 }
 
-PyObject *lmc_py_raise_status(PyObject *error, lmc_status status, size_t row, const int64_t *tokens,
+PyObject *lmc_py_raise_status(PyObject *error, lmc_status_t status, size_t row, const int64_t *tokens,
                               size_t vocab_size) {
     if (status == LMC_ERROR_TOKEN) {
         return PyErr_Format(error, "row %zu: token %lld is outside the vocabulary; expected 0 to %zu", row,

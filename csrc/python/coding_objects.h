@@ -2,7 +2,7 @@
 #ifndef LLMCOMP_PYTHON_CODING_OBJECTS_H
 #define LLMCOMP_PYTHON_CODING_OBJECTS_H
 
-#include "common.h"
+#include "python/common.h"
 
 #include <stdatomic.h>
 

@@ -15,15 +15,15 @@
 #include <numpy/arrayobject.h>
 
 #include "llmcomp/backend.h"
-#include "llmcomp/cdf.h"
+#include "llmcomp/intervals.h"
 #include "llmcomp/status.h"
 
 typedef struct lmc_module_state {
     PyObject *error; /* llmcomp.errors.Error */
     PyTypeObject *encoder_type;
     PyTypeObject *decoder_type;
-    PyTypeObject *neox_model_type;
-    PyTypeObject *neox_session_type;
+    PyTypeObject *transformer_model_type;
+    PyTypeObject *transformer_session_type;
 } lmc_module_state_t;
 
 extern struct PyModuleDef lmc_module_definition;
@@ -38,7 +38,7 @@ lmc_context_t lmc_py_context(lmc_executor_t *executor);
 
 /* Each adds its types and functions to the module; -1 with an exception set on failure. */
 int lmc_py_add_coding(PyObject *module);
-int lmc_py_add_neox(PyObject *module);
+int lmc_py_add_transformer(PyObject *module);
 int lmc_py_add_softmax(PyObject *module);
 
 /* array.c */
@@ -73,7 +73,7 @@ int lmc_py_vocab_size_parse(PyObject *error, PyObject *object, size_t *vocab_siz
 
 /* Raises llmcomp.Error for a status at a row: names the row, and the token where it is the fault. Returns
  * NULL. */
-PyObject *lmc_py_raise_status(PyObject *error, lmc_status status, size_t row, const int64_t *tokens,
+PyObject *lmc_py_raise_status(PyObject *error, lmc_status_t status, size_t row, const int64_t *tokens,
                               size_t vocab_size);
 
 #endif

@@ -1,6 +1,6 @@
-/* Launchers of the coder for llmcomp/cuda.py, which checks the arguments: pointers and streams are Python
- * integers here. */
-#include "cuda_objects.h"
+/* Launchers of the coder for llmcomp/coding/cuda.py, which checks the arguments: pointers and streams are
+ * Python integers here. */
+#include "python/cuda_objects.h"
 
 #include <stddef.h>
 
@@ -24,7 +24,7 @@ static lmc_cuda_rows_t rows_of(const parsed_rows_t *parsed) {
                              parsed->n_rows,
                              parsed->n_inner,
                              parsed->vocab_size,
-                             (lmc_dtype)parsed->dtype};
+                             (lmc_dtype_t)parsed->dtype};
 }
 
 static PyObject *intervals(PyObject *module, PyObject *arguments) {

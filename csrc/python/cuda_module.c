@@ -1,12 +1,12 @@
-/* The module llmcomp._cuda: launchers, device memory and DLPack capsules for llmcomp/cuda.py, which parses
- * and checks what users give. Pointers and streams are Python integers here; every function makes its device
- * current and puts the caller's device back. Built only where nvcc is found; loads where there is neither GPU
- * nor driver. */
-#include "cuda_objects.h"
+/* The module llmcomp._cuda: launchers, device memory and DLPack capsules for llmcomp/coding/cuda.py, which
+ * parses and checks what users give. Pointers and streams are Python integers here; every function makes its
+ * device current and puts the caller's device back. Built only where nvcc is found; loads where there is
+ * neither GPU nor driver. */
+#include "python/cuda_objects.h"
 
 #include <string.h>
 
-#include "dlpack.h"
+#include "python/dlpack.h"
 
 PyObject *lmc_py_raise_cuda(PyObject *error, int status) {
     return PyErr_Format(error, "CUDA: %s", cudaGetErrorString((cudaError_t)status));
@@ -322,7 +322,7 @@ static PyObject *error_read(PyObject *module, PyObject *arguments) {
                                 POINTER(cudaStream_t, stream)));
     if (result < 0) return NULL;
     if (found == LMC_CUDA_NO_ERROR) Py_RETURN_NONE;
-    lmc_status status = (lmc_status)(found & 0xFF);
+    lmc_status_t status = (lmc_status_t)(found & 0xFF);
     return Py_BuildValue("(KNs)", (number_t)(found >> 8), PyBool_FromLong(status == LMC_ERROR_TOKEN),
                          lmc_status_message(status));
 }
@@ -414,7 +414,7 @@ static int module_exec(PyObject *module) {
     if (PyModule_AddType(module, state->buffer_type) < 0) return -1;
     if (PyModule_AddIntConstant(module, "TOOLKIT_VERSION", CUDART_VERSION) < 0) return -1;
     if (PyModule_AddStringConstant(module, "TARGETS", LMC_CUDA_TARGETS) < 0) return -1;
-    return lmc_py_add_cuda_coding(module) < 0 ? -1 : lmc_py_add_cuda_neox(module);
+    return lmc_py_add_cuda_coding(module) < 0 ? -1 : lmc_py_add_cuda_transformer(module);
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
@@ -422,8 +422,8 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->error);
     Py_VISIT(state->memory_error);
     Py_VISIT(state->buffer_type);
-    Py_VISIT(state->neox_model_type);
-    Py_VISIT(state->neox_session_type);
+    Py_VISIT(state->transformer_model_type);
+    Py_VISIT(state->transformer_session_type);
     return 0;
 }
 
@@ -432,8 +432,8 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->error);
     Py_CLEAR(state->memory_error);
     Py_CLEAR(state->buffer_type);
-    Py_CLEAR(state->neox_model_type);
-    Py_CLEAR(state->neox_session_type);
+    Py_CLEAR(state->transformer_model_type);
+    Py_CLEAR(state->transformer_session_type);
     return 0;
 }
 

@@ -8,14 +8,14 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../cuda/coding.h"
+#include "cuda/coding/coding.h"
 
 typedef struct module_state {
     PyObject *error;        /* llmcomp.errors.Error */
     PyObject *memory_error; /* OutOfMemoryError, one of them */
     PyTypeObject *buffer_type;
-    PyTypeObject *neox_model_type;
-    PyTypeObject *neox_session_type;
+    PyTypeObject *transformer_model_type;
+    PyTypeObject *transformer_session_type;
 } module_state_t;
 
 PyObject *lmc_py_raise_cuda(PyObject *error, int status);
@@ -62,6 +62,6 @@ void lmc_py_device_free(int device, void *memory);
 /* Functions and types of the other files; each adds its own to the module, -1 with an exception on failure.
  */
 int lmc_py_add_cuda_coding(PyObject *module);
-int lmc_py_add_cuda_neox(PyObject *module);
+int lmc_py_add_cuda_transformer(PyObject *module);
 
 #endif

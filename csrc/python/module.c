@@ -1,6 +1,6 @@
 /* The module llmcomp._core: its state, the backend and thread settings, and the list of what it offers. */
 #define LMC_PY_IMPORT_ARRAY
-#include "common.h"
+#include "python/common.h"
 
 #include <stdatomic.h>
 
@@ -109,7 +109,7 @@ static int module_exec(PyObject *module) {
     if (state->error == NULL) return -1;
     atomic_store(&default_backend, lmc_backend_at(lmc_backend_count() - 1));
     if (PyModule_AddIntConstant(module, "VOCAB_SIZE_MAX", (long)LMC_VOCAB_SIZE_MAX) < 0) return -1;
-    if (lmc_py_add_coding(module) < 0 || lmc_py_add_neox(module) < 0) return -1;
+    if (lmc_py_add_coding(module) < 0 || lmc_py_add_transformer(module) < 0) return -1;
     return lmc_py_add_softmax(module);
 }
 
@@ -118,8 +118,8 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->error);
     Py_VISIT(state->encoder_type);
     Py_VISIT(state->decoder_type);
-    Py_VISIT(state->neox_model_type);
-    Py_VISIT(state->neox_session_type);
+    Py_VISIT(state->transformer_model_type);
+    Py_VISIT(state->transformer_session_type);
     return 0;
 }
 
@@ -128,8 +128,8 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->error);
     Py_CLEAR(state->encoder_type);
     Py_CLEAR(state->decoder_type);
-    Py_CLEAR(state->neox_model_type);
-    Py_CLEAR(state->neox_session_type);
+    Py_CLEAR(state->transformer_model_type);
+    Py_CLEAR(state->transformer_session_type);
     return 0;
 }
 

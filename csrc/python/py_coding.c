@@ -1,6 +1,6 @@
 /* Intervals and the coding of one stream at once for Python: parse, check, allocate, release the GIL, call,
  * raise. The objects that code streams side by side are in py_coding_streams.c. */
-#include "coding_objects.h"
+#include "python/coding_objects.h"
 
 /* Intervals. */
 
@@ -22,7 +22,7 @@ int lmc_py_intervals_of(PyObject *error, const lmc_py_logits_t *logits, PyArrayO
     const unsigned char *active = mask == NULL ? NULL : (const unsigned char *)PyArray_DATA(mask);
     lmc_executor_t executor;
     lmc_context_t context = lmc_py_context(&executor);
-    lmc_status status;
+    lmc_status_t status;
     size_t error_row = 0;
     Py_BEGIN_ALLOW_THREADS status =
         lmc_intervals(&context, &logits->rows, token_data, active, lmc_py_uint64_data(triple->start),
@@ -70,7 +70,7 @@ int lmc_py_encoder_reserve(lmc_encoder_t *stream, size_t n_symbols) {
 
 static PyObject *encode_stream(PyObject *error, const lmc_py_triple_t *triple, size_t n_symbols) {
     lmc_encoder_t stream;
-    lmc_status status;
+    lmc_status_t status;
     size_t error_index = 0;
     lmc_encoder_init(&stream, NULL, 0);
     if (n_symbols > (size_t)PY_SSIZE_T_MAX / LMC_STEP_BYTES_MAX - 1) return PyErr_NoMemory();
@@ -162,7 +162,7 @@ static PyObject *decode(PyObject *module, PyObject *arguments) {
     lmc_executor_t executor;
     lmc_context_t context = lmc_py_context(&executor);
     lmc_decoder_t stream;
-    lmc_status status;
+    lmc_status_t status;
     Py_BEGIN_ALLOW_THREADS lmc_decoder_init(&stream, payload.buf, (size_t)payload.len);
     status = lmc_decode_stream(&context, &logits.rows, &stream, search, token_data, &error_row);
     Py_END_ALLOW_THREADS if (status != LMC_OK) {

@@ -1,6 +1,6 @@
 /* Encoder and Decoder, which code streams side by side, one step a call: parse, check, allocate, release the
  * GIL, call, raise. */
-#include "coding_objects.h"
+#include "python/coding_objects.h"
 
 #include <stdatomic.h>
 
@@ -310,7 +310,7 @@ static PyObject *pull_step(PyObject *error, lmc_py_decoder_t *self, const lmc_py
     lmc_search_t *searches = PyMem_RawMalloc(executor.n_slots * sizeof *searches);
     npy_intp shape[1] = {(npy_intp)logits->rows.n_rows};
     PyObject *tokens = PyArray_EMPTY(1, shape, NPY_INT32, 0);
-    lmc_status status = LMC_OK;
+    lmc_status_t status = LMC_OK;
     size_t error_row = 0;
     if (tokens == NULL || searches == NULL) {
         PyMem_RawFree(searches);

@@ -1,5 +1,5 @@
 /* The softmax of rows for Python: scores of logits that are already there, by no model of ours. */
-#include "common.h"
+#include "python/common.h"
 
 static PyObject *log2_softmax(PyObject *module, PyObject *arguments) {
     PyObject *logits_object, *tokens_object, *vocab_object;
@@ -17,7 +17,7 @@ static PyObject *log2_softmax(PyObject *module, PyObject *arguments) {
         double *found_data = (double *)PyArray_DATA((PyArrayObject *)found);
         lmc_executor_t executor;
         lmc_context_t context = lmc_py_context(&executor);
-        lmc_status status;
+        lmc_status_t status;
         Py_BEGIN_ALLOW_THREADS status =
             lmc_log2_softmax(&context, &logits.rows, token_data, found_data, &error_row);
         Py_END_ALLOW_THREADS if (status != LMC_OK) {

@@ -27,10 +27,10 @@ from safetensors.torch import save as safetensors_bytes
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from llmcomp.data.tokenizers import AnyTokenizer, Tokenizer
 from llmcomp.pico import STEPS, SUITE_NAMES, chunk_hash, corpus
 from llmcomp.pico.corpus import Source
 from llmcomp.pico.muon import Muon
-from llmcomp.tokens import AnyTokenizer, Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 VOCAB_SIZE = 1024

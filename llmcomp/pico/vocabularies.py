@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llmcomp.data.tokenizers import AnyTokenizer, ByteTokenizer, Tokenizer
 from llmcomp.pico import STEPS, SUITE_NAMES, VOCABULARIES, suite_root, tokenizer_path
 from llmcomp.pico import train as suite
-from llmcomp.tokens import AnyTokenizer, ByteTokenizer, Tokenizer
 
 SIZE = "pico-224k"
 NAMES = tuple(name for name in VOCABULARIES if name not in SUITE_NAMES)

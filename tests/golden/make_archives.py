@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 from golden_archives import CONTENTS, FOLDER, OPTIONS, PICO, IntegerModel, cases, path_of, pico_content
 

@@ -1,9 +1,9 @@
 /* A stand-in for CUDA's header of this name, with which the sources of csrc/cuda compile as C++ for the host:
- * for csrc/check/cuda_emulated.cpp and neox_emulated.cpp, and for an extension module that the tests load. A
- * thread of the device is a fiber, a block an operating-system thread, so that shared memory is thread_local;
- * warp operations and barriers wait for exactly the threads that the device waits for, and a wait that can
- * never end, or a store to a block that has not begun or has ended, stops the program. Timing and memory
- * order are not the device's: races need compute-sanitizer on a card. */
+ * for csrc/check/cuda_emulated.cpp and transformer_emulated.cpp, and for an extension module that the tests
+ * load. A thread of the device is a fiber, a block an operating-system thread, so that shared memory is
+ * thread_local; warp operations and barriers wait for exactly the threads that the device waits for, and a
+ * wait that can never end, or a store to a block that has not begun or has ended, stops the program. Timing
+ * and memory order are not the device's: races need compute-sanitizer on a card. */
 #ifndef LLMCOMP_CHECK_EMULATED_CUDA_RUNTIME_H
 #define LLMCOMP_CHECK_EMULATED_CUDA_RUNTIME_H
 
@@ -333,7 +333,7 @@ inline unsigned long long atomicMin(unsigned long long *target, unsigned long lo
 
 /* int8_mma.h, emulated: every lane asks the others for the two rows and two columns of its sums. */
 
-#define LLMCOMP_CUDA_INT8_MMA_H
+#define LLMCOMP_CUDA_TRANSFORMER_INT8_MMA_H
 
 inline void mma_int8(int32_t (&sums)[4], const uint32_t (&rows)[4], const uint32_t (&columns)[2]) {
     unsigned lane = emulator::block->current % emulator::N_LANES, g = lane / 4, t = lane % 4;
@@ -354,7 +354,7 @@ inline void mma_int8(int32_t (&sums)[4], const uint32_t (&rows)[4], const uint32
 
 /* cluster.h, emulated. */
 
-#define LLMCOMP_CUDA_CLUSTER_H
+#define LLMCOMP_CUDA_CODING_CLUSTER_H
 
 inline void cluster_begin() {
     emulator::block->fibers[emulator::block->current].cluster_phase++;

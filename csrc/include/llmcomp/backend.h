@@ -13,9 +13,9 @@ typedef struct lmc_backend lmc_backend_t;
 
 /* Runs task(argument, task_index, slot) once for every task_index < n_tasks, in any order and on any thread.
  * slot < n_slots names the scratch memory that a task may use: no two tasks run in one slot at a time. */
-typedef void (*lmc_task_fn)(void *argument, size_t task_index, size_t slot);
+typedef void (*lmc_task_fn_t)(void *argument, size_t task_index, size_t slot);
 typedef struct lmc_executor {
-    void (*run)(const struct lmc_executor *self, size_t n_tasks, lmc_task_fn task, void *argument);
+    void (*run)(const struct lmc_executor *self, size_t n_tasks, lmc_task_fn_t task, void *argument);
     size_t n_slots;
 } lmc_executor_t;
 

@@ -12,9 +12,9 @@ typedef enum lmc_status {
     LMC_ERROR_INTERVAL,          /* not 0 < freq, start + freq <= total <= LMC_TOTAL_MAX */
     LMC_ERROR_CAPACITY,          /* a buffer of the caller is smaller than its _bound function says */
     LMC_ERROR_ARGUMENT           /* any other argument outside its documented range */
-} lmc_status;
+} lmc_status_t;
 
 /* One English phrase without a full stop, never NULL. */
-const char *lmc_status_message(lmc_status status);
+const char *lmc_status_message(lmc_status_t status);
 
 #endif

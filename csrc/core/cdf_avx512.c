@@ -1,7 +1,0 @@
-/* The row kernels for AVX-512 F + BW + DQ + VL: row_kernels.h over vec_avx512.h, nothing of its own. */
-#if defined(__x86_64__)
-#include "vec_avx512.h"
-#include "row_kernels.h"
-
-const lmc_row_kernels_t lmc_row_kernels_avx512[LMC_DTYPE_COUNT] = LMC_ROW_KERNEL_TABLE;
-#endif

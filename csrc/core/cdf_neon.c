@@ -1,7 +1,0 @@
-/* The row kernels for AArch64 Advanced SIMD: row_kernels.h over vec_neon.h, nothing of its own. */
-#if defined(__aarch64__)
-#include "vec_neon.h"
-#include "row_kernels.h"
-
-const lmc_row_kernels_t lmc_row_kernels_neon[LMC_DTYPE_COUNT] = LMC_ROW_KERNEL_TABLE;
-#endif

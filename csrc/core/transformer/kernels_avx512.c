@@ -1,0 +1,79 @@
+/* The matrix product with AVX-512: tiles of 12 rows x 2 panels, or of 24 rows x 1 panel; and the forward
+ * pass's other kernels, compiled for this instruction set. */
+#include "core/transformer/kernels.h"
+
+#if defined(__x86_64__)
+#include "core/base/vec_avx512.h"
+
+#include "core/transformer/product_16bit_avx2.h"
+
+#define LMC_TRANSFORMER_KERNELS lmc_transformer_kernels_avx512
+#define LMC_TILE_ROWS 24
+
+/* n_rows and n_panels are constants at every call, so that the accumulators live in registers: 24 of the 32.
+ */
+LMC_INLINE void tile(const lmc_product_t *p, size_t row, size_t panel, const size_t n_rows,
+                     const size_t n_panels) {
+    const float *weights = (const float *)p->weights + (ptrdiff_t)row * p->row_stride;
+    const float *input = p->input + panel * p->input_stride;
+    float *output = p->output + panel * p->output_stride + row * LMC_LANES;
+    ptrdiff_t row_stride = p->row_stride, k_stride = p->k_stride;
+    __m512 sums[24][2];
+#pragma GCC unroll 24
+    for (size_t r = 0; r < n_rows; r++) {
+#pragma GCC unroll 2
+        for (size_t i = 0; i < n_panels; i++)
+            sums[r][i] = p->resume ? _mm512_loadu_ps(output + i * p->output_stride + r * LMC_LANES)
+                                   : _mm512_setzero_ps();
+    }
+    for (size_t k = 0; k < p->n_k; k++) {
+        __m512 x[2];
+#pragma GCC unroll 2
+        for (size_t i = 0; i < n_panels; i++)
+            x[i] = _mm512_loadu_ps(input + i * p->input_stride);
+#pragma GCC unroll 24
+        for (size_t r = 0; r < n_rows; r++) {
+            __m512 weight = _mm512_set1_ps(weights[(ptrdiff_t)r * row_stride]);
+#pragma GCC unroll 2
+            for (size_t i = 0; i < n_panels; i++)
+                sums[r][i] = _mm512_fmadd_ps(weight, x[i], sums[r][i]);
+        }
+        input += LMC_LANES;
+        weights += k_stride;
+    }
+#pragma GCC unroll 24
+    for (size_t r = 0; r < n_rows; r++) {
+#pragma GCC unroll 2
+        for (size_t i = 0; i < n_panels; i++) {
+            if (p->bias != NULL) sums[r][i] = _mm512_add_ps(sums[r][i], _mm512_set1_ps(p->bias[row + r]));
+            _mm512_storeu_ps(output + i * p->output_stride + r * LMC_LANES, sums[r][i]);
+        }
+    }
+}
+
+static void lmc_product_run(const lmc_product_t *p) {
+    size_t panel = 0;
+    if (lmc_product_few_run(p)) return;
+    for (; panel + 2 <= p->n_panels; panel += 2) {
+        size_t row = 0;
+        for (; row + 12 <= p->n_rows; row += 12)
+            tile(p, row, panel, 12, 2);
+        for (; row + 4 <= p->n_rows; row += 4)
+            tile(p, row, panel, 4, 2);
+        for (; row < p->n_rows; row++)
+            tile(p, row, panel, 1, 2);
+    }
+    if (panel < p->n_panels) {
+        size_t row = 0;
+        for (; row + 24 <= p->n_rows; row += 24)
+            tile(p, row, panel, 24, 1);
+        for (; row + 8 <= p->n_rows; row += 8)
+            tile(p, row, panel, 8, 1);
+        for (; row < p->n_rows; row++)
+            tile(p, row, panel, 1, 1);
+    }
+}
+
+#include "core/transformer/kernel_lanes.h"
+
+#endif

@@ -1,0 +1,21 @@
+/* The one instruction that multiplies 8-bit codes: mma.sync of the PTX manual, which every card that the
+ * project is built for has (sm_80 and later). csrc/check/emulated has the same function for the host. */
+#ifndef LLMCOMP_CUDA_TRANSFORMER_INT8_MMA_H
+#define LLMCOMP_CUDA_TRANSFORMER_INT8_MMA_H
+
+#include <stdint.h>
+
+/* sums += rows * columns, a tile of 16 x 8 over 32 values of k, by all lanes of a warp together. With
+ * g = lane / 4 and t = lane % 4, a word holds 4 values of k from 4 t on:
+ * rows:    row g and row g + 8 for k < 16, then both for k >= 16
+ * columns: column g for k < 16, then for k >= 16
+ * sums:    row g, columns 2 t and 2 t + 1, then row g + 8 */
+__device__ __forceinline__ void mma_int8(int32_t (&sums)[4], const uint32_t (&rows)[4],
+                                         const uint32_t (&columns)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+                 "{%8, %9}, {%0, %1, %2, %3};"
+                 : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+                 : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "r"(columns[0]), "r"(columns[1]));
+}
+
+#endif

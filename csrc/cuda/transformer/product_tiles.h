@@ -1,0 +1,40 @@
+/* What the two matrix products share: how long their tiles are expected to take, and what becomes of a sum.
+ */
+#ifndef LLMCOMP_CUDA_TRANSFORMER_PRODUCT_TILES_H
+#define LLMCOMP_CUDA_TRANSFORMER_PRODUCT_TILES_H
+
+#include "cuda/transformer/launch.h"
+#include "cuda/coding/row_tiles.h"
+
+static __device__ __forceinline__ void store_output(const lmc_cuda_product_t &p, size_t token, size_t row,
+                                                    float sum) {
+    if (token >= p.n_tokens || row >= p.n_rows) return;
+    size_t at = token * p.n_rows + row;
+    if (p.bias != nullptr) sum = lmc_add(sum, p.bias[row]);
+    if (p.with_gelu) sum = lmc_gelu(sum);
+    if (p.addends[0] != nullptr) sum = lmc_add(sum, p.addends[0][at]);
+    if (p.addends[1] != nullptr) sum = lmc_add(sum, p.addends[1][at]);
+    p.output[at] = sum;
+}
+
+static inline cudaError_t count_processors(int *n_processors) {
+    int device;
+    cudaError_t status = cudaGetDevice(&device);
+    if (status == cudaSuccess)
+        status = cudaDeviceGetAttribute(n_processors, cudaDevAttrMultiProcessorCount, device);
+    return status;
+}
+
+template <class TILE> uint64_t count_tiles(const lmc_cuda_product_t &p) {
+    return (uint64_t)((p.n_tokens + TILE::N_TOKENS - 1) / TILE::N_TOKENS) *
+           ((p.n_rows + TILE::N_ROWS - 1) / TILE::N_ROWS);
+}
+
+/* Outputs that a multiprocessor works on one after the other, over the share of its speed that a tile is
+ * expected to reach. The shares are estimates; they choose between ways to the same bits. */
+template <class TILE> double estimate_time(const lmc_cuda_product_t &p, int n_processors, double share) {
+    uint64_t n_rounds = (count_tiles<TILE>(p) + (uint64_t)n_processors - 1) / (uint64_t)n_processors;
+    return (double)(n_rounds * TILE::N_TOKENS * TILE::N_ROWS) / share;
+}
+
+#endif

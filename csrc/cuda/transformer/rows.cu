@@ -1,0 +1,202 @@
+/* The kernels of the exact engine that work on rows one by one: which stream and position a row is, its
+ * embedding, its norm, and what becomes of errors and of decoded tokens. */
+#include "cuda/transformer/launch.h"
+#include "cuda/coding/row_tiles.h"
+
+namespace {
+
+constexpr unsigned ROW_THREADS = 128;
+/* Rows of a norm's block. Their four chains each are what takes the time, and 16 lanes hide it badly: small
+ * blocks, of which many fit a multiprocessor, hide it better. */
+constexpr unsigned NORM_ROWS = 4, NORM_CHAINS = 4, NORM_CHUNK_MAX = 2048;
+
+/* Streams and positions. */
+
+/* One block a stretch: all its threads read the position that the first one then moves on. */
+__global__ void rows_of_pass_kernel(const __grid_constant__ lmc_cuda_transformer_batch_t batch,
+                                    const __grid_constant__ lmc_cuda_transformer_cache_t cache,
+                                    bool keeps_positions, uint32_t n_positions, uint32_t *row_streams,
+                                    uint32_t *row_positions, uint64_t *error) {
+    uint32_t begin = batch.row_begin[blockIdx.x], n_rows = batch.row_begin[blockIdx.x + 1] - begin;
+    uint32_t stream = batch.streams != nullptr ? batch.streams[blockIdx.x] : blockIdx.x, position = 0;
+    bool is_known = stream < cache.n_streams;
+    if (keeps_positions && is_known) position = cache.positions[stream];
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < n_rows; i += ROW_THREADS) {
+        bool fits = is_known && position < n_positions && i < n_positions - position;
+        row_streams[begin + i] = stream;
+        row_positions[begin + i] = fits ? position + i : LMC_NO_POSITION;
+        if (!fits) report_error(error, begin + i, LMC_ERROR_CAPACITY);
+    }
+    if (threadIdx.x == 0 && keeps_positions && is_known && position < n_positions)
+        cache.positions[stream] = position + min(n_rows, n_positions - position);
+}
+
+__global__ void rows_of_step_kernel(const int32_t *tokens, uint32_t n_streams, uint32_t n_embeddings,
+                                    uint32_t *positions, uint32_t n_positions, uint32_t *row_streams,
+                                    uint32_t *row_positions, uint8_t *is_active, uint64_t *error) {
+    uint32_t stream = blockIdx.x * ROW_THREADS + threadIdx.x;
+    if (stream >= n_streams) return;
+    int32_t token = tokens[stream];
+    uint32_t position = positions[stream];
+    bool is_token = (uint32_t)token < n_embeddings, takes_part = is_token && position < n_positions;
+    if (token >= 0 && !is_token) report_error(error, stream, LMC_ERROR_TOKEN);
+    row_streams[stream] = stream;
+    row_positions[stream] = takes_part ? position : LMC_NO_POSITION;
+    is_active[stream] = takes_part;
+    if (takes_part) positions[stream] = position + 1;
+}
+
+/* Embedding: one block a row. */
+
+__global__ void embed_kernel(const void *embedding, lmc_dtype_t dtype, uint32_t n_embeddings,
+                             uint32_t n_features, const int32_t *tokens, float *output, uint64_t *error) {
+    uint32_t row = blockIdx.x, token = (uint32_t)tokens[row];
+    if (token >= n_embeddings) {
+        if (error != nullptr && threadIdx.x == 0) report_error(error, row, LMC_ERROR_TOKEN);
+        token = 0;
+    }
+    const unsigned char *source =
+        (const unsigned char *)embedding + (size_t)token * n_features * lmc_element_bytes(dtype);
+    for (uint32_t i = threadIdx.x; i < n_features; i += ROW_THREADS)
+        output[(size_t)row * n_features + i] = lmc_symbol_load(source, i, dtype);
+}
+
+/* Layer norm. */
+
+/* A chunk of the block's rows in shared memory, floats_apart a row, which puts the chains' reads in different
+ * banks. */
+struct norm_chunk_t {
+    float *values;
+    uint32_t n_features, floats_apart;
+};
+
+__device__ __forceinline__ void load_chunk(const norm_chunk_t &chunk, const lmc_cuda_norm_t &norm,
+                                           uint32_t first_row, uint32_t begin, uint32_t n) {
+    __syncthreads();
+    for (uint32_t row = 0; row < NORM_ROWS && first_row + row < norm.n_rows; row++) {
+        const float *source = norm.input + (size_t)(first_row + row) * norm.n_features + begin;
+        for (uint32_t i = threadIdx.x; i < n; i += ROW_THREADS)
+            chunk.values[row * chunk.floats_apart + i] = source[i];
+    }
+    __syncthreads();
+}
+
+/* Four chains a row, by feature modulo 4, joined as (0 + 1) + (2 + 3): FORMAT.md, section 4.2. Chunks hold a
+ * multiple of 4 features, and a row that fits one is loaded once, by the first of the two sums. */
+template <bool SQUARES>
+__device__ __forceinline__ void sum_features(const norm_chunk_t &chunk, const lmc_cuda_norm_t &norm,
+                                             uint32_t first_row, const float *centres, float *partial,
+                                             float *sums) {
+    uint32_t row = threadIdx.x / NORM_CHAINS, chain = threadIdx.x % NORM_CHAINS;
+    bool has_chain = row < NORM_ROWS && first_row + row < norm.n_rows;
+    float sum = 0.0f, centre = SQUARES && has_chain ? centres[row] : 0.0f;
+    for (uint32_t begin = 0; begin < norm.n_features; begin += chunk.n_features) {
+        uint32_t n = min(norm.n_features - begin, chunk.n_features);
+        if (!SQUARES || norm.n_features > chunk.n_features) load_chunk(chunk, norm, first_row, begin, n);
+        if (!has_chain) continue;
+        const float *values = chunk.values + row * chunk.floats_apart;
+#pragma unroll 8
+        for (uint32_t i = chain; i < n; i += NORM_CHAINS) {
+            float distance = lmc_sub(values[i], centre);
+            sum = SQUARES ? lmc_fma(distance, distance, sum) : lmc_add(sum, values[i]);
+        }
+    }
+    if (has_chain) partial[threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.x < NORM_ROWS) {
+        const float *p = partial + threadIdx.x * NORM_CHAINS;
+        if (first_row + threadIdx.x < norm.n_rows)
+            sums[threadIdx.x] = lmc_add(lmc_add(p[0], p[1]), lmc_add(p[2], p[3]));
+    }
+    __syncthreads();
+}
+
+__device__ __forceinline__ void write_norm(const lmc_cuda_norm_t &norm, size_t row, float mean,
+                                           float factor) {
+    for (uint32_t i = threadIdx.x; i < norm.n_features; i += ROW_THREADS) {
+        size_t at = row * norm.n_features + i;
+        float scaled = lmc_mul(lmc_sub(norm.input[at], mean), factor);
+        norm.outputs[0][at] = lmc_fma(scaled, norm.gains[0][i], norm.biases[0][i]);
+        if (norm.outputs[1] != nullptr)
+            norm.outputs[1][at] = lmc_fma(scaled, norm.gains[1][i], norm.biases[1][i]);
+    }
+}
+
+__global__ void __launch_bounds__(ROW_THREADS)
+    norm_kernel(const __grid_constant__ lmc_cuda_norm_t norm, uint32_t chunk_features) {
+    LMC_DYNAMIC_SHARED(float, norm_memory);
+    __shared__ float partial[NORM_ROWS * NORM_CHAINS], means[NORM_ROWS], factors[NORM_ROWS];
+    norm_chunk_t chunk = {norm_memory, chunk_features, chunk_features + NORM_CHAINS};
+    uint32_t first_row = blockIdx.x * NORM_ROWS, row = threadIdx.x;
+    bool is_row = row < NORM_ROWS && first_row + row < norm.n_rows;
+    float count = (float)norm.n_features;
+    sum_features<false>(chunk, norm, first_row, nullptr, partial, means);
+    if (is_row) means[row] = lmc_div(means[row], count);
+    __syncthreads();
+    sum_features<true>(chunk, norm, first_row, means, partial, factors);
+    if (is_row) factors[row] = lmc_div(1.0f, lmc_sqrt(lmc_add(lmc_div(factors[row], count), norm.epsilon)));
+    __syncthreads();
+    for (uint32_t i = 0; i < NORM_ROWS && first_row + i < norm.n_rows; i++)
+        write_norm(norm, first_row + i, means[i], factors[i]);
+}
+
+/* Errors, decoded tokens. */
+
+__global__ void error_merge_kernel(const uint64_t *found, uint32_t first_row, uint64_t *error) {
+    if (threadIdx.x == 0 && *found != LMC_CUDA_NO_ERROR)
+        report_error(error, (uint32_t)(*found >> 8) + first_row, (lmc_status_t)(*found & 0xFF));
+}
+
+/* One block, so that all tokens are in the log before it counts as longer. */
+__global__ void chain_log_kernel(const __grid_constant__ lmc_cuda_transformer_chain_t chain) {
+    uint32_t step = *chain.n_logged;
+    if (step >= chain.log_steps) return;
+    for (uint32_t i = threadIdx.x; i < chain.n_streams; i += ROW_THREADS)
+        chain.log[(size_t)step * chain.n_streams + i] = chain.tokens[i];
+    __syncthreads();
+    if (threadIdx.x == 0) *chain.n_logged = step + 1;
+}
+
+} // namespace
+
+cudaError_t lmc_cuda_rows_of_pass(const lmc_cuda_transformer_batch_t &batch,
+                                  const lmc_cuda_transformer_cache_t &cache, bool keeps_positions,
+                                  uint32_t n_positions, const lmc_cuda_transformer_work_t &work,
+                                  uint64_t *error, lmc_cuda_stream_t stream) {
+    return launch_blocks(rows_of_pass_kernel, batch.n_stretches, ROW_THREADS, 0, stream, batch, cache,
+                         keeps_positions, n_positions, work.row_streams, work.row_positions, error);
+}
+
+cudaError_t lmc_cuda_rows_of_step(const int32_t *tokens, uint32_t n_streams, uint32_t n_embeddings,
+                                  const lmc_cuda_transformer_cache_t &cache, uint32_t n_positions,
+                                  const lmc_cuda_transformer_work_t &work, uint64_t *error,
+                                  lmc_cuda_stream_t stream) {
+    return launch_blocks(rows_of_step_kernel, (n_streams + ROW_THREADS - 1) / ROW_THREADS, ROW_THREADS, 0,
+                         stream, tokens, n_streams, n_embeddings, cache.positions, n_positions,
+                         work.row_streams, work.row_positions, work.is_active, error);
+}
+
+cudaError_t lmc_cuda_embed(const lmc_transformer_tensor_t &embedding, uint32_t n_embeddings,
+                           uint32_t n_features, const int32_t *tokens, uint32_t n_rows, float *output,
+                           uint64_t *error, lmc_cuda_stream_t stream) {
+    return launch_blocks(embed_kernel, n_rows, ROW_THREADS, 0, stream, embedding.data, embedding.dtype,
+                         n_embeddings, n_features, tokens, output, error);
+}
+
+cudaError_t lmc_cuda_norm(const lmc_cuda_norm_t &norm, lmc_cuda_stream_t stream) {
+    uint32_t in_fours = (norm.n_features + NORM_CHAINS - 1) / NORM_CHAINS * NORM_CHAINS;
+    uint32_t chunk = in_fours < NORM_CHUNK_MAX ? in_fours : NORM_CHUNK_MAX;
+    size_t shared_bytes = NORM_ROWS * (chunk + NORM_CHAINS) * sizeof(float);
+    return launch_blocks(norm_kernel, (norm.n_rows + NORM_ROWS - 1) / NORM_ROWS, ROW_THREADS, shared_bytes,
+                         stream, norm, chunk);
+}
+
+cudaError_t lmc_cuda_error_merge(const uint64_t *found, uint32_t first_row, uint64_t *error,
+                                 lmc_cuda_stream_t stream) {
+    return launch_blocks(error_merge_kernel, 1, LMC_WARP_LANES, 0, stream, found, first_row, error);
+}
+
+cudaError_t lmc_cuda_chain_log(const lmc_cuda_transformer_chain_t &chain, lmc_cuda_stream_t stream) {
+    return launch_blocks(chain_log_kernel, 1, ROW_THREADS, 0, stream, chain);
+}

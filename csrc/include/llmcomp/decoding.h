@@ -1,0 +1,27 @@
+/* Payloads to tokens by the exact engine: steps and decoders in turn, many at a call. */
+#ifndef LLMCOMP_DECODING_H
+#define LLMCOMP_DECODING_H
+
+#include "llmcomp/coder.h"
+#include "llmcomp/transformer.h"
+
+/* Arrays of n_streams, those of the cache. */
+typedef struct lmc_transformer_chain {
+    lmc_decoder_t *decoders;
+    size_t vocab_size;      /* symbols that get probability */
+    const uint8_t *active;  /* NULL: all */
+    int64_t *tokens;        /* what the next step reads: given for the first, then what the last one found */
+    float *logits;          /* [n_streams][n_logits], scratch */
+    lmc_search_t *searches; /* scratch, one a slot of the executor */
+} lmc_transformer_chain_t;
+
+/* n_steps times: one token into every active stream, and the next one out of its decoder, int32
+ * [n_steps][n_streams] in found, -1 where not active. Errors are those of lmc_transformer_step and
+ * lmc_decode_step, *error_row the stream; the chain is of no use after one. The workspace is that of a step.
+ */
+lmc_status_t lmc_transformer_decode(const lmc_context_t *context, const lmc_transformer_model_t *model,
+                                    lmc_transformer_cache_t *cache, const lmc_transformer_chain_t *chain,
+                                    size_t n_steps, int32_t *found, void *workspace, size_t workspace_bytes,
+                                    size_t *error_row);
+
+#endif

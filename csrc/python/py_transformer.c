@@ -1,0 +1,471 @@
+/* The exact engine for Python: TransformerModel. Checks the arguments, owns the memory, releases the GIL.
+ * TransformerSession is in py_transformer_session.c; llmcomp/models/engines/exact.py reads the files and has
+ * the public documentation. */
+#include "python/transformer_objects.h"
+#include "python/transformer_config.h"
+
+#include <string.h>
+
+/* A pass over more sequences than fit this workspace runs a few sequences at a time; Ctrl-C is heard in
+ * between. */
+#define PASS_WORKSPACE_BYTES ((size_t)32 << 20)
+
+/* Weights. */
+
+#define N_GLOBAL_TENSORS 4
+#define N_LAYER_TENSORS 12
+
+static int dtype_of(PyArrayObject *array) {
+    switch (PyArray_TYPE(array)) {
+    case NPY_FLOAT32:
+        return LMC_FLOAT32;
+    case NPY_FLOAT16:
+        return LMC_FLOAT16;
+    case NPY_UINT16:
+        return LMC_BFLOAT16;
+    default:
+        return -1;
+    }
+}
+
+static int take_tensor(PyObject *error, PyObject *object, Py_ssize_t index, size_t n_elements,
+                       lmc_transformer_tensor_t *tensor) {
+    *tensor = (lmc_transformer_tensor_t){.dtype = LMC_FLOAT32};
+    if (object == Py_None) return 0;
+    int dtype = PyArray_Check(object) ? dtype_of((PyArrayObject *)object) : -1;
+    if (dtype < 0) {
+        PyErr_Format(error, "tensor %zd is no array of float32, float16 or uint16 (bfloat16)", index);
+        return -1;
+    }
+    PyArrayObject *array = (PyArrayObject *)object;
+    if ((size_t)PyArray_SIZE(array) != n_elements || !PyArray_ISCARRAY_RO(array)) {
+        PyErr_Format(
+            error, "tensor %zd has %zd elements; expected %zu, contiguous, aligned and in native byte order",
+            index, (Py_ssize_t)PyArray_SIZE(array), n_elements);
+        return -1;
+    }
+    tensor->data = PyArray_DATA(array);
+    tensor->dtype = (lmc_dtype_t)dtype;
+    return 0;
+}
+
+static int take_layer(PyObject *error, const lmc_transformer_config_t *config, PyObject *arrays,
+                      Py_ssize_t first, lmc_transformer_layer_t *layer) {
+    size_t d = config->hidden, m = config->intermediate;
+    lmc_transformer_tensor_t *tensors[N_LAYER_TENSORS] = {
+        &layer->attention_norm_gain, &layer->attention_norm_bias, &layer->mlp_norm_gain,
+        &layer->mlp_norm_bias,       &layer->qkv_weight,          &layer->qkv_bias,
+        &layer->dense_weight,        &layer->dense_bias,          &layer->mlp_in_weight,
+        &layer->mlp_in_bias,         &layer->mlp_out_weight,      &layer->mlp_out_bias};
+    size_t sizes[N_LAYER_TENSORS] = {d, d, d, d, 3 * d * d, 3 * d, d * d, d, m * d, m, d * m, d};
+    for (Py_ssize_t i = 0; i < N_LAYER_TENSORS; i++) {
+        PyObject *object = PyTuple_GET_ITEM(arrays, first + i);
+        if (take_tensor(error, object, first + i, sizes[i], tensors[i]) < 0) return -1;
+    }
+    return 0;
+}
+
+static int take_weights(PyObject *error, const lmc_transformer_config_t *config, PyObject *arrays,
+                        lmc_transformer_layer_t *layers, lmc_transformer_weights_t *weights) {
+    size_t expected = N_GLOBAL_TENSORS + N_LAYER_TENSORS * config->n_layers;
+    if ((size_t)PyTuple_GET_SIZE(arrays) != expected) {
+        PyErr_Format(error, "%zd tensors; expected %zu", PyTuple_GET_SIZE(arrays), expected);
+        return -1;
+    }
+    lmc_transformer_tensor_t *tensors[N_GLOBAL_TENSORS] = {&weights->embedding, &weights->final_gain,
+                                                           &weights->final_bias, &weights->head};
+    size_t sizes[N_GLOBAL_TENSORS] = {config->n_embeddings * config->hidden, config->hidden, config->hidden,
+                                      config->n_logits * config->hidden};
+    for (Py_ssize_t i = 0; i < N_GLOBAL_TENSORS; i++) {
+        if (take_tensor(error, PyTuple_GET_ITEM(arrays, i), i, sizes[i], tensors[i]) < 0) return -1;
+    }
+    for (size_t i = 0; i < config->n_layers; i++) {
+        Py_ssize_t first = (Py_ssize_t)(N_GLOBAL_TENSORS + N_LAYER_TENSORS * i);
+        if (take_layer(error, config, arrays, first, &layers[i]) < 0) return -1;
+    }
+    weights->layers = layers;
+    return 0;
+}
+
+/* TransformerModel. */
+
+static int parse_config(PyObject *arguments, PyObject *keywords, lmc_transformer_config_t *config,
+                        PyObject **arrays) {
+    static char *names[] = {
+        "n_layers",       "n_heads",     "hidden",      "intermediate",       "n_embeddings",      "n_logits",
+        "context_length", "rotary_dims", "rotary_base", "layer_norm_epsilon", "parallel_residual", "tensors",
+        "int8",           NULL};
+    Py_ssize_t sizes[LMC_PY_CONFIG_SIZES];
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "nnnnnnnndfpO!|p", names, &sizes[0], &sizes[1],
+                                     &sizes[2], &sizes[3], &sizes[4], &sizes[5], &sizes[6], &sizes[7],
+                                     &config->rotary_base, &config->layer_norm_epsilon,
+                                     &config->parallel_residual, &PyTuple_Type, arrays, &config->int8))
+        return -1;
+    lmc_py_config_set_sizes(config, sizes);
+    return 0;
+}
+
+static int raise_status(PyObject *error, lmc_status_t status) {
+    if (status == LMC_OK) return 0;
+    PyErr_Format(error, "the tensors of the model: %s", lmc_status_message(status));
+    return -1;
+}
+
+/* Codes take the place of the matrices among the weights; of the arrays only the embedding's is read from
+ * then on.
+ */
+static int quantise(PyObject *error, const lmc_context_t *context, transformer_model_object_t *self,
+                    const lmc_transformer_config_t *config, lmc_transformer_weights_t *weights) {
+    size_t codes_bytes = lmc_int8_weights_bound(config);
+    lmc_transformer_weights_t given = *weights;
+    self->codes = PyMem_RawMalloc(codes_bytes);
+    if (self->codes == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    lmc_status_t status;
+    Py_BEGIN_ALLOW_THREADS status =
+        lmc_int8_weights_quantise(context, config, &given, self->codes, codes_bytes, self->layers, weights);
+    Py_END_ALLOW_THREADS return raise_status(error, status);
+}
+
+static int model_fill(PyObject *error, transformer_model_object_t *self,
+                      const lmc_transformer_config_t *config, PyObject *arrays) {
+    lmc_transformer_weights_t weights;
+    size_t tables_bytes = lmc_transformer_tables_bound(config);
+    self->layers = PyMem_RawCalloc(config->n_layers, sizeof *self->layers);
+    self->tables = PyMem_RawMalloc(tables_bytes);
+    if (self->layers == NULL || self->tables == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    if (take_weights(error, config, arrays, self->layers, &weights) < 0) return -1;
+    lmc_executor_t executor;
+    lmc_context_t context = lmc_py_context(&executor);
+    if (config->int8 && quantise(error, &context, self, config, &weights) < 0) return -1;
+    self->arrays = config->int8 ? PyTuple_GET_ITEM(arrays, 0) : arrays;
+    Py_INCREF(self->arrays);
+    lmc_status_t status;
+    Py_BEGIN_ALLOW_THREADS status =
+        lmc_transformer_model_init(&context, config, &weights, self->tables, tables_bytes, &self->model);
+    Py_END_ALLOW_THREADS return raise_status(error, status);
+}
+
+static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    lmc_module_state_t *state = lmc_py_state_of_type(type);
+    lmc_transformer_config_t config = {0};
+    PyObject *arrays;
+    if (state == NULL || parse_config(arguments, keywords, &config, &arrays) < 0) return NULL;
+    if (lmc_transformer_config_check(&config) != LMC_OK) {
+        PyErr_SetString(state->error, "the sizes of the model do not fit together or are out of range");
+        return NULL;
+    }
+    transformer_model_object_t *self = (transformer_model_object_t *)type->tp_alloc(type, 0);
+    if (self == NULL) return NULL;
+    if (model_fill(state->error, self, &config, arrays) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static void model_dealloc(PyObject *object) {
+    transformer_model_object_t *self = (transformer_model_object_t *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    PyMem_RawFree(self->layers);
+    PyMem_RawFree(self->tables);
+    PyMem_RawFree(self->codes);
+    Py_XDECREF(self->arrays);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+/* A pass. */
+
+/* int64 [B, T] with T within the context; a new reference. */
+static PyArrayObject *parse_token_rows(PyObject *error, const lmc_transformer_config_t *config,
+                                       PyObject *object, const char *name) {
+    PyArrayObject *array = (PyArrayObject *)PyArray_FROM_O(object);
+    if (array == NULL) return NULL;
+    if (PyArray_NDIM(array) != 2) {
+        PyErr_Format(error, "%s have %d dimensions; expected 2, [sequences, positions]", name,
+                     PyArray_NDIM(array));
+        Py_DECREF(array);
+        return NULL;
+    }
+    npy_intp shape[2] = {PyArray_DIM(array, 0), PyArray_DIM(array, 1)};
+    if ((size_t)shape[1] > config->context_length) {
+        PyErr_Format(error, "%zd tokens a sequence; the context of the model holds %zu", (Py_ssize_t)shape[1],
+                     config->context_length);
+        Py_DECREF(array);
+        return NULL;
+    }
+    PyArrayObject *integers = lmc_py_integers_parse(error, (PyObject *)array, name, 2, shape);
+    Py_DECREF(array);
+    return integers;
+}
+
+/* size_t [B] on the heap, or NULL without an exception for None. */
+static int parse_lengths(PyObject *error, PyObject *object, npy_intp n_sequences, npy_intp n_tokens,
+                         size_t **lengths) {
+    *lengths = NULL;
+    if (object == NULL || object == Py_None) return 0;
+    PyArrayObject *array = lmc_py_integers_parse(error, object, "lengths", 1, &n_sequences);
+    if (array == NULL) return -1;
+    const int64_t *values = (const int64_t *)PyArray_DATA(array);
+    *lengths = PyMem_RawMalloc((size_t)(n_sequences + 1) * sizeof **lengths);
+    if (*lengths == NULL) PyErr_NoMemory();
+    for (npy_intp i = 0; *lengths != NULL && i < n_sequences; i++) {
+        (*lengths)[i] = (size_t)values[i];
+        if (values[i] >= 0 && values[i] <= n_tokens) continue;
+        PyErr_Format(error, "sequence %zd has length %lld; expected 0 to %zd", (Py_ssize_t)i,
+                     (long long)values[i], (Py_ssize_t)n_tokens);
+        PyMem_RawFree(*lengths);
+        *lengths = NULL;
+    }
+    Py_DECREF(array);
+    return *lengths == NULL ? -1 : 0;
+}
+
+/* Sequences a wave: as few waves as the workspace allows, of about the same size. */
+static size_t sequences_per_wave(const lmc_transformer_config_t *config, size_t n_sequences, size_t n_tokens,
+                                 size_t n_slots, int has_targets) {
+    size_t one = lmc_transformer_pass_bound(config, 1, n_tokens, n_slots, has_targets);
+    size_t two = lmc_transformer_pass_bound(config, 2, n_tokens, n_slots, has_targets);
+    size_t most = 1 + PASS_WORKSPACE_BYTES / (two - one > 0 ? two - one : 1);
+    size_t n_waves = (n_sequences + most - 1) / most;
+    return n_waves <= 1 ? n_sequences : (n_sequences + n_waves - 1) / n_waves;
+}
+
+static void raise_pass_error(PyObject *error, lmc_status_t status, const lmc_transformer_batch_t *batch,
+                             const lmc_transformer_sink_t *sink, size_t n_embeddings, size_t row) {
+    size_t sequence = row / batch->row_stride, position = row % batch->row_stride;
+    if (status != LMC_ERROR_TOKEN) {
+        PyErr_Format(error, "sequence %zu, position %zu: %s", sequence, position, lmc_status_message(status));
+        return;
+    }
+    int is_input = batch->tokens[row] < 0 || (uint64_t)batch->tokens[row] >= n_embeddings;
+    long long token = (long long)(is_input ? batch->tokens[row] : sink->targets[row]);
+    PyErr_Format(error, "sequence %zu, position %zu: %s %lld is outside the vocabulary; expected 0 to %zu",
+                 sequence, position, is_input ? "token" : "target", token,
+                 (is_input ? n_embeddings : sink->vocab_size) - 1);
+}
+
+static lmc_status_t run_wave(const lmc_context_t *context, const lmc_transformer_model_t *model,
+                             const lmc_transformer_batch_t *all, const lmc_transformer_sink_t *sink,
+                             size_t first, size_t n_sequences, void *workspace, size_t workspace_bytes,
+                             size_t *error_row) {
+    size_t rows = first * all->row_stride;
+    lmc_transformer_batch_t batch = *all;
+    lmc_transformer_sink_t part = {.vocab_size = sink->vocab_size};
+    batch.tokens += rows;
+    batch.n_sequences = n_sequences;
+    if (all->lengths != NULL) batch.lengths += first;
+    if (sink->targets != NULL) part.targets = sink->targets + rows;
+    if (sink->logits != NULL) {
+        part.logits = sink->logits + rows * model->config.n_logits;
+    } else if (sink->log2_probabilities != NULL) {
+        part.log2_probabilities = sink->log2_probabilities + rows;
+    } else {
+        part.start = sink->start + rows;
+        part.freq = sink->freq + rows;
+        part.total = sink->total + rows;
+    }
+    lmc_status_t status =
+        lmc_transformer_pass(context, model, &batch, &part, workspace, workspace_bytes, error_row);
+    *error_row += rows;
+    return status;
+}
+
+static int run_pass(PyObject *error, transformer_model_object_t *self, const lmc_transformer_batch_t *batch,
+                    const lmc_transformer_sink_t *sink) {
+    lmc_executor_t executor;
+    lmc_context_t context = lmc_py_context(&executor);
+    const lmc_transformer_config_t *config = &self->model.config;
+    if (batch->n_sequences == 0 || batch->n_tokens == 0) return 0;
+    int has_targets = sink->logits == NULL;
+    size_t per_wave =
+        sequences_per_wave(config, batch->n_sequences, batch->n_tokens, executor.n_slots, has_targets);
+    size_t workspace_bytes =
+        lmc_transformer_pass_bound(config, per_wave, batch->n_tokens, executor.n_slots, has_targets);
+    void *workspace = PyMem_RawMalloc(workspace_bytes);
+    if (workspace == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    lmc_status_t status = LMC_OK;
+    size_t error_row = 0;
+    int interrupted = 0;
+    for (size_t first = 0; first < batch->n_sequences && status == LMC_OK && !interrupted;
+         first += per_wave) {
+        size_t left = batch->n_sequences - first;
+        Py_BEGIN_ALLOW_THREADS status =
+            run_wave(&context, &self->model, batch, sink, first, left < per_wave ? left : per_wave, workspace,
+                     workspace_bytes, &error_row);
+        Py_END_ALLOW_THREADS interrupted = PyErr_CheckSignals() < 0;
+    }
+    PyMem_RawFree(workspace);
+    if (interrupted) return -1;
+    if (status == LMC_OK) return 0;
+    raise_pass_error(error, status, batch, sink, config->n_embeddings, error_row);
+    return -1;
+}
+
+static lmc_transformer_batch_t batch_of(PyArrayObject *tokens, const size_t *lengths) {
+    return (lmc_transformer_batch_t){.tokens = (const int64_t *)PyArray_DATA(tokens),
+                                     .lengths = lengths,
+                                     .n_sequences = (size_t)PyArray_DIM(tokens, 0),
+                                     .n_tokens = (size_t)PyArray_DIM(tokens, 1),
+                                     .row_stride = (size_t)PyArray_DIM(tokens, 1)};
+}
+
+static PyObject *model_logits(PyObject *object, PyObject *arguments, PyObject *keywords) {
+    static char *names[] = {"tokens", "lengths", NULL};
+    transformer_model_object_t *self = (transformer_model_object_t *)object;
+    lmc_module_state_t *state = lmc_py_state_of_type(Py_TYPE(object));
+    PyObject *tokens_object, *lengths_object = NULL, *logits = NULL;
+    size_t *lengths = NULL;
+    if (state == NULL) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O", names, &tokens_object, &lengths_object))
+        return NULL;
+    PyArrayObject *tokens = parse_token_rows(state->error, &self->model.config, tokens_object, "tokens");
+    if (tokens == NULL) return NULL;
+    npy_intp shape[3] = {PyArray_DIM(tokens, 0), PyArray_DIM(tokens, 1),
+                         (npy_intp)self->model.config.n_logits};
+    if (parse_lengths(state->error, lengths_object, shape[0], shape[1], &lengths) == 0)
+        logits = lengths == NULL ? PyArray_EMPTY(3, shape, NPY_FLOAT32, 0)
+                                 : PyArray_ZEROS(3, shape, NPY_FLOAT32, 0);
+    if (logits != NULL) {
+        lmc_transformer_batch_t batch = batch_of(tokens, lengths);
+        lmc_transformer_sink_t sink = {.logits = (float *)PyArray_DATA((PyArrayObject *)logits)};
+        if (run_pass(state->error, self, &batch, &sink) < 0) Py_CLEAR(logits);
+    }
+    PyMem_RawFree(lengths);
+    Py_DECREF(tokens);
+    return logits;
+}
+
+/* What a pass makes of targets; a new reference. */
+typedef PyObject *(*pass_fn)(PyObject *error, transformer_model_object_t *self, PyArrayObject *tokens,
+                             PyArrayObject *targets, const size_t *lengths, size_t vocab_size);
+
+static PyObject *pass_log2_probabilities(PyObject *error, transformer_model_object_t *self,
+                                         PyArrayObject *tokens, PyArrayObject *targets, const size_t *lengths,
+                                         size_t vocab_size) {
+    PyObject *found = PyArray_ZEROS(2, PyArray_DIMS(tokens), NPY_FLOAT64, 0);
+    if (found == NULL) return NULL;
+    lmc_transformer_batch_t batch = batch_of(tokens, lengths);
+    lmc_transformer_sink_t sink = {.targets = (const int64_t *)PyArray_DATA(targets),
+                                   .log2_probabilities = (double *)PyArray_DATA((PyArrayObject *)found),
+                                   .vocab_size = vocab_size};
+    if (run_pass(error, self, &batch, &sink) < 0) Py_CLEAR(found);
+    return found;
+}
+
+static PyObject *pass_intervals(PyObject *error, transformer_model_object_t *self, PyArrayObject *tokens,
+                                PyArrayObject *targets, const size_t *lengths, size_t vocab_size) {
+    npy_intp *shape = PyArray_DIMS(tokens);
+    PyObject *start = PyArray_ZEROS(2, shape, NPY_UINT64, 0);
+    PyObject *freq = PyArray_ZEROS(2, shape, NPY_UINT64, 0);
+    PyObject *total = PyArray_ZEROS(2, shape, NPY_UINT64, 0), *result = NULL;
+    if (start != NULL && freq != NULL && total != NULL) {
+        lmc_transformer_batch_t batch = batch_of(tokens, lengths);
+        lmc_transformer_sink_t sink = {.targets = (const int64_t *)PyArray_DATA(targets),
+                                       .start = (uint64_t *)PyArray_DATA((PyArrayObject *)start),
+                                       .freq = (uint64_t *)PyArray_DATA((PyArrayObject *)freq),
+                                       .total = (uint64_t *)PyArray_DATA((PyArrayObject *)total),
+                                       .vocab_size = vocab_size};
+        if (run_pass(error, self, &batch, &sink) == 0) result = PyTuple_Pack(3, start, freq, total);
+    }
+    Py_XDECREF(start);
+    Py_XDECREF(freq);
+    Py_XDECREF(total);
+    return result;
+}
+
+static PyObject *run_with_targets(PyObject *object, PyObject *arguments, PyObject *keywords, pass_fn pass) {
+    static char *names[] = {"tokens", "targets", "lengths", "vocab_size", NULL};
+    transformer_model_object_t *self = (transformer_model_object_t *)object;
+    lmc_module_state_t *state = lmc_py_state_of_type(Py_TYPE(object));
+    PyObject *tokens_object, *targets_object, *lengths_object = NULL, *vocab_object = NULL, *result = NULL;
+    size_t *lengths = NULL, vocab_size, n_logits = self->model.config.n_logits;
+    if (state == NULL) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO|OO", names, &tokens_object, &targets_object,
+                                     &lengths_object, &vocab_object))
+        return NULL;
+    if (lmc_py_vocab_size_parse(state->error, vocab_object, &vocab_size) < 0) return NULL;
+    if (vocab_size > n_logits)
+        return PyErr_Format(state->error, "vocab_size is %zu; the model has %zu logits", vocab_size,
+                            n_logits);
+    PyArrayObject *tokens = parse_token_rows(state->error, &self->model.config, tokens_object, "tokens");
+    if (tokens == NULL) return NULL;
+    PyArrayObject *targets =
+        lmc_py_integers_parse(state->error, targets_object, "targets", 2, PyArray_DIMS(tokens));
+    if (targets != NULL && parse_lengths(state->error, lengths_object, PyArray_DIM(tokens, 0),
+                                         PyArray_DIM(tokens, 1), &lengths) == 0)
+        result = pass(state->error, self, tokens, targets, lengths, vocab_size == 0 ? n_logits : vocab_size);
+    PyMem_RawFree(lengths);
+    Py_XDECREF(targets);
+    Py_DECREF(tokens);
+    return result;
+}
+
+static PyObject *model_intervals(PyObject *object, PyObject *arguments, PyObject *keywords) {
+    return run_with_targets(object, arguments, keywords, pass_intervals);
+}
+
+static PyObject *model_log2_probabilities(PyObject *object, PyObject *arguments, PyObject *keywords) {
+    return run_with_targets(object, arguments, keywords, pass_log2_probabilities);
+}
+
+/* The type. */
+
+PyDoc_STRVAR(
+    model_doc,
+    "TransformerModel(n_layers, n_heads, hidden, intermediate, n_embeddings, n_logits, context_length, "
+    "rotary_dims, rotary_base, layer_norm_epsilon, parallel_residual, tensors, int8=False)\n--\n\n"
+    "A GPT-NeoX model over arrays that stay where they are: tensors is a tuple of the embedding, the "
+    "final norm's gain and bias, the head, then 12 a layer in the order of llmcomp/transformer.h. With int8 "
+    "the matrices "
+    "are 8-bit codes, made here.");
+PyDoc_STRVAR(logits_doc, "logits($self, tokens, lengths=None)\n--\n\n"
+                         "int [B, T] -> float32 [B, T, n_logits]; rows from lengths[b] on are zeros.");
+PyDoc_STRVAR(intervals_doc, "intervals($self, tokens, targets, lengths=None, vocab_size=None)\n--\n\n"
+                            "int [B, T] twice -> (start, freq, total), uint64 [B, T] each.");
+PyDoc_STRVAR(log2_probabilities_doc,
+             "log2_probabilities($self, tokens, targets, lengths=None, vocab_size=None)\n--\n\n"
+             "int [B, T] twice -> log2 of the softmax at the targets, float64 [B, T].");
+PyDoc_STRVAR(session_of_doc, "session($self, n_streams, n_tokens, /)\n--\n\n"
+                             "A cache for n_streams streams of up to n_tokens tokens.");
+
+static PyMethodDef model_methods[] = {
+    {"logits", (PyCFunction)(void (*)(void))model_logits, METH_VARARGS | METH_KEYWORDS, logits_doc},
+    {"intervals", (PyCFunction)(void (*)(void))model_intervals, METH_VARARGS | METH_KEYWORDS, intervals_doc},
+    {"log2_probabilities", (PyCFunction)(void (*)(void))model_log2_probabilities,
+     METH_VARARGS | METH_KEYWORDS, log2_probabilities_doc},
+    {"session", lmc_py_model_session, METH_VARARGS, session_of_doc},
+    {NULL, NULL, 0, NULL},
+};
+static PyType_Slot model_slots[] = {
+    {Py_tp_doc, (void *)model_doc},
+    {Py_tp_new, model_new},
+    {Py_tp_dealloc, model_dealloc},
+    {Py_tp_methods, model_methods},
+    {0, NULL},
+};
+static PyType_Spec model_spec = {
+    .name = "llmcomp._core.TransformerModel",
+    .basicsize = sizeof(transformer_model_object_t),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = model_slots,
+};
+
+int lmc_py_add_transformer(PyObject *module) {
+    lmc_module_state_t *state = PyModule_GetState(module);
+    state->transformer_model_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &model_spec, NULL);
+    state->transformer_session_type =
+        (PyTypeObject *)PyType_FromModuleAndSpec(module, &lmc_py_session_spec, NULL);
+    if (state->transformer_model_type == NULL || state->transformer_session_type == NULL) return -1;
+    if (PyModule_AddType(module, state->transformer_model_type) < 0) return -1;
+    return PyModule_AddType(module, state->transformer_session_type);
+}

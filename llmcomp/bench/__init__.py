@@ -1,0 +1,1 @@
+"""`llmcomp bench`: what this machine does, beside a peer in the same run."""

@@ -1,0 +1,425 @@
+"""The commands of `llmcomp`: parsed arguments in, calls out, results printed. No logic: what a command does is in the
+module that it calls, imported when the command runs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmcomp.errors import Error
+
+DEFAULT_MODEL = "pico-595k"
+
+
+def demo(args: argparse.Namespace) -> int:
+    from llmcomp.experiment.demo import N_CHUNKS, run_demo
+
+    demo = run_demo(args.out, args.chunks or N_CHUNKS, progress=not args.quiet)
+    if args.json:
+        files = [str(path) for path in demo.figures]
+        tables = {"cells": _records(demo.cells), "baselines": _records(demo.baselines)}
+        _print_json({**tables, "laws": demo.laws.to_dict(), "figures": files})
+        return 1 if demo.failed else 0
+    columns = ["model", "params", "step", "modality", "chunks", "bytes_in", "coded_bytes", "ratio"]
+    print(demo.cells[columns].to_string(index=False, float_format="%.4f"))
+    print(
+        demo.baselines.pivot(index="model", columns="modality", values="ratio").to_string(
+            na_rep="", float_format="%.4f"
+        )
+    )
+    print(f"\n{demo.summary}\n\n{demo.laws}\n\nFigures:", *demo.figures, sep="\n")
+    return _told_failures(demo.failed)
+
+
+def score(args: argparse.Namespace) -> int:
+    from llmcomp.data.datasets import load_dataset
+    from llmcomp.results import cells, write_rows
+    from llmcomp.scoring.score import score
+
+    data = load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, progress=not args.quiet)
+    model, protocol = _model(args.model, args), args.protocol or "lossless"
+    options = {"verify": args.verify, "max_memory": args.max_memory, "progress": not args.quiet}
+    rows = score(data, model, protocol, args.mapping, **options)  # type: ignore[arg-type]
+    if args.out:
+        write_rows(args.out, rows)
+    columns = ["model", "step", "dataset", "protocol", "mapping", "chunks", "bytes_in", "covered", "ratio", "stderr"]
+    _print_table(cells(rows)[columns], args)
+    return 0
+
+
+def sweep(args: argparse.Namespace) -> int:
+    from llmcomp.experiment.sweep import sweep
+    from llmcomp.results import cells
+
+    with contextlib.ExitStack() as stack:
+        rows = sweep(
+            args.model or args.suite or "pico",
+            args.step,
+            args.dataset,
+            args.out,
+            _executor(args, stack),
+            protocol=args.protocol,
+            mapping=args.mapping,
+            n_chunks=args.chunks,
+            chunk_bytes=args.chunk_bytes,
+            seed=args.seed,
+            engine=args.engine,
+            device=args.device,
+            dtype=args.dtype,
+            attention=args.attention,
+            verify=args.verify,
+            max_memory=args.max_memory,
+            baselines=args.baselines,
+            progress=not args.quiet,
+            dry_run=args.dry_run,
+        )
+    if args.dry_run:
+        if args.json:
+            _print_json(_records(rows))
+        return 0
+    columns = [
+        "model",
+        "params",
+        "step",
+        "dataset",
+        "protocol",
+        "mapping",
+        "unit",
+        "chunks",
+        "bytes_in",
+        "ratio",
+        "stderr",
+    ]
+    if len(rows):
+        _print_table(cells(rows)[columns], args)
+    return _told_failures(rows.attrs["failed"])
+
+
+def _executor(args: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
+    if args.ray or not args.workers:
+        return "ray" if args.ray else None
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    context = multiprocessing.get_context("spawn")
+    return stack.enter_context(ProcessPoolExecutor(args.workers, mp_context=context))
+
+
+def fit(args: argparse.Namespace) -> int:
+    from llmcomp.law.fit import fit_scaling_law
+
+    laws = fit_scaling_law(_results(args), form=args.form)
+    if args.json:
+        _print_json(laws.to_dict())
+    else:
+        print(laws.to_latex() if args.latex else laws)
+    return 0
+
+
+def plot(args: argparse.Namespace) -> int:
+    from llmcomp.law.figures import plot_all
+
+    out = args.out or ("figures" if args.published else Path(args.folder) / "figures")
+    paths = [str(path) for path in plot_all(_results(args), out, formats=args.format or ("png", "pdf"))]
+    if args.json:
+        _print_json(paths)
+    else:
+        print(*paths, sep="\n")
+    return 0
+
+
+def _results(args: argparse.Namespace) -> Any:
+    from llmcomp.results import published, read_rows
+
+    return published(baseline=args.command is plot) if args.published else read_rows(args.folder)
+
+
+def compress(args: argparse.Namespace) -> int:
+    from llmcomp.codec.files import Skipped
+
+    if args.output and len(args.file) > 1:
+        raise Error(f"-o names one file, but there are {len(args.file)} files to read")
+    if args.list:
+        return _list(args)
+    decompress = args.decompress or args.test or args.salvage
+    has_data_on_stdout = args.stdout or args.output == "-" or (args.output is None and "-" in args.file)
+    if args.json and has_data_on_stdout and not args.test:
+        raise Error("--json and the data cannot both be on standard output: name a file with -o")
+    if not decompress and args.stdout and len(args.file) > 1:
+        raise Error(
+            f"{len(args.file)} archives on one standard output could not be told apart: compress one file at once"
+        )
+    name = args.model or (None if decompress else DEFAULT_MODEL)
+    model = None if name is None else _model(name, args)
+    status, reports = 0, []
+    for file in args.file:
+        try:
+            reports.append(_convert(file, model, decompress, args))
+        except Skipped as error:
+            status = status or complain(error, 2)
+        except Error as error:
+            # gzip goes on with the next file, too.
+            if args.debug:
+                raise
+            status = complain(_naming(file, error), 1)
+    if args.json:
+        _print_json([report._asdict() for report in reports])
+    return status
+
+
+def _naming(file: str, error: Error) -> str:
+    text = str(error)
+    return text if text.startswith((f"{file}:", f"{file} ", f"{file}.llmc")) else f"{file}: {text}"
+
+
+def _convert(file: str, model: Any, decompress: bool, args: argparse.Namespace) -> Any:
+    """One file; gzip's rule: the input goes when the output stands, unless it is to be kept or has another name."""
+    from llmcomp.codec import files
+
+    output = "-" if args.stdout else args.output
+    # Of a model that the archive names; any other was loaded there.
+    options: dict[str, Any] = {"progress": not args.quiet, "device": args.device if model is None else None}
+    if args.test:
+        return files.test_file(file, model, **options)
+    options |= {"output": output, "force": args.force}
+    if args.salvage:
+        report, summary = files.salvage_file(file, model, **options)
+        for first, end in summary.lost:
+            print(f"llmcomp: {file}: bytes {first} to {end or 'the end'} are lost", file=sys.stderr)
+        return report
+    options["keep"] = args.keep or output is not None
+    if decompress:
+        return files.decompress_file(file, model, **options)
+    coding = {"mapping": args.mapping, "overlap": args.overlap}
+    if args.segment_bytes:
+        coding["segment_bytes"] = args.segment_bytes
+    return files.compress_file(file, model, **options, **coding)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from llmcomp.codec.archive import listing
+
+    found, status = _read_archives(args.file)
+    if args.json:
+        _print_json([{"file": file, **vars(about), "ratio": about.ratio} for file, about in found])
+    else:
+        print(listing(found))
+    return status
+
+
+def info(args: argparse.Namespace) -> int:
+    if not args.file:
+        return _installation(args)
+    archives, status = _read_archives(args.file)
+    found = [
+        {"file": file, **vars(about), "ratio": about.ratio, "model_is": about.how_to_get} for file, about in archives
+    ]
+    if args.json:
+        _print_json(found)
+    for archive in () if args.json else found:
+        _print_pairs(archive.items())
+    return status
+
+
+def _read_archives(files: Sequence[str]) -> tuple[list[tuple[str, Any]], int]:
+    """What archives say of themselves. A file that is none is told of, and the rest goes on."""
+    from llmcomp.codec.archive import info
+
+    found, status = [], 0
+    for file in files:
+        try:
+            if file == "-" and sys.stdin is None:
+                raise Error("standard input is closed")
+            found.append((file, info(file if file != "-" else sys.stdin.buffer)))
+        except Error as error:
+            status = complain(_naming(file, error), 1)
+    return found, status
+
+
+def _installation(args: argparse.Namespace) -> int:
+    import importlib.util
+
+    from huggingface_hub import constants
+
+    from llmcomp import coding
+    from llmcomp.coding import cuda
+    from llmcomp.data import download
+
+    have = {name: importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "ray")}
+    facts = {
+        "version": version(),
+        "backends": " ".join(coding.backends()),
+        "backend": coding.backend_in_use(),
+        "threads": coding.threads_in_use(),
+        "torch engine": "yes" if have["torch"] and have["transformers"] else "no: pip install llmcomp[torch]",
+        **{f"CUDA {key}": value for key, value in cuda.cuda_info().items()},
+        "ray": "yes" if have["ray"] else "no: pip install llmcomp[ray]",
+        "data folder": str(download.cache_folder()),
+        "model folder": constants.HF_HUB_CACHE,
+    }
+    if args.json:
+        _print_json(facts)
+    else:
+        _print_pairs(facts.items())
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    if args.what == "sweep":
+        from llmcomp.bench.sweep import run_sweep_benchmark
+
+        scale = {"n_chunks": args.chunks, "n_sizes": args.sizes, "n_checkpoints": args.checkpoints}
+        options = {"device": args.device, "dtype": args.dtype, "attention": args.attention}
+        options |= {"max_memory": args.max_memory, "clock": args.clock}
+        found = run_sweep_benchmark(args.suite, args.engine, **scale, **options, progress=not args.quiet)
+        if args.json:
+            _print_json(found.to_dict())
+        else:
+            print(found)
+        return 0
+    if args.what == "precision":
+        return _bench_precision(args)
+    if args.what == "engine":
+        return _bench_engine(args)
+    from llmcomp.bench.speed import run_benchmarks
+
+    _print_table(run_benchmarks(), args)
+    return 0
+
+
+def _bench_engine(args: argparse.Namespace) -> int:
+    from llmcomp.bench.engine import SHAPES_DEFAULT, run_engine_benchmark
+
+    how = {"engine": args.engine, "seconds": args.seconds, "clock": args.clock, "progress": not args.quiet}
+    table = run_engine_benchmark(args.shapes or SHAPES_DEFAULT, args.threads, **how)
+    if args.json:
+        _print_json(table.to_dict())
+    else:
+        print(table)
+    return 0
+
+
+def _bench_precision(args: argparse.Namespace) -> int:
+    from llmcomp.bench.precision import DTYPES, N_CHUNKS, run_precision_benchmark
+
+    table = run_precision_benchmark(
+        args.model or [DEFAULT_MODEL],
+        args.step,
+        args.dataset or ("text", "image", "speech"),
+        dtypes=(args.dtype,) if args.dtype else DTYPES,
+        n_chunks=args.chunks or N_CHUNKS,
+        device=args.device,
+        attention=args.attention,
+        max_memory=args.max_memory,
+        progress=not args.quiet,
+    )
+    _print_table(table, args)
+    return 0
+
+
+def models(args: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from llmcomp.models.registry import list_models
+
+    table = pd.DataFrame([entry._asdict() for entry in list_models()])
+    if not args.json:
+        table["steps"] = [f"{len(steps)} from {steps[0]} to {steps[-1]}" for steps in table["steps"]]
+    _print_table(table, args)
+    return 0
+
+
+def data_list(args: argparse.Namespace) -> int:
+    import dataclasses
+
+    import pandas as pd
+
+    from llmcomp.data.datasets import list_datasets
+
+    table = pd.DataFrame([dataclasses.asdict(entry) for entry in list_datasets()])
+    table["path"] = ["" if path is None else str(path) for path in table["path"]]
+    _print_table(table, args)
+    return 0
+
+
+def data_fetch(args: argparse.Namespace) -> int:
+    from llmcomp.data.download import fetch
+
+    paths = []
+    for name in args.name:
+        paths.append(str(fetch(name, progress=not args.quiet)))
+        if not args.json:
+            print(paths[-1])
+    if args.json:
+        _print_json(paths)
+    return 0
+
+
+def data_manifest(args: argparse.Namespace) -> int:
+    from llmcomp.data.datasets import load_dataset, write_manifest
+
+    write_manifest(load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, not args.quiet), args.file)
+    return 0
+
+
+def data_check(args: argparse.Namespace) -> int:
+    from llmcomp.data.datasets import check_manifest, load_dataset
+
+    check_manifest(load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, not args.quiet), args.file)
+    return 0
+
+
+# Shared by commands.
+
+
+def complain(error: object, status: int) -> int:
+    """One line on stderr; returns the status."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"llmcomp: {text}", file=sys.stderr)
+    return status
+
+
+def version() -> str:
+    """Of this installation."""
+    from llmcomp.version import __version__
+
+    return __version__
+
+
+def _model(name: str, args: argparse.Namespace) -> Any:
+    from llmcomp.models.load import load_model
+
+    options = {"device": args.device, "dtype": args.dtype, "attention": args.attention}
+    return load_model(name, args.step, args.engine, **options)
+
+
+def _told_failures(failed: list[dict[str, Any]]) -> int:
+    if failed:
+        print(f"llmcomp: {len(failed)} cells failed, the first: {failed[0]['reason']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _print_table(table: Any, args: argparse.Namespace) -> None:
+    if args.json:
+        _print_json(_records(table))
+    else:
+        print(table.to_string(index=False, float_format="%.4g"))
+
+
+def _records(table: Any) -> list[dict[str, Any]]:
+    return json.loads(table.to_json(orient="records"))
+
+
+def _print_json(value: Any) -> None:
+    """JSON has no NaN and no infinity: null."""
+    print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=1))
+
+
+def _print_pairs(pairs: Iterable[tuple[str, Any]]) -> None:
+    for name, value in pairs:
+        print(f"{name.replace('_', ' '):22} {value}")

@@ -1,0 +1,317 @@
+"""compress and decompress: bytes in, an archive out, and back, in memory or through streams.
+
+Segments and their payloads are segments.py's, an archive's bytes container.py's, files with names files.py's.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+
+from llmcomp.codec import container
+from llmcomp.codec.container import ArchiveReader, ArchiveWriter, Header, Segment
+from llmcomp.codec.salvage import salvage_segments
+from llmcomp.codec.segments import MAPPING_DEFAULT, SegmentCodec
+from llmcomp.errors import CorruptArchive, Error
+from llmcomp.models.load import load_model
+
+if TYPE_CHECKING:
+    pass
+
+
+_READ_BYTES = 1 << 20
+# A large segment whose byte values are about equally frequent (random, encrypted or compressed already) is tried on
+# samples first: a model needs minutes for a megabyte, and to find out that nothing shrinks a thirtieth is enough.
+_PROBED_SEGMENT_BYTES_MIN = 1 << 14
+_PROBE_PIECES, _PROBE_PIECE_BYTES = 4, 512
+Item = TypeVar("Item")
+OnBytes = Callable[[int], Any]
+
+
+class StreamSummary(NamedTuple):
+    """What went through `compress_stream` or `decompress_stream`; `n_stored` segments are not coded."""
+
+    content_bytes: int
+    archive_bytes: int
+    n_segments: int
+    n_stored: int
+
+
+class SalvageSummary(NamedTuple):
+    """`lost`: the (start, stop) of the original that could not be read; stop None where its size is not known."""
+
+    content_bytes: int
+    n_segments: int
+    lost: list[tuple[int, int | None]]
+
+
+def compress(
+    data: bytes,
+    model: Any,
+    *,
+    mapping: str = MAPPING_DEFAULT,
+    overlap: int | None = None,
+    segment_bytes: int = container.SEGMENT_BYTES_DEFAULT,
+    device: str | None = None,
+) -> bytes:
+    """The archive of `data`, any bytes, coded with `model`: a name, or an object with logits() and session().
+
+    `mapping`: how bytes become tokens (`MAPPINGS`). `overlap`: how many tokens of the window before a window sees
+    as context, default a share of the model's context. `segment_bytes`: what one segment holds; segments are decoded
+    side by side or alone. `device`: as in `load_model`, for a model that is given by its name. The same arguments give
+    the same archive whatever the backend, the number of threads and, of the exact engine, the device.
+
+    Raises:
+        Error: an option out of range, or a model that gives NaN.
+    """
+    target = io.BytesIO()
+    options: dict[str, Any] = {"mapping": mapping, "overlap": overlap, "segment_bytes": segment_bytes, "device": device}
+    compress_stream(io.BytesIO(data), target, model, **options)
+    return target.getvalue()
+
+
+def decompress(blob: bytes, model: Any = None, *, device: str | None = None) -> bytes:
+    """The bytes that `compress` was given. `model` None: the one that the archive names, if bundled or registered.
+
+    `device`: where the model is loaded, as in `load_model`.
+
+    Raises:
+        CorruptArchive: the archive is damaged or not one.
+        ModelMismatch: `model` is not what the archive was coded with, and what was.
+    """
+    target = io.BytesIO()
+    decompress_stream(io.BytesIO(blob), target, model, device=device)
+    return target.getvalue()
+
+
+def compress_stream(
+    source: BinaryIO,
+    target: BinaryIO,
+    model: Any,
+    *,
+    mapping: str = MAPPING_DEFAULT,
+    overlap: int | None = None,
+    segment_bytes: int = container.SEGMENT_BYTES_DEFAULT,
+    lanes: int | None = None,
+    device: str | None = None,
+    on_bytes: OnBytes | None = None,
+) -> StreamSummary:
+    """Reads `source` to its end and writes the archive to `target`; neither need be seekable.
+
+    Memory does not depend on the size: `lanes` segments (default: the codec's) with their tokens, and one batch of the
+    model. `on_bytes` is called with every number of original bytes that was coded.
+    """
+    compressor = StreamCompressor(
+        target,
+        model,
+        mapping=mapping,
+        overlap=overlap,
+        segment_bytes=segment_bytes,
+        lanes=lanes,
+        device=device,
+        on_bytes=on_bytes,
+    )
+    while part := source.read(_READ_BYTES):
+        compressor.write(part)
+    return compressor.finish()
+
+
+class StreamCompressor:
+    """Takes bytes as they come and writes their archive to `target`. Arguments as for `compress_stream`.
+
+    The archive is not whole before `finish` returns. Bytes are coded when more than `lanes` segments have gathered. A
+    large segment with a flat histogram whose samples do not shrink is stored without being tried as a whole.
+    """
+
+    def __init__(
+        self,
+        target: BinaryIO,
+        model: Any,
+        *,
+        mapping: str = MAPPING_DEFAULT,
+        overlap: int | None = None,
+        segment_bytes: int = container.SEGMENT_BYTES_DEFAULT,
+        lanes: int | None = None,
+        device: str | None = None,
+        on_bytes: OnBytes | None = None,
+    ):
+        self._codec = SegmentCodec(load_model(model, device=device), mapping, overlap)
+        self._header = Header(segment_bytes, self._codec.identity)
+        container.header_bytes(self._header)
+        self._batch_bytes = segment_bytes * lanes_of(self._codec, lanes)
+        self._target = target
+        self._on_bytes = on_bytes
+        self._pending = bytearray()
+        self._writer: ArchiveWriter | None = None
+        self._n_stored = 0
+
+    def write(self, data: bytes) -> int:
+        """Takes all of `data`; returns its length."""
+        for at in range(0, len(data), _READ_BYTES):
+            self._pending += data[at : at + _READ_BYTES]
+            # More than a batch, so that something is left for `finish`: it alone knows what the last segment is.
+            while len(self._pending) > self._batch_bytes:
+                self._code(self._batch_bytes)
+        return len(data)
+
+    def finish(self) -> StreamSummary:
+        """Codes what is left and writes the end of the archive."""
+        if self._writer is None and len(self._pending) <= self._header.segment_bytes:
+            archive, summary = _smallest_archive(bytes(self._pending), self._header, self._codec)
+            self._target.write(archive)
+            self._count(summary.content_bytes)
+            return summary
+        self._code(len(self._pending))
+        assert self._writer is not None
+        self._writer.finish()
+        return StreamSummary(
+            self._writer.content_bytes, self._writer.archive_bytes, self._writer.n_segments, self._n_stored
+        )
+
+    def _code(self, n_bytes: int) -> None:
+        if self._writer is None:
+            self._writer = ArchiveWriter(self._target, self._header)
+        step = self._header.segment_bytes
+        contents = [bytes(self._pending[at : min(at + step, n_bytes)]) for at in range(0, n_bytes, step)]
+        del self._pending[:n_bytes]
+        worth = self._worth_coding(contents)
+        coded = iter(
+            self._codec.encode([content for content, is_worth in zip(contents, worth, strict=True) if is_worth])
+        )
+        for content, is_worth in zip(contents, worth, strict=True):
+            self._n_stored += not self._writer.add(content, next(coded).payload if is_worth else None)
+            self._count(len(content))
+
+    def _worth_coding(self, contents: list[bytes]) -> list[bool]:
+        """False where samples of a segment with a flat histogram do not shrink; the decision is one of integers."""
+        worth = [not _is_flat(content) for content in contents]
+        flat = [number for number, is_worth in enumerate(worth) if not is_worth]
+        samples = [_sample(contents[number]) for number in flat]
+        for number, sample, coded in zip(flat, samples, self._codec.encode(samples), strict=True):
+            worth[number] = len(coded.payload) < len(sample)
+        return worth
+
+    def _count(self, n_bytes: int) -> None:
+        if self._on_bytes is not None:
+            self._on_bytes(n_bytes)
+
+
+def _is_flat(content: bytes) -> bool:
+    """Whether two bytes drawn from `content` are equal at most a tenth more often than 1 in 256."""
+    if len(content) < _PROBED_SEGMENT_BYTES_MIN:
+        return False
+    counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256).astype(np.int64)
+    return 10 * 256 * int((counts**2).sum()) < 11 * len(content) ** 2
+
+
+def _sample(content: bytes) -> bytes:
+    step = len(content) // _PROBE_PIECES
+    return b"".join(content[at : at + _PROBE_PIECE_BYTES] for at in range(0, _PROBE_PIECES * step, step))
+
+
+def _smallest_archive(content: bytes, header: Header, codec: SegmentCodec) -> tuple[bytes, StreamSummary]:
+    """An archive of at most one segment: with the model, or without one where that is no longer."""
+    candidates: list[tuple[Header, bytes | None]] = [(Header(header.segment_bytes, None), None)]
+    candidates += [(header, coded.payload) for coded in codec.encode([content] if content else [])]
+    archives = []
+    for chosen, payload in candidates:
+        file = io.BytesIO()
+        writer = ArchiveWriter(file, chosen)
+        is_coded = writer.add(content, payload) if content else False
+        writer.finish()
+        summary = StreamSummary(len(content), writer.archive_bytes, writer.n_segments, writer.n_segments - is_coded)
+        archives.append((file.getvalue(), summary))
+    return min(archives, key=lambda archive: len(archive[0]))
+
+
+def decompress_stream(
+    source: BinaryIO,
+    target: BinaryIO,
+    model: Any = None,
+    *,
+    lanes: int | None = None,
+    device: str | None = None,
+    on_bytes: OnBytes | None = None,
+) -> StreamSummary:
+    """Reads one archive from `source` and writes the original bytes to `target`; neither need be seekable.
+
+    `lanes` segments are decoded side by side (default: what the memory for sessions allows). Segments are checked
+    before they are decoded, the whole content at the end: on CorruptArchive, what was written is not to be trusted.
+    """
+    reader = ArchiveReader(source)
+    codec = SegmentCodec.for_archive(reader.header, model, device)
+    hasher = container.content_hasher()
+    n_segments = n_stored = 0
+    for batch in _batches(reader.segments(), lanes_of(codec, lanes)):
+        for content in _contents(batch, codec, on_bytes):
+            hasher.update(content)
+            target.write(content)
+        n_segments += len(batch)
+        n_stored += sum(segment.stored for segment in batch)
+    assert reader.trailer is not None
+    if hasher.digest()[: container.CONTENT_HASH_BYTES] != reader.trailer.content_hash:
+        raise CorruptArchive("the content has not the SHA-256 that the archive tells: parts of archives were exchanged")
+    return StreamSummary(reader.trailer.content_bytes, reader.position, n_segments, n_stored)
+
+
+def salvage_stream(
+    source: BinaryIO,
+    target: BinaryIO,
+    model: Any = None,
+    *,
+    lanes: int | None = None,
+    device: str | None = None,
+    on_bytes: OnBytes | None = None,
+) -> SalvageSummary:
+    """Writes the intact segments of a damaged archive in `source`, which must be seekable, one behind the other."""
+    source.seek(0)
+    header = ArchiveReader(source).header
+    codec = SegmentCodec.for_archive(header, model, device)
+    lost: list[tuple[int, int | None]] = []
+    content_bytes = n_segments = expected_at = 0
+    for batch in _batches(salvage_segments(source), lanes_of(codec, lanes)):
+        for segment, content in zip(batch, _contents(batch, codec, on_bytes), strict=True):
+            target.write(content)
+            at = segment.number * header.segment_bytes
+            if at > expected_at:
+                lost.append((expected_at, at))
+            expected_at = at + segment.n_bytes
+            content_bytes += segment.n_bytes
+            n_segments += 1
+    size = _size_told(source)
+    if size is None or expected_at < size:
+        lost.append((expected_at, size))
+    return SalvageSummary(content_bytes, n_segments, lost)
+
+
+def _size_told(source: BinaryIO) -> int | None:
+    try:
+        return container.ArchiveIndex(source).trailer.content_bytes
+    except CorruptArchive:
+        return None
+
+
+def _contents(batch: list[Segment], codec: SegmentCodec | None, on_bytes: OnBytes | None) -> list[bytes]:
+    contents = [segment.payload for segment in batch] if codec is None else codec.decode_segments(batch, on_bytes)
+    if on_bytes is not None:
+        on_bytes(sum(segment.n_bytes for segment in batch if segment.stored))
+    return contents
+
+
+def _batches(items: Iterable[Item], n_items: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, n_items)):
+        yield batch
+
+
+def lanes_of(codec: SegmentCodec | None, lanes: int | None) -> int:
+    """How many segments are decoded side by side: what the caller says, else what the memory for sessions allows."""
+    if lanes is None:
+        return 1 if codec is None else codec.lanes
+    if lanes < 1:
+        raise Error(f"lanes={lanes}: expected 1 or more")
+    return lanes

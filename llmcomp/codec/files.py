@@ -1,0 +1,334 @@
+"""Whole files through the codec as gzip's users expect it: names, modes, times, renaming, progress.
+
+Command line options are cli.py's; what an archive holds is codec.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from llmcomp.codec.archive import error_of_path, written_beside
+from llmcomp.codec.compress import SalvageSummary, StreamSummary, compress_stream, decompress_stream, salvage_stream
+from llmcomp.codec.container import ArchiveIndex
+from llmcomp.errors import CorruptArchive, Error
+
+SUFFIX = ".llmc"
+STANDARD_STREAM = "-"
+
+
+class Skipped(Error):
+    """A file that is left as it is: what gzip warns of with exit status 2."""
+
+
+class FileReport(NamedTuple):
+    """One file that was compressed, decompressed or tested. `target` is "-" for standard output, "" for a test."""
+
+    source: str
+    target: str
+    content_bytes: int
+    archive_bytes: int
+    n_segments: int
+    n_stored: int
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """Archive over original; NaN for an empty original."""
+        return self.archive_bytes / self.content_bytes if self.content_bytes else float("nan")
+
+
+def compress_file(
+    source: str | os.PathLike[str],
+    model: Any,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    keep: bool = True,
+    force: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> FileReport:
+    """Compress a file to `output`, by default its name and ".llmc". "-" is standard input or output.
+
+    The archive gets the file's mode and time, is written beside its name and renamed when it is whole and on the disk;
+    only then, and only unless `keep`, the file is removed. `force` overwrites, follows links and accepts any kind of
+    file. `options` are those of `codec.compress`. To standard output the file is always kept.
+
+    Raises:
+        Skipped: gzip's reasons to leave a file alone: a folder, a link, a name that ends in ".llmc" already, an output
+            that exists. Error: everything else, in one line.
+    """
+    path = os.fspath(source)
+    if output is None:
+        output = _archive_name(path, force)
+
+    def work(file: BinaryIO, target: BinaryIO, on_bytes: Callable[[int], Any]) -> StreamSummary:
+        return compress_stream(file, target, model, on_bytes=on_bytes, **options)
+
+    return _convert(path, os.fspath(output), work, _Options(keep, force, progress, "compress"))
+
+
+def decompress_file(
+    source: str | os.PathLike[str],
+    model: Any = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    keep: bool = True,
+    force: bool = False,
+    progress: bool = True,
+    lanes: int | None = None,
+    device: str | None = None,
+) -> FileReport:
+    """Decompress an archive to `output`, by default its name without ".llmc"; otherwise as `compress_file`.
+
+    Raises:
+        CorruptArchive, ModelMismatch, Skipped, Error: and then nothing was written, except to standard output.
+    """
+    path = os.fspath(source)
+    output = _content_name(path) if output is None else os.fspath(output)
+
+    def work(file: BinaryIO, target: BinaryIO, on_bytes: Callable[[int], Any]) -> StreamSummary:
+        return decompress_stream(file, target, model, lanes=lanes, device=device, on_bytes=on_bytes)
+
+    return _convert(path, output, work, _Options(keep, force, progress, "decompress"))
+
+
+def test_file(
+    source: str | os.PathLike[str], model: Any = None, *, progress: bool = True, device: str | None = None
+) -> FileReport:
+    """Decode the whole archive and keep nothing. CorruptArchive or ModelMismatch where `decompress_file` would fail."""
+    path = os.fspath(source)
+
+    def work(file: BinaryIO, target: BinaryIO, on_bytes: Callable[[int], Any]) -> StreamSummary:
+        return decompress_stream(file, target, model, device=device, on_bytes=on_bytes)
+
+    with Path(os.devnull).open("wb") as nowhere:
+        return _run(path, "", nowhere, work, _Options(True, True, progress, "test"))
+
+
+def salvage_file(
+    source: str | os.PathLike[str],
+    model: Any = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    progress: bool = True,
+    device: str | None = None,
+) -> tuple[FileReport, SalvageSummary]:
+    """Write the intact segments of a damaged archive, one behind the other; the archive is always kept.
+
+    The summary's `lost` tells which bytes of the original are missing. CorruptArchive where all of them are.
+    """
+    path = os.fspath(source)
+    output = _content_name(path) if output is None else os.fspath(output)
+    found: list[SalvageSummary] = []
+
+    def work(file: BinaryIO, target: BinaryIO, on_bytes: Callable[[int], Any]) -> StreamSummary:
+        if not file.seekable():
+            raise Error(f"{path}: a damaged archive is searched, which a pipe does not allow")
+        found.append(salvage_stream(file, target, model, device=device, on_bytes=on_bytes))
+        if found[0].lost and not found[0].n_segments:
+            raise CorruptArchive("no segment of the archive is intact: nothing is written")
+        return StreamSummary(found[0].content_bytes, file.seek(0, os.SEEK_END), found[0].n_segments, 0)
+
+    report = _convert(path, output, work, _Options(True, force, progress, "salvage"))
+    return report, found[0]
+
+
+# Names.
+
+
+def _archive_name(path: str, force: bool) -> str:
+    if path == STANDARD_STREAM:
+        return STANDARD_STREAM
+    if path.endswith(SUFFIX) and not force:
+        raise Skipped(f"{path} already has the suffix {SUFFIX}: unchanged")
+    return path + SUFFIX
+
+
+def _content_name(path: str) -> str:
+    if path == STANDARD_STREAM:
+        return STANDARD_STREAM
+    if not path.endswith(SUFFIX) or Path(path).name == SUFFIX:
+        raise Skipped(f"{path} has not the suffix {SUFFIX}: unchanged (name the output with -o)")
+    return path.removesuffix(SUFFIX)
+
+
+# One file.
+
+
+class _Options(NamedTuple):
+    keep: bool
+    force: bool
+    progress: bool
+    verb: str
+
+
+Work = Callable[[BinaryIO, BinaryIO, Callable[[int], Any]], StreamSummary]
+
+
+def _convert(path: str, output: str, work: Work, options: _Options) -> FileReport:
+    if output == STANDARD_STREAM:
+        return _to_standard_output(path, work, options)
+    target_path = Path(output)
+    if target_path.is_dir():
+        raise Error(f"{output} is a folder; expected the name of a file to write")
+    if os.path.lexists(output) and not options.force:
+        raise Skipped(f"{output} exists already: not overwritten (-f overwrites)")
+    if path != STANDARD_STREAM and target_path.exists() and target_path.samefile(path):
+        raise Error(f"{path} would be overwritten by its own output")
+    is_special = target_path.exists() and not target_path.is_file()
+    opened = _written_to(target_path) if is_special else written_beside(target_path, replace=options.force)
+    with _signals_raise(), opened as target:
+        report = _run(path, output, target, work, options)
+        if path != STANDARD_STREAM and not is_special:
+            _copy_attributes(path, target)
+    if path != STANDARD_STREAM and not options.keep:
+        with error_of_path(path):
+            Path(path).unlink()
+    return report
+
+
+@contextlib.contextmanager
+def _written_to(path: Path) -> Iterator[BinaryIO]:
+    """A device or a pipe, which takes what it is given: to rename a file over it would put an end to it."""
+    with error_of_path(path), path.open("wb") as file:
+        yield file
+
+
+def _to_standard_output(path: str, work: Work, options: _Options) -> FileReport:
+    if sys.stdout is None:
+        raise Error("standard output is closed: name a file with -o")
+    if options.verb == "compress" and sys.stdout.isatty() and not options.force:
+        raise Error("compressed bytes are not written to a terminal: redirect them, or name a file with -o")
+    try:
+        report = _run(path, STANDARD_STREAM, sys.stdout.buffer, work, options._replace(keep=True))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # What is still buffered must not fail a second time when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Error("standard output was closed by its reader") from None
+    return report
+
+
+def _run(path: str, output: str, target: BinaryIO, work: Work, options: _Options) -> FileReport:
+    from tqdm.auto import tqdm
+
+    started = time.perf_counter()
+    with _opened(path, options) as file:
+        counted_in, counted_out = _Counted(file), _Counted(target)
+        total = _content_size(file, options.verb)
+        with tqdm(
+            total=total,
+            desc=Path(path).name,
+            unit="B",
+            unit_scale=True,
+            disable=not options.progress,
+            delay=2,
+            leave=False,
+        ) as bar:
+
+            def on_bytes(n_bytes: int) -> None:
+                n_archive = (counted_out if options.verb == "compress" else counted_in).n_bytes
+                bar.set_postfix_str(f"ratio {n_archive / max(bar.n + n_bytes, 1):.3f}", refresh=False)
+                bar.update(n_bytes)
+
+            with error_of_path(path if options.verb == "test" else output):
+                summary = work(cast(BinaryIO, counted_in), cast(BinaryIO, counted_out), on_bytes)
+    return FileReport(path, output, *summary, seconds=time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def _opened(path: str, options: _Options) -> Iterator[BinaryIO]:
+    if path == STANDARD_STREAM:
+        if sys.stdin is None:
+            raise Error("standard input is closed: name a file to read")
+        yield sys.stdin.buffer
+        return
+    with error_of_path(path):
+        status = Path(path).stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise Skipped(f"{path} is a folder: ignored")
+        # What would be removed must be the file itself, and the only name of it.
+        is_sole = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and not Path(path).is_symlink()
+        if not (options.keep or options.force or is_sole):
+            raise Skipped(f"{path} is a link, has other links or is no regular file: ignored (-k or -f takes it)")
+        file = Path(path).open("rb")  # noqa: SIM115
+    with file:
+        yield file
+
+
+class _Counted:
+    """A binary file that counts the bytes read from it or written to it."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.n_bytes = 0
+
+    def read(self, n_bytes: int = -1) -> bytes:
+        data = self._file.read(n_bytes)
+        self.n_bytes += len(data)
+        return data
+
+    def write(self, data: bytes) -> int:
+        self.n_bytes += len(data)
+        return self._file.write(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+
+def _content_size(file: BinaryIO, verb: str) -> int | None:
+    """How many original bytes will pass, if that can be known before."""
+    if not file.seekable():
+        return None
+    at = file.tell()
+    try:
+        return file.seek(0, os.SEEK_END) - at if verb == "compress" else ArchiveIndex(file).trailer.content_bytes
+    except CorruptArchive:
+        return None
+    finally:
+        file.seek(at)
+
+
+def _copy_attributes(path: str, target: BinaryIO) -> None:
+    """Owner (where allowed), mode and times, as far as the file system takes them."""
+    status = Path(path).stat()
+    target.flush()
+    with contextlib.suppress(OSError):
+        os.fchown(target.fileno(), status.st_uid, status.st_gid)
+    with contextlib.suppress(OSError):
+        os.fchmod(target.fileno(), stat.S_IMODE(status.st_mode))
+    with contextlib.suppress(OSError):
+        os.utime(target.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Termination and hang-up end the program by way of its clean-up, as an interrupt does; main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signals = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in signals:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,341 @@
+"""Segments of bytes to payloads and back with one model: what archives and scores are both made of.
+
+A segment is cut into tokens by a mapping, the tokens are coded through the windows of windows.py. Where payloads lie
+in an archive is container.py's business; files, streams and tables are codec.py's and archive.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcomp import coding
+from llmcomp.codec import container
+from llmcomp.codec.container import Header, ModelId, Segment
+from llmcomp.codec.windows import WindowedModel
+from llmcomp.data import mappings, tokenizers
+from llmcomp.data.mappings import Encoded
+from llmcomp.errors import CorruptArchive, Error, ModelMismatch
+from llmcomp.models.engines.exact import ARITHMETIC
+from llmcomp.models.load import load_model
+from llmcomp.models.memory import MaxMemory
+from llmcomp.models.protocol import as_model
+from llmcomp.models.registry import list_models
+
+# Codes of engines in an archive; 0 is any object with logits() and session() that names no engine.
+ENGINE_CODES = {"": 0, "exact": 1, "torch": 2, "exact-int8": 3}
+MAPPING_DEFAULT = "bytes"
+# Chosen by benchmarks/bench_archive.py --overlaps: a quarter of the context saves 1.6 % of enwik8 and takes 1.4 times
+# as long to decode, half of it 1.8 % and 1.9 times (benchmarks/results/archive.md).
+OVERLAP_SHARE_DEFAULT = 0.25
+CONTEXT_LENGTH_DEFAULT = 2048
+LANES_DEFAULT = 32
+# The side byte of mapping bytes with a vocabulary that lacks some.
+_NO_STAND_INS, _STAND_INS = b"\x00", b"\x80"
+
+
+# What is needed of a model.
+
+
+class ModelTraits(NamedTuple):
+    """What the codec needs to know of a model; attributes that a model does not have get the defaults named here."""
+
+    name: str  # its class's name
+    revision: str  # "step<step>", else ""
+    weights_hash: bytes  # of `fingerprint`; zeros: equality is then by name, and the caller's promise
+    tokenizer: Any  # ByteTokenizer()
+    engine: str  # ""
+    context_length: int  # 2,048
+    vocab_size: int  # the tokenizer's, where that is not larger
+    bos_token: int  # the tokenizer's, else 0
+
+    @classmethod
+    def of(cls, model: Any) -> ModelTraits:
+        tokenizer = getattr(model, "tokenizer", None) or tokenizers.ByteTokenizer()
+        fingerprint = getattr(model, "fingerprint", None)
+        step = getattr(model, "step", None)
+        bos_token = getattr(tokenizer, "bos_token", None)
+        return cls(
+            name=str(getattr(model, "name", "") or type(model).__name__),
+            revision="" if step is None else f"step{step}",
+            weights_hash=_hash_prefix(fingerprint, container.WEIGHTS_HASH_BYTES),
+            tokenizer=tokenizer,
+            engine=str(getattr(model, "engine", "") or ""),
+            context_length=int(getattr(model, "context_length", 0) or CONTEXT_LENGTH_DEFAULT),
+            vocab_size=min(int(tokenizer.vocab_size), int(getattr(model, "vocab_size", tokenizer.vocab_size))),
+            bos_token=int(bos_token if bos_token is not None else getattr(model, "bos_token", None) or 0),
+        )
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.revision}".strip()
+
+
+def _hash_prefix(fingerprint: str | None, n_bytes: int) -> bytes:
+    """The first bytes of a hexadecimal SHA-256; of any other text, the first of its own SHA-256; zeros for None."""
+    if not fingerprint:
+        return bytes(n_bytes)
+    try:
+        raw = bytes.fromhex(fingerprint)
+    except ValueError:
+        raw = b""
+    return (raw if len(raw) >= n_bytes else hashlib.sha256(fingerprint.encode()).digest())[:n_bytes]
+
+
+def _check_identity(wanted: ModelId, traits: ModelTraits) -> None:
+    """ModelMismatch unless that model decodes what `wanted` coded; both are named with what differs."""
+    found = _identity(traits, wanted.mapping, wanted.context_length, wanted.overlap)
+    by_name = not any(wanted.weights_hash)
+    differing = [
+        field
+        for field in ("arithmetic_version", "engine", "weights_hash", "tokenizer_hash", "vocab_size", "bos_token")
+        if getattr(found, field) != getattr(wanted, field)
+    ]
+    if by_name and (wanted.name, wanted.revision) != (found.name, found.revision):
+        differing.append("name")
+    if wanted.context_length > traits.context_length:
+        differing.append(f"context of {wanted.context_length} tokens, found {traits.context_length}")
+    if differing:
+        raise ModelMismatch(
+            f"the archive needs {_describe(wanted)}; found {_describe(found)} (different: {', '.join(differing)})"
+        )
+
+
+def _describe(identity: ModelId) -> str:
+    engine = _engine_name(identity.engine)
+    weights = f"weights {identity.weights_hash.hex()[:12]}" if any(identity.weights_hash) else "weights not recorded"
+    parts = [identity.name, identity.revision, f"engine {engine}" if engine else "", weights]
+    return ", ".join(part for part in parts if part)
+
+
+def _engine_name(code: int) -> str:
+    return next((name for name, known in ENGINE_CODES.items() if known == code), "")
+
+
+def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: int) -> ModelId:
+    if traits.engine not in ENGINE_CODES:
+        raise Error(
+            f"no archive knows engine {traits.engine!r}; expected one of {', '.join(filter(None, ENGINE_CODES))}"
+        )
+    return ModelId(
+        name=traits.name,
+        revision=traits.revision,
+        weights_hash=traits.weights_hash,
+        tokenizer_hash=_hash_prefix(traits.tokenizer.fingerprint, container.TOKENIZER_HASH_BYTES),
+        arithmetic_version=ARITHMETIC,
+        engine=ENGINE_CODES[traits.engine],
+        mapping=mapping,
+        context_length=context_length,
+        overlap=overlap,
+        vocab_size=traits.vocab_size,
+        bos_token=traits.bos_token,
+    )
+
+
+def windowed_model(
+    model: Any, overlap: int | None = None, context_length: int | None = None, max_memory: MaxMemory = None
+) -> WindowedModel:
+    """`model` with the windows that archives are coded with; None: the defaults."""
+    traits = ModelTraits.of(model)
+    context_length = traits.context_length if context_length is None else context_length
+    return WindowedModel(
+        model,
+        vocab_size=traits.vocab_size,
+        bos_token=traits.bos_token,
+        context_length=context_length,
+        overlap=int(context_length * OVERLAP_SHARE_DEFAULT) if overlap is None else overlap,
+        is_stepwise=traits.engine == "torch",
+        max_memory=max_memory,
+    )
+
+
+# Segments.
+
+
+def as_chunks(chunks: Iterable[Any]) -> list[bytes]:
+    """The chunks of a user as bytes; `Error` for one chunk or a name where several are meant, and for other items."""
+    if isinstance(chunks, (bytes, bytearray, memoryview, str, os.PathLike)):
+        raise Error(
+            f"chunks are one {type(chunks).__name__}; expected several bytes objects, as load_dataset gives them"
+        )
+    found = []
+    for number, chunk in enumerate(chunks):
+        try:
+            found.append(bytes(memoryview(chunk)))
+        except TypeError:
+            raise Error(f"chunk {number} is a {type(chunk).__name__}; expected bytes") from None
+    return found
+
+
+class Coded(NamedTuple):
+    """A coded segment: `side` bytes that the mapping needs, and the coder's `stream`; one after the other the payload.
+
+    A payload is never empty: the decoder reads zeros behind the end of a stream, so one of no bytes is also one zero.
+    """
+
+    side: bytes
+    stream: bytes
+    side_bits: int
+    n_tokens: int
+    ideal_bits: float
+
+    @property
+    def payload(self) -> bytes:
+        return self.side + self.stream or b"\0"
+
+
+class SegmentCodec:
+    """Segments of bytes <-> payloads with one model, one mapping and one window plan.
+
+    The payload of a segment depends on nothing else: not on the segments beside it, lanes, threads or backend.
+    `is_stepwise` None: step by step with the torch engine, whose one-pass logits are not bit for bit its steps'.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        mapping: str = MAPPING_DEFAULT,
+        overlap: int | None = None,
+        context_length: int | None = None,
+        is_stepwise: bool | None = None,
+        *,
+        max_memory: MaxMemory = None,
+    ):
+        self.traits = ModelTraits.of(as_model(model))
+        self._mapping = mappings.get_mapping(mapping)
+        self._model = windowed_model(model, overlap, context_length, max_memory)
+        if is_stepwise is not None:
+            self._model.is_stepwise = is_stepwise
+        context_length, overlap = self._model.context_length, self._model.overlap
+        self.identity = _identity(self.traits, mappings.MAPPINGS.index(mapping), context_length, overlap)
+        # A vocabulary that has no token for some bytes: one side bit a segment tells whether stand-ins are in use.
+        self._has_stand_ins = mapping == "bytes" and self.traits.tokenizer.needs_stand_ins(bytes(range(256)))
+        self._lanes = _default_lanes(model, context_length)
+
+    @classmethod
+    def for_archive(cls, header: Header, model: Any = None, device: str | None = None) -> SegmentCodec | None:
+        """The codec that decodes an archive, or None where it needs no model; ModelMismatch for another model.
+
+        Without `model`, the one that the header names is loaded if it is a bundled model or one of the registry:
+        a name from a file is never taken for a path.
+        """
+        if header.model is None:
+            return None
+        wanted = header.model
+        if wanted.mapping >= len(mappings.MAPPINGS):
+            raise CorruptArchive(f"the archive's header has mapping {wanted.mapping}, which this llmcomp does not know")
+        model = _model_of_header(wanted, device) if model is None else load_model(model, device=device)
+        traits = ModelTraits.of(model)
+        _check_identity(wanted, traits)
+        return cls(model, mappings.MAPPINGS[wanted.mapping], wanted.overlap, wanted.context_length)
+
+    @property
+    def lanes(self) -> int:
+        """How many segments are decoded side by side unless the caller says otherwise."""
+        return self._lanes
+
+    @property
+    def batch_rows(self) -> int | None:
+        """How many rows a batch of the model may have; None where streams are stepped through."""
+        return self._model.batch_rows
+
+    def encode(self, contents: Sequence[bytes]) -> list[Coded]:
+        """The coded form of every segment. Error where the mapping or the model cannot code one."""
+        return self.start([self._mapping.encode(content, self.traits.tokenizer) for content in contents])()
+
+    def start(self, encoded: Sequence[Encoded]) -> Callable[[], list[Coded]]:
+        """Gives the model the work of `encode` for segments whose tokens are known; what is returned codes them, on any
+        thread."""
+        wait = self._model.start_intervals([item.tokens for item in encoded])
+        return lambda: [self._code(item, parts) for item, parts in zip(encoded, wait(), strict=True)]
+
+    def _code(self, item: Encoded, parts: npt.NDArray[np.uint64]) -> Coded:
+        side, side_bits = (item.side or _NO_STAND_INS, 1) if self._has_stand_ins else (item.side, item.side_bits)
+        ideal_bits = -np.log2(parts[1].astype(np.float64) / parts[2].astype(np.float64)).sum()
+        return Coded(side, coding.encode_intervals(*parts), side_bits, len(item.tokens), float(ideal_bits))
+
+    def decode(
+        self,
+        payloads: Sequence[bytes],
+        n_bytes: Sequence[int],
+        on_step: Callable[[int], Any] | None = None,
+    ) -> list[bytes]:
+        """The contents of segments of `n_bytes` each, from their payloads; CorruptArchive where they do not fit."""
+        sides = [self._side(payload, n) for payload, n in zip(payloads, n_bytes, strict=True)]
+        streams = self._model.decode(
+            [payload[len(side) :] for payload, side in zip(payloads, sides, strict=True)],
+            n_bytes,
+            self._token_bytes,
+            [int(self._uses_stand_ins(side)) for side in sides],
+            on_step,
+        )
+        return [self._join(*parts) for parts in zip(streams, sides, n_bytes, strict=True)]
+
+    def decode_segments(self, segments: Sequence[Segment], on_step: Callable[[int], Any] | None = None) -> list[bytes]:
+        """The contents of an archive's segments, stored ones included; CorruptArchive names the first that fails."""
+        coded = [segment for segment in segments if not segment.stored]
+        try:
+            contents = self.decode([s.payload for s in coded], [s.n_bytes for s in coded], on_step)
+        except CorruptArchive as error:
+            first, last = segments[0].number, segments[-1].number
+            raise CorruptArchive(
+                f"segments {first} to {last} do not decode, though their checksums are right ({error}): the model "
+                "computes something else here than where they were coded"
+            ) from None
+        decoded = iter(contents)
+        return [segment.payload if segment.stored else next(decoded) for segment in segments]
+
+    def _side(self, payload: bytes, n_bytes: int) -> bytes:
+        length = {"bytes": int(self._has_stand_ins), "latin1": 0}.get(self._mapping.name, -(-n_bytes // 8))
+        if len(payload) < length or (self._has_stand_ins and payload[:1] not in (_NO_STAND_INS, _STAND_INS)):
+            raise CorruptArchive(f"a payload of {len(payload)} bytes does not begin with its {length} side bytes")
+        return payload[:length]
+
+    def _uses_stand_ins(self, side: bytes) -> bool:
+        return self._has_stand_ins and side == _STAND_INS
+
+    @functools.cached_property
+    def _token_bytes(self) -> npt.NDArray[np.int64]:
+        """How many original bytes each token completes, -1 where it stands for none: int64 [2, vocab_size].
+
+        The second row holds where stand-ins are in use. Under latin1 a byte above 127 is complete with the second of
+        its two UTF-8 bytes, which may come with the next token.
+        """
+        table = np.full((2, self.traits.vocab_size), -1, np.int64)
+        is_latin1 = self._mapping.name == "latin1"
+        for stand_ins in (False, True)[: 1 + self._has_stand_ins]:
+            for token in range(self.traits.vocab_size):
+                with contextlib.suppress(Error):
+                    raw = self.traits.tokenizer.decode_bytes([token], stand_ins=stand_ins)
+                    table[int(stand_ins), token] = sum(byte < 0xC0 for byte in raw) if is_latin1 else len(raw)
+        return table
+
+    def _join(self, stream: npt.NDArray[np.int32], side: bytes, n_bytes: int) -> bytes:
+        if self._has_stand_ins and not self._uses_stand_ins(side):
+            side = b""
+        try:
+            return self._mapping.decode(stream, side, n_bytes, self.traits.tokenizer)
+        except Error as error:
+            raise CorruptArchive(str(error)) from None
+
+
+def _default_lanes(model: Any, context_length: int) -> int:
+    """What the model says of itself, if it does."""
+    return int(model.lanes(context_length)) if hasattr(model, "lanes") else LANES_DEFAULT
+
+
+def _model_of_header(wanted: ModelId, device: str | None) -> Any:
+    if wanted.name not in {entry.name for entry in list_models()}:
+        raise Error(
+            f"the archive needs {_describe(wanted)}, which is neither bundled nor in the registry: name the model"
+        )
+    step = wanted.revision.removeprefix("step")
+    engine = _engine_name(wanted.engine) or "exact"
+    return load_model(wanted.name, step=int(step) if step.isdecimal() else None, engine=engine, device=device)

@@ -1,0 +1,124 @@
+"""Mappings from bytes to tokens and back, each an exact inverse for any bytes. Tokenizers are in tokenizers.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcomp.data.tokenizers import AnyTokenizer, Tokens
+from llmcomp.errors import Error
+
+PUBLISHED_MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A mapping's output: tokens int32 [T]; `side_bits` bits beside them, packed into `side`, first bit on top."""
+
+    tokens: Tokens
+    side: bytes
+    side_bits: int
+    n_bytes: int
+
+
+class ByteMapping(Protocol):
+    """Bytes -> tokens and side bits, and back; every mapping is an exact inverse for any bytes."""
+
+    @property
+    def name(self) -> str: ...
+    def encode(self, data: bytes, tokenizer: AnyTokenizer) -> Encoded: ...
+    def decode(self, tokens: npt.ArrayLike, side: bytes, n_bytes: int, tokenizer: AnyTokenizer) -> bytes: ...
+
+
+class _Bytes:
+    """The bytes themselves: `Tokenizer.encode_bytes`. One side bit, set, where stand-ins are used, else none."""
+
+    name = "bytes"
+
+    def encode(self, data: bytes, tokenizer: AnyTokenizer) -> Encoded:
+        stand_ins = tokenizer.needs_stand_ins(data)
+        side = b"\x80" if stand_ins else b""
+        return Encoded(tokenizer.encode_bytes(data, stand_ins), side, len(side), len(data))
+
+    def decode(self, tokens: npt.ArrayLike, side: bytes, n_bytes: int, tokenizer: AnyTokenizer) -> bytes:
+        if side not in (b"", b"\x80"):
+            raise Error(f"mapping {self.name}: found side bits {side[:8].hex()}, expected none or 80")
+        data = tokenizer.decode_bytes(tokens, stand_ins=bool(side))
+        _check_length(self.name, "bytes", len(data), n_bytes)
+        return data
+
+
+class _Latin1:
+    """Byte b is the character U+00b; bytes from 128 on cost two bytes of UTF-8."""
+
+    name = "latin1"
+
+    def encode(self, data: bytes, tokenizer: AnyTokenizer) -> Encoded:
+        return Encoded(tokenizer.encode_bytes(data.decode("latin-1").encode()), b"", 0, len(data))
+
+    def decode(self, tokens: npt.ArrayLike, side: bytes, n_bytes: int, tokenizer: AnyTokenizer) -> bytes:
+        _check_length(self.name, "side bytes", len(side), 0)
+        try:
+            data = tokenizer.decode_bytes(tokens).decode().encode("latin-1")
+        except UnicodeError as error:
+            raise Error(f"mapping {self.name}: the tokens are not the UTF-8 of characters below U+0100") from error
+        _check_length(self.name, "bytes", len(data), n_bytes)
+        return data
+
+
+@dataclass(frozen=True)
+class _SevenBits:
+    """Seven bits of each byte as an ASCII character, bit number `side_bit` (0 is the lowest) beside it."""
+
+    name: str
+    side_bit: int
+
+    def encode(self, data: bytes, tokenizer: AnyTokenizer) -> Encoded:
+        values = np.frombuffer(data, np.uint8)
+        text = values >> 1 if self.side_bit == 0 else values & 127
+        side = np.packbits(values >> self.side_bit & 1).tobytes()
+        return Encoded(tokenizer.encode_bytes(text.tobytes()), side, len(data), len(data))
+
+    def decode(self, tokens: npt.ArrayLike, side: bytes, n_bytes: int, tokenizer: AnyTokenizer) -> bytes:
+        text = np.frombuffer(tokenizer.decode_bytes(tokens), np.uint8)
+        _check_length(self.name, "bytes", len(text), n_bytes)
+        _check_length(self.name, "side bytes", len(side), -(-n_bytes // 8))
+        if text.max(initial=0) > 127:
+            raise Error(f"mapping {self.name}: the tokens hold byte {text.max()}, expected 0 to 127")
+        bits = np.unpackbits(np.frombuffer(side, np.uint8), count=n_bytes)
+        return ((text << 1 | bits) if self.side_bit == 0 else (text | bits << 7)).tobytes()
+
+
+_MAPPINGS: dict[str, ByteMapping] = {
+    mapping.name: mapping for mapping in (_Bytes(), _Latin1(), _SevenBits("shift", 0), _SevenBits("ascii", 7))
+}
+MAPPINGS: tuple[str, ...] = tuple(_MAPPINGS)
+
+
+def get_mapping(name: str) -> ByteMapping:
+    """The mapping called "bytes", "latin1", "shift" (b >> 1, low bit beside) or "ascii" (b % 128, top bit beside)."""
+    if name not in _MAPPINGS:
+        raise Error(f"no mapping is called {name!r}; there are {', '.join(MAPPINGS)}")
+    return _MAPPINGS[name]
+
+
+def published_tokens(data: bytes, tokenizer: AnyTokenizer) -> tuple[Tokens, int]:
+    """The published computation's tokens, which do not decode: (int32 [T], bytes covered), T <= 1,024.
+
+    b % 128 drops the top bit without a trace; the text goes through the tokenizer as it is (normaliser, special tokens
+    recognised) and is cut after 1,024 tokens. Covered are the bytes whose tokens were kept.
+    """
+    text = (np.frombuffer(data, np.uint8) & 127).tobytes().decode("ascii")
+    tokens = tokenizer.encode_text(text)
+    kept = tokens[:PUBLISHED_MAX_TOKENS]
+    if len(kept) == len(tokens):
+        return kept, len(data)
+    return kept, min(int(tokenizer.text_lengths(kept).sum()), len(data))
+
+
+def _check_length(mapping: str, what: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise Error(f"mapping {mapping}: found {found} {what}, expected {expected}")

@@ -1,0 +1,1 @@
+"""Grids of models x checkpoints x data: plan, sweep, demo."""

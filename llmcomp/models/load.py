@@ -1,0 +1,167 @@
+"""load_model: from a name, a folder or an object to a model of one of the engines."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmcomp.errors import Error
+from llmcomp.models.memory import host_memory
+from llmcomp.models.protocol import as_model
+from llmcomp.models.sources import ModelSource, find_model
+
+ENGINES = ("exact", "exact-int8", "torch")
+
+
+def load_model(
+    name: Any,
+    step: int | None = None,
+    engine: str = "exact",
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    attention: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Load a model: a bundled pico model, a Hugging Face folder or hub name, or any object with logits() and session().
+
+    `engine="exact"` computes GPT-NeoX models bit for bit alike on every machine: in the C core, or with `device="cuda"`
+    ("cuda:1", ...) by kernels for a CUDA device (`engine_cuda`). So does "exact-int8", with linear maps in 8-bit
+    integers: other logits, its own archives (`exact.Int8Model`). `engine="torch"` runs any causal model of
+    transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32", "bfloat16", "float16") with `attention`
+    ("sdpa", "eager"); what it promises is written in `engine_torch`. `step` None means the last step of a
+    known suite. An object that is a model already is returned unchanged. Raises `Error`, also for want of a device.
+    """
+    if not isinstance(name, (str, os.PathLike)):
+        return _on_device(as_model(name), device)
+    options = {"device": device, "dtype": dtype, "attention": attention}
+    check_options(engine, options)
+    source = find_model(name, step, revision=revision, cache_dir=cache_dir)
+    return load_source(source, engine, **options)
+
+
+def load_source(source: ModelSource, engine: str = "exact", **options: Any) -> Any:
+    """Load what `find_model` found; `options` as in `load_model`."""
+    architecture = source.read_config().get("model_type")
+    if engine == "torch":
+        from llmcomp.models.engines import torch as engine_torch
+
+        folder = source.fetch()
+        if architecture == "gpt_neox":
+            options["digest"] = functools.partial(_stored_digest, source)
+        return engine_torch.load_torch(
+            folder, name=source.name, step=source.step, tokenizer_path=source.tokenizer_path, **options
+        )
+    if architecture != "gpt_neox":
+        raise Error(
+            f"{source.label} is a {architecture!r} model, the {engine} engine computes 'gpt_neox' only; "
+            "engine='torch' runs any causal model of transformers"
+        )
+    check_options(engine, options)
+    return _load_exact(source, engine, options.get("device") or "cpu")
+
+
+def check_options(engine: str, options: Mapping[str, Any]) -> None:
+    """`Error` if no engine has that name or it has no such option, or where the device of an exact engine cannot be
+    had."""
+    if engine not in ENGINES:
+        raise Error(f"no engine is called {engine!r}, expected one of {', '.join(ENGINES)}")
+    if engine == "torch":
+        return
+    given = [option for option, value in options.items() if value is not None and option != "device"]
+    if given:
+        arithmetic = "8-bit integers" if engine == "exact-int8" else "float32"
+        raise Error(f"the {engine} engine has no choice of {', '.join(given)}: it computes in {arithmetic}")
+    device = options.get("device") or "cpu"
+    if device == "cpu":
+        return
+    from llmcomp.coding import cuda
+
+    cuda.open_device(device)
+
+
+def _on_device(model: Any, device: str | None) -> Any:
+    """A model that is loaded stays where it is."""
+    found = str(getattr(model, "device", "cpu"))
+    if device is not None and device not in (found, found.partition(":")[0]):
+        raise Error(f"the model is loaded on device {found!r} already, expected {device!r}: load it there by its name")
+    return model
+
+
+def stage_source(source: ModelSource, engine: str = "exact", **options: Any) -> Callable[[], Any]:
+    """Download and read what `load_source` would load, on any thread; what is returned makes the model of it.
+
+    The weights' digest is computed on the way. Weights that free memory does not hold twice are only downloaded.
+    """
+    check_options(engine, options)
+    folder = source.fetch()
+    fits = host_memory()[0] > 2 * source.weight_bytes
+    if not fits:
+        return functools.partial(load_source, source, engine, **options)
+    if engine != "torch" and options.get("device") not in (None, "cpu"):
+        # For the reading alone: the files are then in the system's memory, and the device takes them when it is free.
+        _stored_digest(source)
+        return functools.partial(load_source, source, engine, **options)
+    if engine != "torch":
+        model = load_source(source, engine, **options)
+        # Reads all that is mapped.
+        _ = model.weights_sha256
+        return lambda: model
+    from llmcomp.models.engines import torch as engine_torch
+
+    if source.read_config().get("model_type") == "gpt_neox":
+        stored_digest = _stored_digest(source)
+        options["digest"] = lambda: stored_digest
+    weights = engine_torch.read_host_weights(folder)
+    return functools.partial(
+        engine_torch.load_torch,
+        folder,
+        name=source.name,
+        step=source.step,
+        tokenizer_path=source.tokenizer_path,
+        weights=weights,
+        **options,
+    )
+
+
+def _load_exact(source: ModelSource, engine: str, device: str) -> Any:
+    if device == "cpu":
+        from llmcomp.models.engines import exact
+
+        load: Any = exact.load_exact
+    else:
+        from llmcomp.models.engines import cuda as engine_cuda
+
+        load = functools.partial(engine_cuda.load_cuda, device=device)
+    folder = source.fetch()
+    return load(
+        folder,
+        engine=engine,
+        name=source.name,
+        step=source.step,
+        tokenizer_path=source.tokenizer_path,
+        weights=_pickled_weights(source, folder),
+    )
+
+
+def _pickled_weights(source: ModelSource, folder: Path) -> dict[str, np.ndarray] | None:
+    """The weights of a checkpoint that has them in no other form, else None."""
+    if any(file.name.endswith(".safetensors") for file in source.files):
+        return None
+    from llmcomp.models.engines import torch as engine_torch
+
+    return engine_torch.read_pickled_weights(folder)
+
+
+def _stored_digest(source: ModelSource) -> str:
+    """One digest for one checkpoint, whichever engine runs it in whatever dtype."""
+    from llmcomp.models import checkpoint
+
+    folder = source.fetch()
+    return checkpoint.stored_weights_sha256(folder, _pickled_weights(source, folder))

@@ -1,0 +1,1 @@
+"""Rows of chunks: score, the published protocol, baselines, positions. Fits and figures are in law."""

@@ -1,0 +1,224 @@
+"""score: chunks in, result rows out, with any model and either protocol."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmcomp import coding
+from llmcomp.codec.segments import MAPPING_DEFAULT, Coded, ModelTraits, SegmentCodec, as_chunks
+from llmcomp.data import mappings
+from llmcomp.data.mappings import Encoded
+from llmcomp.data.token_cache import PUBLISHED, TokenCache
+from llmcomp.errors import CorruptArchive, Error
+from llmcomp.models.load import load_model
+from llmcomp.models.memory import MaxMemory
+from llmcomp.scoring.background import in_background
+from llmcomp.scoring.published import PublishedSum
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+PUBLISHED_MAPPING = "ascii"
+PUBLISHED_RATIOS = (0.01, 10.0)
+# How much is scored between two updates of the progress bar.
+_SCORE_BATCH_BYTES = 1 << 18
+
+
+def score(
+    chunks: Iterable[bytes],
+    model: Any,
+    protocol: str = "lossless",
+    mapping: str | None = None,
+    *,
+    overlap: int | None = None,
+    verify: bool = False,
+    max_memory: MaxMemory = None,
+    token_cache: TokenCache | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """One row a chunk (results.ROW_COLUMNS) of what `model` makes of `chunks`: bytes, or a data set with `.chunks`.
+
+    protocol "lossless": each chunk is a stream of its own, with the windows and the bits that an archive's segment
+    would have: all bytes, all tokens, the first token paid for, real payload bytes. `verify` decodes every one again
+    and raises CorruptArchive for the first that is not its chunk. `mapping` None means "bytes". With the torch engine
+    scores come from one pass over each window, as no decoder could repeat it, unless `verify` is set. `device`: where a
+    model that is given by its name is loaded.
+
+    protocol "published": the published computation on the same model. b % 128, at most 1,024 tokens (or the model's
+    context, if smaller), first token free, the softmax over all logits (to 2e-6 bits a token, 1e-5 with the torch
+    engine), clamped at 1e-10, bits over all bytes, chunks with a ratio outside (0.01, 10) dropped. Nothing is coded and
+    nothing could be decoded.
+
+    The two never share a pass: lossless windows begin with the start token, which pays for the first token; published
+    ones begin with the first token itself, so every later token has another context and another probability.
+
+    `max_memory`: what weights and batches may take, in bytes (an integer), as a share of all memory of the model's
+    device (a float), or either as text ("8GB", "0.5"); None: what is free. A batch that does not fit is halved.
+    `token_cache` keeps tokens for other models with the same tokenizer.
+
+    Raises:
+        Error: an unknown protocol or mapping, an empty chunk, a model that gives NaN, or too little memory.
+    """
+    import pandas as pd
+
+    from llmcomp import results
+
+    model = load_model(model, device=device)
+    data, modality = getattr(chunks, "name", ""), getattr(chunks, "modality", "")
+    chunks = as_chunks(getattr(chunks, "chunks", chunks))
+    if protocol not in results.PROTOCOLS:
+        raise Error(f"no protocol is called {protocol!r}; there are {', '.join(results.PROTOCOLS)}")
+    if protocol == "published" and mapping not in (None, PUBLISHED_MAPPING):
+        raise Error(f"the published protocol has mapping {PUBLISHED_MAPPING!r} only, found {mapping!r}")
+    scorer: _LosslessScorer | _PublishedScorer
+    if protocol == "lossless":
+        mapping = mapping or MAPPING_DEFAULT
+        codec = SegmentCodec(model, mapping, overlap, is_stepwise=None if verify else False, max_memory=max_memory)
+        scorer = _LosslessScorer(codec, mapping, token_cache or TokenCache(), verify)
+    else:
+        mapping = PUBLISHED_MAPPING
+        scorer = _PublishedScorer(model, token_cache or TokenCache(), max_memory)
+    rows = _scored(chunks, scorer, progress)
+    facts = {"dataset": data, "modality": modality, "protocol": protocol, "mapping": mapping, **_model_facts(model)}
+    if not rows:
+        return results.empty_rows()
+    return results.check_rows(pd.DataFrame(rows).assign(batch_rows=scorer.batch_rows, **facts))
+
+
+def _scored(chunks: Sequence[bytes], scorer: _LosslessScorer | _PublishedScorer, progress: bool) -> list[dict]:
+    """Rows of all chunks, with their numbers and their shares of the seconds; rows of dropped chunks are missing."""
+    from tqdm.auto import tqdm
+
+    rows: list[dict] = []
+
+    def start(numbers: list[int]) -> Callable[[], Any]:
+        return scorer.start([chunks[number] for number in numbers])
+
+    with tqdm(total=len(chunks), unit="chunk", disable=not progress, delay=2, leave=False) as bar:
+        before = time.perf_counter()
+        for numbers, found in in_background(_chunk_batches(chunks), start):
+            batch = scorer.rows([chunks[number] for number in numbers], found)
+            now = time.perf_counter()
+            # Groups overlap; from one end to the next their seconds add up to the whole.
+            seconds, before = now - before, now
+            n_tokens = sum(row["tokens"] for row in batch)
+            for number, row in zip(numbers, batch, strict=True):
+                if row.pop("kept", True):
+                    rows.append({"chunk": number, "seconds": seconds * row["tokens"] / max(n_tokens, 1), **row})
+            bar.update(len(numbers))
+    return rows
+
+
+def _chunk_batches(chunks: Sequence[bytes]) -> Iterator[list[int]]:
+    numbers: list[int] = []
+    n_bytes = 0
+    for number in range(len(chunks)):
+        if not len(chunks[number]):
+            raise Error(f"chunk {number} is empty: a ratio needs at least one byte")
+        numbers.append(number)
+        n_bytes += len(chunks[number])
+        if n_bytes >= _SCORE_BATCH_BYTES:
+            yield numbers
+            numbers, n_bytes = [], 0
+    if numbers:
+        yield numbers
+
+
+def _model_facts(model: Any) -> dict[str, Any]:
+    from llmcomp.version import __version__
+
+    traits = ModelTraits.of(model)
+    return {
+        "model": traits.name,
+        "params": getattr(model, "n_params", None),
+        "step": getattr(model, "step", None),
+        "engine": traits.engine,
+        "backend": coding.backend_in_use(),
+        "device": getattr(model, "device", "cpu"),
+        "dtype": getattr(model, "dtype", ""),
+        "attention": getattr(model, "attention", None) or "",
+        "weights_sha256": getattr(model, "weights_sha256", ""),
+        "version": __version__,
+    }
+
+
+class _LosslessScorer:
+    """Chunks as an archive would code them."""
+
+    def __init__(self, codec: SegmentCodec, mapping: str, cache: TokenCache, verify: bool):
+        self._codec, self._mapping, self._cache, self._verify = codec, mapping, cache, verify
+
+    @property
+    def batch_rows(self) -> int | None:
+        return self._codec.batch_rows
+
+    def start(self, batch: list[bytes]) -> Callable[[], list[Coded]]:
+        return self._codec.start(self._cache.encoded(self._mapping, self._codec.traits.tokenizer, batch))
+
+    def rows(self, batch: list[bytes], coded: list[Coded]) -> list[dict]:
+        if self._verify:
+            decoded = self._codec.decode([item.payload for item in coded], [len(chunk) for chunk in batch])
+            if wrong := sum(chunk != content for chunk, content in zip(batch, decoded, strict=True)):
+                raise CorruptArchive(f"{wrong} of {len(batch)} chunks decode to other bytes than were coded")
+        return [
+            {
+                "bytes_in": len(chunk),
+                "bytes_scored": len(chunk),
+                "tokens": item.n_tokens,
+                "ideal_bits": item.ideal_bits,
+                "coded_bytes": len(item.stream),
+                "side_bits": item.side_bits,
+                "ratio": (8 * len(item.stream) + item.side_bits) / (8 * len(chunk)),
+            }
+            for chunk, item in zip(batch, coded, strict=True)
+        ]
+
+
+def _warn_of_short_context(traits: ModelTraits) -> None:
+    if traits.context_length < mappings.PUBLISHED_MAX_TOKENS:
+        warnings.warn(
+            f"{traits.label} sees {traits.context_length} tokens: the published protocol is cut there, not at "
+            f"{mappings.PUBLISHED_MAX_TOKENS}; bytes_scored tells what the bits cover",
+            stacklevel=4,
+        )
+
+
+class _PublishedScorer:
+    """The published computation: tokens as published, and their sum of bits."""
+
+    def __init__(self, model: Any, cache: TokenCache, max_memory: MaxMemory):
+        self._traits, self._cache = ModelTraits.of(model), cache
+        _warn_of_short_context(self._traits)
+        self._sum = PublishedSum(model, getattr(model, "n_logits", self._traits.vocab_size), max_memory)
+
+    @property
+    def batch_rows(self) -> int:
+        return self._sum.batch_rows
+
+    def start(self, batch: list[bytes]) -> Callable[[], tuple[list[Encoded], list[float]]]:
+        kept = [self._cut(item) for item in self._cache.encoded(PUBLISHED, self._traits.tokenizer, batch)]
+        wait = self._sum.start([item.tokens for item in kept])
+        return lambda: (kept, wait())
+
+    def _cut(self, item: Encoded) -> Encoded:
+        """What the model sees of a chunk; `n_bytes` are the bytes that it covers."""
+        limit = self._traits.context_length
+        if len(item.tokens) <= limit:
+            return item
+        covered = int(self._traits.tokenizer.text_lengths(item.tokens[:limit]).sum())
+        return Encoded(item.tokens[:limit], b"", 0, min(covered, item.n_bytes))
+
+    def rows(self, batch: list[bytes], found: tuple[list[Encoded], list[float]]) -> list[dict]:
+        rows = []
+        for chunk, kept, ideal_bits in zip(batch, *found, strict=True):
+            ratio = ideal_bits / (8 * len(chunk))
+            row: dict[str, Any] = {"bytes_in": len(chunk), "bytes_scored": kept.n_bytes}
+            row |= {"tokens": max(len(kept.tokens) - 1, 0), "ideal_bits": ideal_bits}
+            row |= {"coded_bytes": None, "side_bits": 0, "ratio": ratio}
+            rows.append({**row, "kept": PUBLISHED_RATIOS[0] < ratio < PUBLISHED_RATIOS[1]})
+        return rows

@@ -1,0 +1,568 @@
+"""Window plan, segments, compress, decompress, scores: with models small enough to say by hand what must come out."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from real_data import DATA, needs_data
+from tiny_models import TRAINING_TEXT, HashModel, TinyModel
+
+from llmcomp import coding, compress, decompress, pico, results, score
+from llmcomp.codec import container
+from llmcomp.codec.compress import compress_stream, decompress_stream, salvage_stream
+from llmcomp.codec.container import ArchiveReader, ArchiveWriter
+from llmcomp.codec.segments import SegmentCodec
+from llmcomp.codec.windows import WindowedModel, batch_size, plan_windows
+from llmcomp.data import mappings, tokenizers
+from llmcomp.data.datasets import load_dataset
+from llmcomp.errors import CorruptArchive, Error, ModelMismatch
+from llmcomp.models.load import load_model
+
+TINY = TinyModel()
+TEXT = TRAINING_TEXT + "Grüße, 世界! <|endoftext|>".encode() + bytes(range(256))
+
+
+@pytest.fixture(scope="module")
+def pico_tokenizer() -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_file(pico.tokenizer_path())
+
+
+# Windows.
+
+
+def test_the_plan_of_the_docstring():
+    assert plan_windows(17, 8, 2) == [(0, 0, 8), (6, 8, 14), (12, 14, 17)]
+    assert plan_windows(0, 8, 2) == []
+    assert plan_windows(8, 8, 0) == [(0, 0, 8)]
+    assert plan_windows(3, 1, 0) == [(0, 0, 1), (1, 1, 2), (2, 2, 3)]
+    for overlap in (-1, 8, 9):
+        with pytest.raises(Error):
+            plan_windows(3, 8, overlap)
+
+
+@given(st.integers(0, 300), st.integers(1, 40), st.integers(0, 39))
+def test_windows_tile_the_stream(n_tokens, context_length, overlap):
+    overlap %= context_length
+    windows = plan_windows(n_tokens, context_length, overlap)
+    assert [at for window in windows for at in range(window.start, window.stop)] == list(range(n_tokens))
+    for number, window in enumerate(windows):
+        assert window.start - window.context_start == (overlap if number else 0)
+        is_full = window.stop - window.context_start == context_length
+        assert is_full or (number == len(windows) - 1 and window.stop - window.context_start < context_length)
+
+
+def rows_by_hand(model, stream: np.ndarray, bos: int, context_length: int, overlap: int) -> np.ndarray:
+    """Logits before each token, each from its own replay of what its window has read until then."""
+    rows = []
+    window_start, context_start = 0, 0
+    for at in range(len(stream)):
+        if at - context_start == context_length:
+            window_start, context_start = at, at - overlap
+        assert context_start <= window_start <= at
+        state, row = model.row(0, bos)
+        for token in stream[context_start:at]:
+            state, row = model.row(state, token)
+        rows.append(row)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize(("context_length", "overlap"), [(24, 0), (24, 5), (24, 23), (7, 3), (1, 0)])
+def test_every_token_is_coded_after_exactly_its_window(context_length, overlap):
+    stream = np.frombuffer(TRAINING_TEXT[:120], np.uint8).astype(np.int32)
+    windowed = WindowedModel(TINY, vocab_size=256, bos_token=9, context_length=context_length, overlap=overlap)
+    streams = [stream, stream[:1], stream[:50], stream[:0]]
+    expected = np.stack(coding.intervals(rows_by_hand(TINY, stream, 9, context_length, overlap), stream))
+    for found, part in zip(windowed.intervals(streams), streams, strict=True):
+        assert np.array_equal(found, expected[:, : len(part)])
+
+
+def test_one_pass_fused_stepwise_and_small_batches_give_the_same_payloads(monkeypatch):
+    class Fused(TinyModel):
+        def intervals(self, inputs, targets, lengths, vocab_size):
+            parts = np.zeros((3, *inputs.shape), np.uint64)
+            for b, n in enumerate(lengths):
+                logits = self.logits(inputs[b : b + 1, :n])[0]
+                parts[:, b, :n] = coding.intervals(logits, targets[b, :n], vocab_size)
+            return tuple(parts)
+
+    contents = [TEXT[:700], TEXT[300:301], TEXT[250:500]]
+    expected = SegmentCodec(TINY, overlap=4).encode(contents)
+    assert SegmentCodec(Fused(), overlap=4).encode(contents) == expected
+    assert SegmentCodec(TinyModel(engine="torch"), overlap=4).encode(contents) == expected
+    monkeypatch.setattr("llmcomp.codec.windows.BATCH_LOGITS_BYTES", 1)
+    assert SegmentCodec(TINY, overlap=4).encode(contents) == expected
+    for model in (TINY, Fused(), TinyModel(engine="torch")):
+        decoded = SegmentCodec(model, overlap=4).decode(
+            [coded.payload for coded in expected], [len(c) for c in contents]
+        )
+        assert decoded == contents
+
+
+# Compress and decompress.
+
+
+OPTIONS = [
+    {},
+    {"overlap": 0},
+    {"overlap": 23},
+    {"segment_bytes": 16},
+    {"segment_bytes": 100, "overlap": 3},
+    {"segment_bytes": 1 << 17},
+    {"mapping": "latin1", "segment_bytes": 200},
+    {"mapping": "shift", "segment_bytes": 150},
+    {"mapping": "ascii", "segment_bytes": 300},
+]
+CONTENTS = {
+    "empty": b"",
+    "one byte": b"\xff",
+    "text": TRAINING_TEXT,
+    "mixed": TEXT,
+    "zeros": bytes(700),
+    "random": random.Random(0).randbytes(1000),
+    "start token": b"<|endoftext|>" * 40 + TRAINING_TEXT,
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS.keys())
+def test_round_trip(content, options):
+    blob = compress(content, TINY, **options)
+    assert decompress(blob, TINY) == content
+    if options.get("segment_bytes", 1 << 16) >= 1 << 16:
+        assert len(blob) <= len(content) * 1.005 + 64
+
+
+def test_text_shrinks():
+    assert len(compress(TRAINING_TEXT * 4, TINY)) < 0.5 * len(TRAINING_TEXT * 4)
+
+
+@pytest.mark.parametrize("name", mappings.MAPPINGS)
+def test_round_trip_with_a_tokenizer(name, pico_tokenizer):
+    model = TinyModel(tokenizer=pico_tokenizer)
+    content = TEXT * 2
+    for segment_bytes in (64, 1 << 16):
+        blob = compress(content, model, mapping=name, segment_bytes=segment_bytes)
+        assert decompress(blob, model) == content
+
+
+@pytest.mark.parametrize("name", mappings.MAPPINGS)
+def test_vocabulary_that_lacks_bytes(name, pythia_tokenizer):
+    """Some segments need stand-ins for the bytes that no token stands for, others do not; they decode side by side."""
+    segment_codec = SegmentCodec(HashModel(pythia_tokenizer), name)
+    contents = [b"plain text", bytes(range(256)), "Grüße".encode() * 5, b"\xff" * 9 + "ÿÿ".encode(), b"x"]
+    coded = segment_codec.encode(contents)
+    assert segment_codec.decode([item.payload for item in coded], [len(content) for content in contents]) == contents
+
+
+def test_lanes_and_ways_of_reading_do_not_change_a_byte():
+    class Drip(io.BytesIO):
+        def read(self, n_bytes=-1):
+            return super().read(min(n_bytes, 7) if n_bytes > 0 else n_bytes)
+
+    content = TEXT * 3
+    expected = compress(content, TINY, segment_bytes=100)
+    for lanes in (1, 2, 7, 1000):
+        target = io.BytesIO()
+        summary = compress_stream(Drip(content), target, TINY, segment_bytes=100, lanes=lanes)
+        assert target.getvalue() == expected
+        back = io.BytesIO()
+        seen: list[int] = []
+        assert decompress_stream(Drip(expected), back, TINY, lanes=lanes, on_bytes=seen.append) == summary
+        assert back.getvalue() == content
+        assert sum(seen) == len(content)
+    with pytest.raises(Error):
+        compress_stream(Drip(content), io.BytesIO(), TINY, lanes=0)
+
+
+@pytest.mark.parametrize("n_bytes", [1, 100, 16384, 70_000])
+def test_incompressible_data_costs_at_most_half_a_percent_and_64_bytes(n_bytes):
+    content = random.Random(n_bytes).randbytes(n_bytes)
+    blob = compress(content, TINY)
+    assert len(blob) <= n_bytes * 1.005 + 64
+    assert decompress(blob, TINY) == content
+
+
+class Counting(TinyModel):
+    """Knows that a byte is followed by the next number; counts what it is asked for."""
+
+    n_rows = 0
+
+    def logits(self, inputs):
+        self.n_rows += np.size(inputs)
+        return super().logits(inputs) + 9 * np.eye(256, dtype=np.float32)[(np.asarray(inputs) + 1) % 256]
+
+
+def test_what_cannot_shrink_is_not_coded_as_a_whole():
+    noise, counting = random.Random(5).randbytes(5 << 14), bytes(range(256)) * 64
+    model = Counting()
+    blob = compress(noise, model, segment_bytes=1 << 14)
+    assert len(blob) <= 1.005 * len(noise) + 64
+    assert model.n_rows < len(noise) / 6
+    # As flat a histogram, but the model knows what comes: coded, like what is too short for a decision.
+    assert len(compress(counting * 2, model, segment_bytes=1 << 14)) < len(counting) / 2
+    assert decompress(blob, model) == noise
+
+
+def test_an_archive_of_stored_segments_alone_needs_no_model():
+    content = random.Random(1).randbytes(1000)
+    assert decompress(compress(content, TINY)) == content
+    assert decompress(compress(b"", TINY)) == b""
+
+
+def small_models():
+    return st.builds(TinyModel, context_length=st.sampled_from([1, 5, 24]), seed=st.integers(0, 3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    content=st.one_of(st.binary(max_size=300), st.text(max_size=200).map(str.encode), st.just(TRAINING_TEXT[:250])),
+    model=small_models(),
+    mapping=st.sampled_from(mappings.MAPPINGS),
+    segment_bytes=st.integers(16, 400),
+    overlap=st.integers(0, 23),
+)
+def test_any_bytes_any_options_any_model(content, model, mapping, segment_bytes, overlap):
+    overlap %= model.context_length
+    blob = compress(content, model, mapping=mapping, segment_bytes=segment_bytes, overlap=overlap)
+    assert decompress(blob, model) == content
+
+
+# What must be refused.
+
+
+def test_another_model_is_refused_before_a_byte_is_written(pico_tokenizer):
+    facts = {"name": "small", "step": 100, "fingerprint": "ab" * 32}
+    blob = compress(TRAINING_TEXT, TinyModel(**facts))
+    assert decompress(blob, TinyModel(**facts)) == TRAINING_TEXT
+    assert decompress(blob, TinyModel(**{**facts, "name": "renamed"})) == TRAINING_TEXT
+    others = [
+        TinyModel(**{**facts, "fingerprint": "cd" * 32}),
+        TinyModel(**{**facts, "name": "large", "step": 200, "fingerprint": "cd" * 32}),
+        TinyModel(**facts, engine="exact"),
+        TinyModel(**facts, tokenizer=pico_tokenizer),
+        TinyModel(**{**facts, "context_length": 23}),
+        TinyModel(),
+    ]
+    for other in others:
+        target = io.BytesIO()
+        with pytest.raises(ModelMismatch) as caught:
+            decompress_stream(io.BytesIO(blob), target, other)
+        assert target.getvalue() == b""
+        assert "small, step100" in str(caught.value) and other.name in str(caught.value)
+
+
+def test_models_without_a_fingerprint_are_told_apart_by_name():
+    blob = compress(TRAINING_TEXT, TinyModel(name="one"))
+    with pytest.raises(ModelMismatch, match="weights not recorded"):
+        decompress(blob, TinyModel(name="two"))
+
+
+@pytest.mark.parametrize("name", ["/etc", "../../somewhere", "unknown/model", ".", "~"])
+def test_a_name_in_an_archive_is_never_a_path(name, monkeypatch):
+    blob = compress(TRAINING_TEXT, TinyModel(name=name))
+    monkeypatch.setattr("llmcomp.codec.segments.load_model", lambda *_, **__: pytest.fail("a model was looked for"))
+    with pytest.raises(Error, match="name the model"):
+        decompress(blob)
+
+
+def with_payload(blob: bytes, change) -> bytes:
+    """The archive with other payloads under right checksums: what only an attacker or another arithmetic would make."""
+    reader = ArchiveReader(io.BytesIO(blob))
+    target = io.BytesIO()
+    writer = ArchiveWriter(target, reader.header)
+    for segment in reader.segments():
+        writer.add(bytes(segment.n_bytes), change(segment.payload))
+    writer.finish()
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("mapping", ["bytes", "latin1", "ascii"])
+def test_payloads_that_do_not_decode_to_the_content(mapping, pico_tokenizer):
+    model = TinyModel(tokenizer=pico_tokenizer)
+    blob = compress(TRAINING_TEXT, model, mapping=mapping, segment_bytes=200)
+    rng = random.Random(0)
+    for change in (
+        lambda payload: payload[:-1],
+        lambda payload: payload[::-1],
+        lambda payload: rng.randbytes(len(payload)),
+        lambda payload: b"\0",
+        lambda payload: bytes(len(payload)),
+    ):
+        with pytest.raises(CorruptArchive):
+            decompress(with_payload(blob, change), model)
+
+
+def test_segments_of_two_archives_with_equal_headers():
+    one, two = (compress(content, TINY, segment_bytes=100) for content in (TRAINING_TEXT, TRAINING_TEXT[::-1]))
+    segments = [list(ArchiveReader(io.BytesIO(blob)).segments()) for blob in (one, two)]
+    start = one.index(segments[0][1].payload) - 6
+    stop = start + 6 + len(segments[0][1].payload)
+    other_start = two.index(segments[1][1].payload) - 6
+    other_stop = other_start + 6 + len(segments[1][1].payload)
+    spliced = one[:start] + two[other_start:other_stop] + one[stop:]
+    with pytest.raises(CorruptArchive, match="SHA-256"):
+        decompress(spliced, TINY)
+
+
+def test_models_that_cannot_be_used():
+    class NotANumber(TinyModel):
+        def logits(self, inputs):
+            return np.full((*np.shape(inputs), 256), np.nan, np.float32)
+
+    with pytest.raises(Error):
+        compress(TRAINING_TEXT, NotANumber())
+    with pytest.raises(Error, match="no model"):
+        compress(b"x", SimpleNamespace(logits=len))
+    with pytest.raises(Error, match="engine"):
+        compress(b"x", TinyModel(engine="strange"))
+    with pytest.raises(Error, match="mapping"):
+        compress(b"x", TINY, mapping="utf16")
+    for options in ({"segment_bytes": 8}, {"segment_bytes": 1 << 30}, {"overlap": 24}, {"overlap": -1}):
+        with pytest.raises(Error):
+            compress(b"x", TINY, **options)
+
+
+# Salvage.
+
+
+def test_salvage_decodes_the_intact_segments():
+    blob = compress(TRAINING_TEXT, TINY, segment_bytes=100)
+    parts = [TRAINING_TEXT[at : at + 100] for at in range(0, len(TRAINING_TEXT), 100)]
+    target = io.BytesIO()
+    summary = salvage_stream(io.BytesIO(blob), target, TINY)
+    assert (target.getvalue(), summary.lost, summary.n_segments) == (TRAINING_TEXT, [], len(parts))
+    bad = bytearray(blob)
+    third = list(ArchiveReader(io.BytesIO(blob)).segments())[2]
+    bad[blob.index(third.payload)] ^= 1
+    target = io.BytesIO()
+    summary = salvage_stream(io.BytesIO(bad), target, TINY)
+    assert target.getvalue() == b"".join(parts[:2] + parts[3:])
+    assert summary.lost == [(200, 300)]
+    target = io.BytesIO()
+    summary = salvage_stream(io.BytesIO(blob[: blob.index(third.payload)]), target, TINY)
+    assert (target.getvalue(), summary.lost) == (TRAINING_TEXT[:200], [(200, None)])
+
+
+# Score.
+
+
+CHUNKS = [TRAINING_TEXT[:200], bytes(100), TRAINING_TEXT[200:300], bytes(range(128, 228)), b"x"]
+
+
+def log2_softmax(row: np.ndarray, token: int) -> float:
+    """By math.fsum, independent of numpy's softmax and of the coder."""
+    largest = float(row.max())
+    return (float(row[token]) - largest) / math.log(2) - math.log2(math.fsum(math.exp(float(x) - largest) for x in row))
+
+
+@pytest.mark.parametrize("mapping", [None, *mappings.MAPPINGS])
+def test_lossless_rows(mapping):
+    rows = score(CHUNKS, TINY, mapping=mapping, overlap=5, progress=False)
+    results.check_rows(rows)
+    assert rows["chunk"].tolist() == list(range(len(CHUNKS)))
+    assert (rows["protocol"] == "lossless").all() and (rows["mapping"] == (mapping or "bytes")).all()
+    segment_codec = SegmentCodec(TINY, mapping or "bytes", 5)
+    for row, chunk, coded in zip(rows.itertuples(), CHUNKS, segment_codec.encode(CHUNKS), strict=True):
+        encoded = mappings.get_mapping(mapping or "bytes").encode(chunk, TINY_TOKENIZER)
+        logits = rows_by_hand(TINY, encoded.tokens, 0, 24, 5)
+        ideal = -sum(log2_softmax(line, token) for line, token in zip(logits, encoded.tokens, strict=True))
+        assert row.bytes_in == row.bytes_scored == len(chunk)
+        assert row.tokens == len(encoded.tokens)
+        assert abs(row.ideal_bits - ideal) < 1e-4 * len(encoded.tokens)
+        assert row.coded_bytes == len(coded.stream)
+        assert row.side_bits == encoded.side_bits
+        assert 8 * row.coded_bytes <= row.ideal_bits * (1 + 1e-4) + 16
+        assert segment_codec.decode([coded.payload], [len(chunk)]) == [chunk]
+
+
+@pytest.mark.parametrize("mapping", mappings.MAPPINGS)
+def test_every_mapping_s_payloads_of_random_bytes_decode(mapping, pythia_tokenizer):
+    """With a bundled model, and with a vocabulary that lacks 13 bytes; `verify` compares every chunk."""
+    rng = random.Random(11)
+    chunks = [rng.randbytes(n) for n in (1, 2, 300)] + [bytes(range(256)), rng.randbytes(100) + TRAINING_TEXT[:100]]
+    for model in (load_model("pico-13k"), HashModel(pythia_tokenizer)):
+        rows = score(chunks, model, mapping=mapping, verify=True, progress=False)
+        assert rows["bytes_in"].tolist() == [len(chunk) for chunk in chunks]
+
+
+TINY_TOKENIZER = tokenizers.ByteTokenizer()
+
+
+def test_score_of_a_data_set_and_its_verification(monkeypatch):
+    data = SimpleNamespace(name="sample", modality="text", chunks=CHUNKS)
+    rows = score(data, TinyModel(name="m", step=7, n_params=12), verify=True, progress=False)
+    assert set(rows["dataset"]) == {"sample"} and set(rows["modality"]) == {"text"}
+    assert set(rows["model"]) == {"m"} and set(rows["step"]) == {7} and set(rows["params"]) == {12}
+    assert len(score([], TINY, progress=False)) == 0
+    real = SegmentCodec.decode
+    monkeypatch.setattr(SegmentCodec, "decode", lambda *args: [b"?", *real(*args)[1:]])
+    with pytest.raises(CorruptArchive, match="1 of 5 chunks"):
+        score(data, TINY, verify=True, progress=False)
+
+
+def test_scores_of_an_engine_that_cannot_repeat_its_steps():
+    """One pass unless every payload is to be decoded again; the archive always steps."""
+
+    class OnePass(TinyModel):
+        def session(self, n_streams):
+            raise AssertionError("stepped")
+
+    model = OnePass(engine="torch")
+    expected = score(CHUNKS, TINY, progress=False)["coded_bytes"]
+    assert score(CHUNKS, model, progress=False)["coded_bytes"].equals(expected)
+    for call in (lambda: score(CHUNKS, model, verify=True, progress=False), lambda: compress(TRAINING_TEXT, model)):
+        with pytest.raises(AssertionError, match="stepped"):
+            call()
+
+
+def test_score_batches_do_not_matter(monkeypatch):
+    volatile = ["seconds"]
+    expected = score(CHUNKS, TINY, progress=False).drop(columns=volatile)
+    monkeypatch.setattr("llmcomp.scoring.score._SCORE_BATCH_BYTES", 1)
+    assert score(CHUNKS, TINY, progress=False).drop(columns=volatile).equals(expected)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows_max", "expected"),
+    [
+        ([100], 10, 1),
+        ([100] * 10, 1000, 10),
+        # Two equal batches, not one of 10 and one of 2.
+        ([100] * 12, 1000, 6),
+        # 200 rows are more than an eighth of 1,000; 88 is less than an eighth shorter than 100, 87 is not.
+        ([100, 100, 87, 87], 1000, 2),
+        ([100, 100, 88, 88], 1000, 4),
+        # A batch that is still small takes shorter ones too.
+        ([100, 10, 10, 10], 1000, 2),
+    ],
+)
+def test_batches_with_little_padding(lengths: list[int], rows_max: int, expected: int) -> None:
+    assert batch_size(lengths, rows_max) == expected
+
+
+def published_ratio(chunk: bytes, model, tokenizer, limit: int) -> float:
+    """The published computation, restated: no batches, no clever order, exact sums."""
+    text = "".join(chr(byte % 128) for byte in chunk)
+    ids = tokenizer.encode_text(text).tolist()[:limit]
+    bits = 0.0
+    for at in range(1, len(ids)):
+        state, row = model.row(0, ids[0])
+        for token in ids[1:at]:
+            state, row = model.row(state, token)
+        bits += -math.log2(max(2.0 ** log2_softmax(row, ids[at]), 1e-10))
+    return bits / (8 * len(chunk))
+
+
+def test_published_rows_equal_a_straight_restatement(pico_tokenizer):
+    model = TinyModel(context_length=1500, tokenizer=pico_tokenizer)
+    rng = random.Random(3)
+    chunks = [TRAINING_TEXT[:300], rng.randbytes(200), "Grüße e\u0301 <|endoftext|>".encode() * 5, b"x" * 90]
+    rows = score(chunks, model, protocol="published", progress=False)
+    results.check_rows(rows)
+    assert rows["chunk"].tolist() == [0, 1, 2, 3]
+    for row, chunk in zip(rows.itertuples(), chunks, strict=True):
+        assert abs(row.ratio - published_ratio(chunk, model, pico_tokenizer, 1024)) < 1e-6
+        assert row.bytes_scored == len(chunk)
+    assert rows["coded_bytes"].isna().all() and (rows["side_bits"] == 0).all()
+    assert set(rows["mapping"]) == {"ascii"}
+
+
+def test_published_protocol_is_cut_at_the_model_s_context(pico_tokenizer):
+    model = TinyModel(context_length=50, tokenizer=pico_tokenizer)
+    chunks = [TRAINING_TEXT[:300], random.Random(3).randbytes(200)]
+    with pytest.warns(UserWarning, match="50 tokens"):
+        rows = score(chunks, model, protocol="published", progress=False)
+    for row, chunk in zip(rows.itertuples(), chunks, strict=True):
+        assert abs(row.ratio - published_ratio(chunk, model, pico_tokenizer, 50)) < 1e-6
+        kept = pico_tokenizer.encode_text("".join(chr(byte % 128) for byte in chunk))[:50]
+        assert row.tokens == 49
+        assert row.bytes_scored == sum(len(pico_tokenizer.token_bytes(int(token))) for token in kept) < len(chunk)
+
+
+def test_published_protocol_clamps_and_drops(pico_tokenizer):
+    class Sure(TinyModel):
+        """All probability on one token: every other is clamped to 1e-10, which costs 33.2 bits."""
+
+        def logits(self, inputs):
+            logits = np.full((*np.shape(inputs), self.n_logits), -1e4, np.float32)
+            logits[..., self.sure] = 1e4
+            return logits
+
+    byte = {chr(value): int(pico_tokenizer.encode_text(chr(value))[0]) for value in (97, 98)}
+    model = Sure(context_length=2000, tokenizer=pico_tokenizer, sure=byte["b"])
+    chunk = random.Random(0).randbytes(100)
+    row = score([chunk], model, protocol="published", progress=False).iloc[0]
+    ids = pico_tokenizer.encode_text("".join(chr(value % 128) for value in chunk)).tolist()
+    n_wrong = sum(token != byte["b"] for token in ids[1:])
+    assert row["ideal_bits"] == pytest.approx(n_wrong * -math.log2(1e-10), abs=1e-6)
+    # A chunk of one token has ratio 0, below the filter's 0.01.
+    assert score([b"b"], model, protocol="published", progress=False).empty
+
+
+def test_scores_that_cannot_be_made():
+    with pytest.raises(Error, match="protocol"):
+        score(CHUNKS, TINY, protocol="lossy", progress=False)
+    with pytest.raises(Error, match="mapping"):
+        score(CHUNKS, TINY, protocol="published", mapping="bytes", progress=False)
+    for chunks in (b"one", "text", Path("file"), ["text"], [3], [[1, 2]]):
+        with pytest.raises(Error, match=r"expected (several )?bytes"):
+            score(chunks, TINY, progress=False)
+    with pytest.raises(Error, match="is a class"):
+        score(CHUNKS, TinyModel, progress=False)
+    expected = score(CHUNKS, TINY, progress=False)["coded_bytes"]
+    for chunks in (iter(CHUNKS), pd.Series(CHUNKS, index=range(7, 7 + len(CHUNKS)))):
+        assert score(chunks, TINY, progress=False)["coded_bytes"].equals(expected)
+    with pytest.raises(Error, match="chunk 1 is empty"):
+        score([b"x", b""], TINY, progress=False)
+
+
+def test_header_says_how_the_model_was_used():
+    blob = compress(TRAINING_TEXT, TinyModel(name="m", step=3, fingerprint="0f" * 32), overlap=7, mapping="latin1")
+    model = ArchiveReader(io.BytesIO(blob)).header.model
+    assert model is not None
+    assert (model.name, model.revision, model.weights_hash) == ("m", "step3", b"\x0f" * 16)
+    assert (model.context_length, model.overlap, model.vocab_size, model.bos_token) == (24, 7, 256, 0)
+    assert mappings.MAPPINGS[model.mapping] == "latin1"
+    assert container.FORMAT_VERSION == blob[4] == 1
+
+
+# Real files.
+
+
+REAL = {"enwik8": "enwik8.head", "image": "imagenet-val", "speech": "librispeech"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_real_chunks_under_both_protocols(name, pythia_tokenizer):
+    """Published: the formula restated on the same logits. Lossless: every payload decodes, all bytes are scored."""
+    chunks = load_dataset(f"{name}={DATA / REAL[name]}", 2, progress=False).chunks
+    model = HashModel(pythia_tokenizer, context_length=1024)
+    rows = score(chunks, model, protocol="published", progress=False)
+    for row, chunk in zip(rows.itertuples(), chunks, strict=True):
+        ids = pythia_tokenizer.encode_text("".join(chr(byte % 128) for byte in chunk))[:1024]
+        logits = model.logits(ids[None])[0, :-1].astype(np.float64)
+        chosen = logits[np.arange(len(ids) - 1), ids[1:]] - np.logaddexp.reduce(logits, axis=1)
+        bits = math.fsum(-math.log2(max(math.exp(x), 1e-10)) for x in chosen)
+        assert row.ratio == pytest.approx(bits / (8 * 2048), abs=1e-6)
+        assert row.bytes_scored == 2048 if name == "enwik8" else row.bytes_scored < 1800
+    rows = score(chunks, model, verify=True, progress=False)
+    assert (rows["bytes_scored"] == 2048).all()
+
+
+@pytest.mark.slow
+@needs_data
+def test_an_archive_is_at_most_a_thousandth_above_the_ideal():
+    content = (DATA / "enwik8.head").read_bytes()[:1_000_000]
+    parts = [content[at : at + container.SEGMENT_BYTES_DEFAULT] for at in range(0, len(content), 1 << 16)]
+    ideal = sum(coded.ideal_bits for coded in SegmentCodec(load_model("pico-13k")).encode(parts))
+    assert ideal < 8 * len(compress(content, "pico-13k")) < 1.001 * ideal

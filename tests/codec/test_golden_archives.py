@@ -1,0 +1,131 @@
+"""The golden archives are read by the package and by a second decoder, and are written again bit for bit, forever."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import archive_oracle
+import golden_archives as golden
+import pytest
+
+import llmcomp
+from llmcomp import compress, decompress, pico
+from llmcomp.codec.salvage import salvage_segments
+from llmcomp.errors import CorruptArchive
+
+CASES = golden.cases()
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, golden.IntegerModel]:
+    return {tokenizer: golden.IntegerModel(tokenizer) for tokenizer in golden.TOKENIZERS}
+
+
+def starter(model: golden.IntegerModel):
+    """A window of the model for the oracle, from `row` alone: neither sessions nor batches."""
+
+    def start():
+        state = 0
+
+        def step(token):
+            nonlocal state
+            state, row = model.row(state, token)
+            return row
+
+        return step
+
+    return start
+
+
+def test_no_golden_archive_is_missing_or_unknown():
+    pico_paths = {golden.FOLDER / f"{name}.llmc" for name in golden.PICO}
+    assert {golden.path_of(case) for case in CASES} | pico_paths == set(golden.FOLDER.iterdir())
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_the_package_reads_and_writes_it(case, models):
+    tokenizer, options, content = case
+    blob = golden.path_of(case).read_bytes()
+    assert decompress(blob, models[tokenizer]) == golden.CONTENTS[content]
+    assert compress(golden.CONTENTS[content], models[tokenizer], **golden.OPTIONS[options]) == blob
+
+
+# The whole set takes a quarter of a minute.
+FAST = [case for case in CASES if case[1] in ("default", "overlap15") or (case[1] != "wide" and case[2] == "text")]
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in FAST else pytest.mark.slow, id="-".join(case)) for case in CASES]
+)
+def test_the_second_decoder_reads_it(case, models):
+    tokenizer, _, content = case
+    description = golden.TOKENIZERS[tokenizer]
+    table, stand_ins = archive_oracle.vocabulary(description) if description else ([bytes([b]) for b in range(256)], {})
+    blob = golden.path_of(case).read_bytes()
+    assert archive_oracle.decode(blob, table, stand_ins, starter(models[tokenizer])) == golden.CONTENTS[content]
+
+
+@pytest.mark.parametrize("name", golden.PICO)
+def test_the_exact_engine_reads_and_writes_it(name):
+    model_name, step, _, options = golden.PICO[name]
+    blob = (golden.FOLDER / f"{name}.llmc").read_bytes()
+    assert decompress(blob) == golden.pico_content(name)
+    assert compress(golden.pico_content(name), llmcomp.load_model(model_name, step), **options) == blob
+
+
+@pytest.mark.parametrize(
+    "name", ["pico-short", *(pytest.param(n, marks=pytest.mark.slow) for n in golden.PICO if n != "pico-short")]
+)
+def test_the_second_decoder_with_the_exact_engine(name):
+    """Step by step through the serial backend, without the package's decoder, windows or batches."""
+    model_name, step, _, _ = golden.PICO[name]
+    model = llmcomp.load_model(model_name, step)
+
+    def start():
+        session = model.session(1)
+        return lambda token: session.step([token])[0]
+
+    table, stand_ins = archive_oracle.vocabulary(json.loads(pico.tokenizer_path().read_bytes()))
+    blob = (golden.FOLDER / f"{name}.llmc").read_bytes()
+    with llmcomp.use_backend("serial"):
+        assert archive_oracle.decode(blob, table, stand_ins, start) == golden.pico_content(name)
+
+
+def test_both_decoders_cut_the_archive_into_the_same_segments():
+    for case in CASES:
+        blob = golden.path_of(case).read_bytes()
+        _, expected, _, _ = archive_oracle.read_segments(blob)
+        found = [(s.n_bytes, s.stored, s.payload) for s in salvage_segments(io.BytesIO(blob))]
+        assert found == expected
+
+
+def test_the_set_covers_coded_and_stored_segments_and_stand_ins():
+    kinds = set()
+    for case in CASES:
+        header, segments, _, _ = archive_oracle.read_segments(golden.path_of(case).read_bytes())
+        for _, is_stored, payload in segments:
+            kinds.add((case[0], header.get("mapping"), "stored" if is_stored else "coded"))
+            if case[0] == "lacking" and header.get("mapping") == 0 and not is_stored:
+                kinds.add(payload[:1])
+    assert {b"\x00", b"\x80"} <= kinds
+    for tokenizer in golden.TOKENIZERS:
+        for mapping in (0, 1, 3):
+            assert (tokenizer, mapping, "coded") in kinds
+        assert (tokenizer, 0, "stored") in kinds
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if (case[2] == "text" and "bpe" in case) or case[2] == "empty"], ids="-".join
+)
+def test_every_truncation_and_flipped_bit_is_refused(case, models):
+    """With the model that made it, all the way through `decompress`."""
+    blob = golden.path_of(case).read_bytes()
+    for n_bytes in range(len(blob)):
+        with pytest.raises(CorruptArchive):
+            decompress(blob[:n_bytes], models[case[0]])
+    for bit in range(8 * len(blob)):
+        bad = bytearray(blob)
+        bad[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptArchive):
+            decompress(bytes(bad), models[case[0]])

@@ -1,0 +1,651 @@
+"""The exact engine on a CUDA device against the C core, which test_engine.py holds against binary64: the same bits,
+archives that cross both ways, the same errors, and nothing that stays on the device.
+
+On the card of this machine, or where there is none on an emulated device: the same binding and the same kernels,
+compiled for the host. What only that device can tell (allocations, waiting) is asked only there."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import io
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import emulated_device
+import numpy as np
+import pytest
+from engine_models import assert_same_bits, draw, make_config, make_weights, write_folder
+from test_engine import VARIANTS
+
+import llmcomp
+from llmcomp import pico
+from llmcomp.cli.main import main
+from llmcomp.codec.archive import open as open_archive
+from llmcomp.codec.container import ArchiveReader
+from llmcomp.codec.segments import SegmentCodec
+from llmcomp.codec.windows import WindowedModel
+from llmcomp.coding import cuda
+from llmcomp.errors import CorruptArchive, Error
+from llmcomp.models.checkpoint import Tensor
+from llmcomp.models.engines.cuda import CudaInt8Model, CudaModel
+from llmcomp.models.engines.exact import ExactModel, Int8Model
+
+HAS_CARD = bool(cuda.cuda_info()["devices"])
+needs_card = pytest.mark.skipif(not HAS_CARD, reason="there is no CUDA device, and an emulated one is too slow")
+TEXT = pico.sample_path("text").read_bytes()
+MODELS: dict[str, tuple[type[ExactModel], type[CudaModel]]] = {
+    "exact": (ExactModel, CudaModel),
+    "exact-int8": (Int8Model, CudaInt8Model),
+}
+with_both_engines = pytest.mark.parametrize("engine", MODELS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def machine() -> Iterator[emulated_device.Machine | None]:
+    """None on a card."""
+    if HAS_CARD:
+        yield None
+        return
+    path = emulated_device.build()
+    with pytest.MonkeyPatch.context() as patch:
+        yield emulated_device.install(patch, path)
+
+
+@pytest.fixture
+def emulated(machine: emulated_device.Machine | None) -> Iterator[emulated_device.Machine]:
+    """The emulated device, as it was again afterwards."""
+    if machine is None:
+        pytest.skip("only the emulated device tells, or lets itself be changed")
+    gc.collect()
+    names = ("driver_version", "n_devices", "major", "memory_bytes", "pitch_max")
+    before = {name: getattr(machine, name) for name in names}
+    yield machine
+    for name, value in before.items():
+        setattr(machine, name, value)
+
+
+def shortened(weights: dict[str, np.ndarray], dtype: str) -> dict[str, Any]:
+    if dtype == "float16":
+        return {name: value.astype(np.float16) for name, value in weights.items()}
+    if dtype == "bfloat16":
+        upper = {name: (value.view(np.uint32) >> 16).astype(np.uint16) for name, value in weights.items()}
+        return {name: Tensor(value, "bfloat16") for name, value in upper.items()}
+    return weights
+
+
+def make_pair(
+    dtype: str = "float32", scale: float = 1.0, engine: str = "exact", **changes: object
+) -> tuple[ExactModel, CudaModel]:
+    config = make_config(**changes)
+    weights = shortened(make_weights(config, scale=scale), dtype)
+    on_cpu, on_device = MODELS[engine]
+    return on_cpu(config, weights), on_device(config, weights)
+
+
+# Passes.
+
+
+@with_both_engines
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_those_of_the_cpu(variant: str, engine: str) -> None:
+    cpu, device = make_pair(engine=engine, **VARIANTS[variant])
+    tokens, lengths = draw(cpu, 4, 40), [40, 0, 17, 1]
+    assert_same_bits(device.logits(tokens, lengths), cpu.logits(tokens, lengths))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_of_16_bits_stay_so_on_the_device(dtype: str) -> None:
+    sizes = {"hidden_size": 48, "num_attention_heads": 2, "intermediate_size": 200, "vocab_size": 300}
+    cpu, device = make_pair(dtype, **sizes)
+    _, wide = make_pair(**sizes)
+    tokens = draw(cpu, 2, 30)
+    assert_same_bits(device.logits(tokens), cpu.logits(tokens))
+    matrices = cpu.n_params - sum(tensor.data.size for tensor in cpu._tensors.values() if tensor.data.ndim == 1)
+    assert 1.9 * matrices < wide._core.n_bytes - device._core.n_bytes < 2.1 * matrices
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_codes_take_a_byte_a_weight_on_the_device(dtype: str) -> None:
+    sizes = {"hidden_size": 48, "num_attention_heads": 2, "intermediate_size": 200, "vocab_size": 300}
+    cpu, device = make_pair(dtype, engine="exact-int8", **sizes)
+    _, wide = make_pair(**sizes)
+    tokens = draw(cpu, 2, 30)
+    assert_same_bits(device.logits(tokens), cpu.logits(tokens))
+    coded = 300 * 48 + 2 * (4 * 48 * 48 + 2 * 48 * 200)
+    left = 4 * coded - (wide._core.n_bytes - device._core.n_bytes)
+    embedding = 0 if dtype == "float32" else 2 * 300 * 48
+    # Beside the codes a scale a row, and the ends of rows that are filled.
+    assert coded < left + embedding < 1.25 * coded
+
+
+@with_both_engines
+@pytest.mark.parametrize("scale", [30.0, 1e-3])
+def test_large_and_tiny_weights(scale: float, engine: str) -> None:
+    cpu, device = make_pair(scale=scale, engine=engine)
+    tokens = draw(cpu, 1, 30)
+    assert_same_bits(device.logits(tokens), cpu.logits(tokens))
+
+
+@with_both_engines
+def test_intervals_are_those_of_the_cpu(engine: str) -> None:
+    cpu, device = make_pair(engine=engine, vocab_size=1100)
+    tokens, targets, lengths = draw(cpu, 3, 37), draw(cpu, 3, 37, seed=6) % 1000, [37, 5, 0]
+    for given in ({"vocab_size": 1000}, {"lengths": lengths}, {"lengths": lengths, "vocab_size": 1000}):
+        for found, expected in zip(
+            device.intervals(tokens, targets, **given), cpu.intervals(tokens, targets, **given), strict=True
+        ):
+            assert found.dtype == np.uint64
+            np.testing.assert_array_equal(found, expected)
+
+
+@with_both_engines
+def test_the_softmax_of_scores_is_that_of_the_cpu(engine: str) -> None:
+    cpu, device = make_pair(engine=engine, vocab_size=1100)
+    tokens, targets = draw(cpu, 3, 37), draw(cpu, 3, 37, seed=6)
+    for lengths in (None, [37, 5, 0]):
+        found, expected = (model.log2_probabilities(tokens, targets, lengths) for model in (device, cpu))
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, expected)
+    messages(cpu, device, "log2_probabilities", tokens, targets + 1000)
+    messages(*bad_pair(engine), "log2_probabilities", [[1, 2, 3], [4, 9, 5]], np.ones((2, 3), int))
+
+
+def test_many_sequences_run_in_several_passes_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, device = make_pair(max_position_embeddings=16)
+    monkeypatch.setattr(device, "_pass_rows", 40)
+    monkeypatch.setattr("llmcomp.models.engines.cuda._LOGITS_BYTES_MAX", 4 * device.n_logits * 7)
+    tokens, targets = draw(cpu, 9, 16), draw(cpu, 9, 16, seed=2)
+    lengths = [16, 3, 0, 16, 16, 1, 1, 9, 2]
+    assert_same_bits(device.logits(tokens, lengths), cpu.logits(tokens, lengths))
+    for call in ("intervals", "log2_probabilities"):
+        found, expected = (getattr(model, call)(tokens, targets, lengths) for model in (device, cpu))
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_logits_can_stay_on_the_device() -> None:
+    """And go from there to the functions for arrays on a device: intervals, an encoder, a decoder."""
+    cpu, device = make_pair()
+    tokens, targets, lengths = draw(cpu, 3, 12), draw(cpu, 3, 12, seed=2), [12, 12, 7]
+    on_device = device.logits(tokens, lengths, on_device=True)
+    expected = cpu.logits(tokens, lengths)
+    assert_same_bits(on_device.numpy(), expected)
+    for found, triple in zip(llmcomp.intervals(on_device, targets), llmcomp.intervals(expected, targets), strict=True):
+        np.testing.assert_array_equal(found.numpy(), triple)
+    here, there = cpu.session(3), device.session(3)
+    encoders = [llmcomp.Encoder(3), llmcomp.Encoder(3)]
+    for t in range(12):
+        encoders[0].push(here.step(tokens[:, t]), targets[:, t])
+        encoders[1].push(there.step(tokens[:, t], on_device=True), targets[:, t])
+    payloads = [encoder.finish() for encoder in encoders]
+    assert payloads[0] == payloads[1]
+    decoder = llmcomp.Decoder(payloads[0])
+    there.reset()
+    for t in range(12):
+        pulled = decoder.pull(there.step(tokens[:, t], on_device=True))
+        np.testing.assert_array_equal(pulled.numpy(), targets[:, t])
+
+
+def test_logits_of_more_bytes_than_rows_may_lie_apart_are_read(emulated: emulated_device.Machine) -> None:
+    """CUDA copies rows that lie less than 2^31 bytes apart; an array on the device may be larger."""
+    cpu, device = make_pair()
+    tokens = draw(cpu, 2, 12)
+    emulated.pitch_max = 4 * 12 * cpu.n_logits
+    assert_same_bits(device.logits(tokens, on_device=True).numpy(), cpu.logits(tokens))
+    assert_same_bits(device.logits(tokens), cpu.logits(tokens))
+
+
+def test_an_array_is_exported_as_it_is_or_as_a_copy(emulated: emulated_device.Machine) -> None:
+    _, device = make_pair()
+    array = device.logits([[1, 2, 3]], on_device=True)
+    view = sys.modules["llmcomp._cuda"].dlpack_view
+    for copy, is_same in ((None, True), (False, True), (True, False)):
+        pointer, *_, shape, _ = view(array.__dlpack__(stream=1, max_version=(1, 0), dl_device=(2, 0), copy=copy))
+        assert (pointer == array.pointer, shape) == (is_same, (1, 3, device.n_logits))
+    with pytest.raises(BufferError, match="not exported to DLPack device"):
+        array.__dlpack__(dl_device=(1, 0))
+
+
+def test_no_sequences_and_no_tokens() -> None:
+    cpu, device = make_pair()
+    for shape in [(0, 5), (3, 0), (0, 0)]:
+        tokens = np.zeros(shape, int)
+        assert device.logits(tokens).shape == (*shape, cpu.n_logits)
+        assert all(part.shape == shape for part in device.intervals(tokens, tokens))
+    assert not device.logits(np.zeros((2, 4), int), [0, 0]).any()
+
+
+# Streams.
+
+
+@with_both_engines
+@pytest.mark.parametrize("variant", ["parallel", "sequential", "odd sizes", "tied"])
+def test_steps_are_those_of_the_cpu(variant: str, engine: str) -> None:
+    cpu, device = make_pair(engine=engine, **VARIANTS[variant])
+    tokens = draw(cpu, 3, 40)
+    session = device.session(3, 40)
+    steps = [session.step(tokens[:, t]) for t in range(40)]
+    assert_same_bits(np.stack(steps, 1), cpu.logits(tokens))
+    assert session.positions.tolist() == [40, 40, 40]
+
+
+@pytest.mark.parametrize("first", [1, 16, 31, 32, 33, 47])
+def test_any_split_into_prefill_and_steps(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmcomp.models.engines.cuda._PREFILL_ROWS", 20)  # what is longer is read in pieces
+    cpu, device = make_pair()
+    tokens = draw(cpu, 1, 48)
+    expected = cpu.logits(tokens)[0]
+    session = device.session(3)
+    assert_same_bits(session.prefill(1, tokens[0, :first]), expected[first - 1])
+    active = np.array([False, True, False])
+    rest = min(first + 3, 48)
+    for t in range(first, rest):
+        assert_same_bits(session.step(np.full(3, tokens[0, t]), active)[1], expected[t])
+    if rest < 48:
+        assert_same_bits(session.prefill(1, tokens[0, rest:]), expected[-1])
+    assert session.positions.tolist() == [0, 48, 0]
+
+
+def test_streams_start_stop_and_restart_on_their_own() -> None:
+    cpu, device = make_pair()
+    tokens = draw(cpu, 4, 30)
+    expected = cpu.logits(tokens)
+    session, rng, seen = device.session(4), np.random.default_rng(5), np.zeros(4, int)
+    out = np.full((4, cpu.n_logits), 7, np.float32)
+    for _ in range(60):
+        active = (rng.random(4) < 0.6) & (seen < 30)
+        given = np.where(active, tokens[np.arange(4), np.minimum(seen, 29)], -1)
+        before = out.copy()
+        assert session.step(given, active, out) is out
+        for stream in range(4):
+            row = expected[stream, seen[stream]] if active[stream] else before[stream]
+            assert_same_bits(out[stream], row)
+        seen += active
+        if rng.random() < 0.1:
+            stream = int(rng.integers(4))
+            session.reset(stream)
+            seen[stream] = 0
+        np.testing.assert_array_equal(session.positions, seen)
+    assert not session.step([-1] * 4, np.zeros(4, bool)).any()
+    session.reset()
+    assert not session.positions.any()
+    assert_same_bits(session.step(tokens[:, 0]), expected[:, 0])
+
+
+# Archives.
+
+
+def small_windows(**changes: object) -> tuple[ExactModel, CudaModel]:
+    """Models of bytes whose windows are so short that a segment has several."""
+    return make_pair(**{"vocab_size": 256, "max_position_embeddings": 32, **changes})
+
+
+@pytest.mark.parametrize(("overlap", "lanes"), [(0, 99), (8, 99), (8, 2), (23, 3)])
+def test_streams_of_any_length_decode_side_by_side(overlap: int, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, device = small_windows()
+    monkeypatch.setattr(device, "lanes", lambda n_tokens: lanes)
+    rng = np.random.default_rng(3)
+    contents = [rng.bytes(n) for n in (45, 1, 0, 33, 32, 5)]
+    coded = SegmentCodec(cpu, overlap=overlap).encode(contents)
+    codec = SegmentCodec(device, overlap=overlap)
+    assert [item.payload for item in codec.encode(contents)] == [item.payload for item in coded]
+    steps: list[int] = []
+    lengths = [len(content) for content in contents]
+    for _ in range(2):  # the second time in the same memory
+        assert codec.decode([item.payload for item in coded], lengths, steps.append) == contents
+    assert sum(steps) == 2 * sum(lengths)
+
+
+@with_both_engines
+def test_archives_cross_both_ways(engine: str) -> None:
+    cpu, device = (llmcomp.load_model("pico-13k", engine=engine, device=device) for device in ("cpu", "cuda"))
+    data = TEXT[:250] + "Größe, ∞".encode()
+    archive = llmcomp.compress(data, cpu, segment_bytes=100)
+    assert not any(segment.stored for segment in ArchiveReader(io.BytesIO(archive)).segments())
+    assert llmcomp.compress(data, device, segment_bytes=100) == archive
+    assert llmcomp.decompress(archive, device) == llmcomp.decompress(archive, cpu) == data
+    assert llmcomp.decompress(archive, device="cuda") == data
+    with open_archive(io.BytesIO(archive), device="cuda") as file:
+        file.seek(120)
+        assert file.read(50) == data[120:170]
+
+
+def test_a_token_costs_no_waiting_for_the_device(emulated: emulated_device.Machine) -> None:
+    cpu, device = small_windows(max_position_embeddings=300)
+    content = np.random.default_rng(4).bytes(256)
+    (coded,) = SegmentCodec(cpu).encode([content])
+    codec = SegmentCodec(device)
+    before = (emulated.n_graph_launches, emulated.n_synchronizations)
+    assert codec.decode([coded.payload], [256]) == [content]
+    assert 255 <= emulated.n_graph_launches - before[0] < 1.25 * 256
+    # A handful to set up, then one for up to 64 tokens, fewer at the end.
+    assert emulated.n_synchronizations - before[1] < 45
+
+
+def test_scores_are_those_of_the_cpu() -> None:
+    chunks = [TEXT[:120], TEXT[900:950]]
+    tables = [llmcomp.score(chunks, "pico-13k", device=device, verify=True) for device in ("cpu", "cuda")]
+    assert tables[1]["device"].tolist() == ["cuda:0", "cuda:0"]
+    same = [column for column in tables[0] if column not in ("device", "seconds", "batch_rows")]
+    assert tables[0][same].equals(tables[1][same])
+    with pytest.warns(UserWarning, match="sees 512 tokens"):
+        published = [llmcomp.score(chunks, "pico-13k", "published", device=device) for device in ("cpu", "cuda")]
+    assert published[0]["ideal_bits"].equals(published[1]["ideal_bits"])
+
+
+def test_a_sweep_takes_its_cells_from_any_device(tmp_path: Path) -> None:
+    data = dataclasses.replace(llmcomp.load_dataset("text", n_chunks=1), chunks=[TEXT[:100]])
+    first = llmcomp.sweep(["pico-13k"], datasets=[data], out=tmp_path, device="cuda", progress=False)
+    assert first["device"].tolist() == ["cuda:0"]
+    again = llmcomp.sweep(["pico-13k"], datasets=[data], out=tmp_path, progress=False)
+    assert again["device"].tolist() == ["cuda:0"]
+
+
+def test_the_command_line_takes_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = TEXT[:120]
+    Path("a.txt").write_bytes(data)
+    options = ["-q", "--device", "cuda"]
+    assert main(["compress", "-k", "-m", "pico-13k", *options, "a.txt"]) == 0
+    assert Path("a.txt.llmc").read_bytes() == llmcomp.compress(data, "pico-13k")
+    assert main(["decompress", "-k", *options, "-o", "b.txt", "a.txt.llmc"]) == 0
+    assert Path("b.txt").read_bytes() == data
+    assert main(["decompress", "--test", *options, "-m", "pico-13k", "a.txt.llmc"]) == 0
+
+
+@with_both_engines
+def test_the_model_is_the_same_model(engine: str, tmp_path: Path) -> None:
+    cpu, device = make_pair(engine=engine)
+    for name in ("name", "step", "n_params", "vocab_size", "n_logits", "context_length", "fingerprint", "engine"):
+        assert getattr(cpu, name) == getattr(device, name)
+    assert (cpu.dtype, cpu.weights_sha256) == (device.dtype, device.weights_sha256)
+    assert (cpu.device, device.device) == ("cpu", "cuda:0")
+    folder = write_folder(tmp_path / "tiny", make_config(), make_weights(make_config()))
+    loaded = llmcomp.load_model(folder, engine=engine, device="cuda:0")
+    assert loaded.fingerprint == cpu.fingerprint
+    assert llmcomp.load_model(loaded, device="cuda") is loaded
+    with pytest.raises(Error, match="loaded on device 'cuda:0' already, expected 'cpu'"):
+        llmcomp.compress(b"abc", loaded, device="cpu")
+
+
+# Errors.
+
+
+def messages(cpu: Any, device: Any, call: str, *given: Any, **options: Any) -> None:
+    """Both raise Error, in the same words."""
+    told = []
+    for one in (cpu, device):
+        with pytest.raises(Error) as caught:
+            getattr(one, call)(*given, **options)
+        told.append(str(caught.value))
+    assert told[0] == told[1]
+
+
+def test_mistakes_are_told_in_the_words_of_the_cpu() -> None:
+    pair = make_pair()
+    good = np.ones((2, 3), int)
+    messages(*pair, "logits", [1, 2])
+    messages(*pair, "logits", np.zeros((1, 49), int))
+    messages(*pair, "logits", np.zeros((1, 3)))
+    messages(*pair, "logits", [[1, 2, 3], [4, 61, 5]])
+    messages(*pair, "logits", good, lengths=[3, 4])
+    messages(*pair, "logits", good, lengths=[3, -1])
+    messages(*pair, "intervals", good, [[1, 1, 1], [1, -1, 1]])
+    messages(*pair, "intervals", good, good, vocab_size=62)
+    messages(*pair, "session", 0)
+    messages(*pair, "session", 2, 49)
+    sessions = [model.session(2, 3) for model in pair]
+    messages(*sessions, "step", [1, 61])
+    messages(*sessions, "step", [1.0, 2.0])
+    messages(*sessions, "prefill", 0, [])
+    messages(*sessions, "prefill", 2, [1])
+    messages(*sessions, "prefill", 1, [1, 99])
+    messages(*sessions, "prefill", 1, [1, 2, 3, 4])
+    messages(*sessions, "reset", 2)
+    for session in sessions:
+        session.prefill(1, [1, 2, 3])
+    messages(*sessions, "step", [1, 1])
+    assert sessions[1].positions.tolist() == [0, 3]
+    with pytest.raises(Error, match="active has dtype"):
+        sessions[1].step([1, 1], np.ones(2))
+    with sessions[1]._used(), pytest.raises(Error, match="another thread is using this session"):
+        sessions[1].step([1, 1])
+    # Padding and streams that are not active may hold anything.
+    assert_same_bits(pair[1].logits([[1, 99]], [1]), pair[0].logits([[1, 0]], [1]))
+
+
+def bad_pair(engine: str = "exact") -> tuple[ExactModel, CudaModel]:
+    """Token 9 gives NaN."""
+    config = make_config(vocab_size=256, max_position_embeddings=32)
+    weights = make_weights(config)
+    weights["gpt_neox.embed_in.weight"][9] = np.nan
+    on_cpu, on_device = MODELS[engine]
+    return on_cpu(config, weights), on_device(config, weights)
+
+
+@with_both_engines
+def test_a_row_without_valid_logits_is_named(engine: str) -> None:
+    pair = bad_pair(engine)
+    tokens = [[1, 2, 3], [4, 9, 5]]
+    messages(*pair, "intervals", tokens, np.ones((2, 3), int))
+    good = np.zeros((1, 2), int)
+    np.testing.assert_array_equal(pair[0].intervals(good, good), pair[1].intervals(good, good))
+    models = [WindowedModel(model, vocab_size=256, bos_token=9, context_length=32, overlap=4) for model in pair]
+    for model in models:
+        with pytest.raises(Error, match="a logit is NaN"):
+            model.decode([b"abc"], [5], np.ones((1, 256), np.int64), [0])
+
+
+def test_what_comes_after_the_end_of_a_stream_does_not_matter() -> None:
+    """The stream ends with the token after which there are no valid logits; the device goes on for a few steps."""
+    cpu, device = bad_pair()
+    content = bytes([*range(20, 40), 9])
+    others = np.random.default_rng(1).bytes(60).replace(b"\x09", b"\x0a")
+    coded = SegmentCodec(cpu, overlap=0).encode([content, others])
+    found = SegmentCodec(device, overlap=0).decode([item.payload for item in coded], [len(content), len(others)])
+    assert found == [content, others]
+
+
+def test_payloads_of_something_else_are_refused_as_on_the_cpu() -> None:
+    cpu, device = small_windows()
+    rng = np.random.default_rng(7)
+    token_bytes = np.where(rng.random((1, 256)) < 0.1, -1, rng.integers(1, 4, (1, 256)))
+    payloads, n_bytes = [rng.bytes(40) for _ in range(5)], [90, 90, 30, 90, 90]
+    told = []
+    for model in (cpu, device):
+        windowed = WindowedModel(model, vocab_size=256, bos_token=0, context_length=32, overlap=4)
+        with pytest.raises(CorruptArchive) as caught:
+            windowed.decode(payloads, n_bytes, token_bytes, [0] * 5)
+        told.append(str(caught.value))
+    assert told[0] == told[1] and "where it cannot stand" in told[0]
+
+
+# What is missing.
+
+
+def test_without_the_cuda_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "llmcomp._cuda", None)
+    with pytest.raises(Error, match="device 'cuda': this llmcomp was built without its CUDA part"):
+        llmcomp.load_model("pico-13k", device="cuda")
+    (tmp_path / "a").write_bytes(b"abc")
+    assert main(["compress", "--device", "cuda", str(tmp_path / "a")]) == 1
+    assert capsys.readouterr().err.startswith("llmcomp: device 'cuda': this llmcomp was built without")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_without_a_driver_or_a_device(emulated: emulated_device.Machine) -> None:
+    archive = llmcomp.compress(TEXT[:200], "pico-13k")
+    emulated.n_devices = 0
+    with pytest.raises(Error, match=r"device 'cuda:1': no CUDA device was found \(no CUDA-capable device"):
+        llmcomp.load_model("pico-13k", device="cuda:1")
+    with pytest.raises(Error, match="no CUDA device was found"):
+        llmcomp.decompress(archive, device="cuda")
+    emulated.driver_version = 0
+    with pytest.raises(Error, match="device 'cuda': no NVIDIA driver was found"):
+        llmcomp.score([b"abc"], "pico-13k", device="cuda")
+
+
+def test_devices_that_are_not_there_or_too_old(
+    emulated: emulated_device.Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Error, match="device 'cuda:1': this machine has 1 CUDA devices, numbered from 0"):
+        llmcomp.load_model("pico-13k", device="cuda:1")
+    for name in ("gpu", "cuda:", "cuda:x", "cuda0"):
+        with pytest.raises(Error, match=f"no device is called {name!r}"):
+            llmcomp.load_model("pico-13k", device=name)
+    monkeypatch.setattr(sys.modules["llmcomp._cuda"], "TARGETS", "sm_80 sm_90 compute_90")
+    emulated.major = 7
+    with pytest.raises(Error, match=r"compute capability 7\.0; this llmcomp was built for 8\.0 and later"):
+        llmcomp.load_model("pico-13k", device="cuda")
+
+
+def test_too_little_memory_is_told_before_any_is_taken(emulated: emulated_device.Machine) -> None:
+    config = make_config()
+    weights = make_weights(config)
+    emulated.memory_bytes = emulated.bytes_in_use + 10_000
+    free = r"; 10000 of its \d+ are free"
+    with pytest.raises(Error, match=r"the model's weights: \d+ bytes of memory are needed on CUDA device 0" + free):
+        CudaModel(config, weights)
+    emulated.memory_bytes += 1 << 20
+    model = CudaModel(config, weights)
+    used = emulated.bytes_in_use
+    with pytest.raises(Error, match=r"keys, values and work of a session: \d+ bytes of memory are needed"):
+        model.session(1000)
+    assert emulated.bytes_in_use == used
+    assert 1 <= model.lanes(48) < 100
+    assert model.session(3).step([1, 2, 3]).shape == (3, 61)
+
+
+def test_too_little_memory_for_the_way_to_codes(emulated: emulated_device.Machine) -> None:
+    config = make_config(vocab_size=5000)
+    weights = make_weights(config)
+    n_bytes = CudaInt8Model(config, weights)._core.n_bytes
+    gc.collect()
+    before = emulated.bytes_in_use
+    emulated.memory_bytes = before + n_bytes + 4 * 5000 * 24 - 1
+    with pytest.raises(Error, match="a matrix of the model on its way to 8-bit codes: 480000 bytes of memory are"):
+        CudaInt8Model(config, weights)
+    gc.collect()
+    assert emulated.bytes_in_use == before
+
+
+def test_a_batch_that_does_not_fit_is_halved(
+    emulated: emulated_device.Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, device = small_windows()
+    told = device.pass_memory()
+    assert told.held_bytes == device._core.n_bytes and told.total_bytes == emulated.memory_bytes
+    monkeypatch.setattr(device, "pass_memory", lambda: told._replace(row_bytes=1))
+    emulated.memory_bytes = emulated.bytes_in_use + 500 * told.row_bytes + (1 << 20)
+    windowed = [
+        WindowedModel(model, vocab_size=256, bos_token=0, context_length=32, overlap=0) for model in (cpu, device)
+    ]
+    streams = [draw(cpu, 32, seed=i) for i in range(60)]
+    found, expected = (model.intervals(streams) for model in reversed(windowed))
+    np.testing.assert_array_equal(found, expected)
+    assert windowed[1].batch_rows < 60 * 32
+
+
+def use_and_misuse() -> None:
+    cpu, device = small_windows()
+    contents = [bytes(range(50)), b"x" * 33]
+    coded = SegmentCodec(cpu).encode(contents)
+    assert SegmentCodec(device).decode([item.payload for item in coded], [50, 33]) == contents
+    session = device.session(2)
+    session.prefill(0, [1, 2, 3])
+    for wrong in (lambda: device.logits([[300]]), lambda: session.step([1, 300]), lambda: device.session(1, 99)):
+        with pytest.raises(Error):
+            wrong()
+    sizes = {"n_layers": 1, "n_heads": 3, "hidden": 24, "intermediate": 40, "n_embeddings": 61, "n_logits": 61}
+    sizes |= {"context_length": 48, "rotary_dims": 2, "rotary_base": 1e4, "layer_norm_epsilon": 1e-5}
+    tensors = (make_weights(make_config())["embed_out.weight"],) * 16
+    nothing = {"tensors": (None,) * 16}
+    for broken in ({"n_heads": 7}, {"hidden": 25}, {"context_length": 10**6}, {"tensors": ()}, {}, nothing):
+        arguments = {"parallel_residual": True, "tensors": tensors, **sizes, **broken}
+        with pytest.raises(Error):
+            sys.modules["llmcomp._cuda"].TransformerModel(device=0, **arguments)
+
+
+def test_nothing_stays_on_the_device(emulated: emulated_device.Machine) -> None:
+    before = emulated.bytes_in_use
+    use_and_misuse()
+    gc.collect()
+    assert emulated.bytes_in_use == before
+
+
+def test_the_benchmark_says_that_there_is_no_card() -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(emulated_device.ROOT)}
+    command = [sys.executable, "benchmarks/bench_cuda_engine.py"]
+    done = subprocess.run(
+        command, cwd=emulated_device.ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("bench_cuda_engine: device 'cuda': ")
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a driver")
+def test_the_check_of_the_card_says_that_there_is_none() -> None:
+    command = [str(emulated_device.ROOT / "benchmarks/cuda_check.sh"), "bench"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "cuda_check: nvidia-smi is not here: no NVIDIA driver, no card to check\n"
+
+
+# Larger.
+
+
+@pytest.mark.slow
+def test_a_longer_archive() -> None:
+    cpu, device = llmcomp.load_model("pico-77k"), llmcomp.load_model("pico-77k", device="cuda")
+    data = TEXT[:9000]
+    archive = llmcomp.compress(data, cpu, segment_bytes=3000)
+    assert llmcomp.compress(data, device, segment_bytes=3000) == archive
+    assert llmcomp.decompress(archive, device) == data
+
+
+@pytest.mark.slow
+@with_both_engines
+@pytest.mark.parametrize("name", ["pico-28k", "pico-77k", "pico-224k", "pico-595k"])
+def test_the_pico_suite(name: str, engine: str) -> None:
+    cpu, device = (llmcomp.load_model(name, engine=engine, device=device) for device in ("cpu", "cuda"))
+    tokens = cpu.tokenizer.encode_bytes(TEXT[:3000])[None, :400]
+    assert_same_bits(device.logits(tokens), cpu.logits(tokens))
+
+
+SHAPES = {
+    "70m": {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048},
+    "160m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+}
+
+
+@needs_card
+@pytest.mark.slow
+@with_both_engines
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_of_pythia(shape: str, dtype: str, engine: str) -> None:
+    cpu, device = make_pair(dtype, engine=engine, vocab_size=50304, max_position_embeddings=2048, **SHAPES[shape])
+    tokens = draw(cpu, 3, 700)
+    expected = cpu.logits(tokens, [700, 33, 200])
+    assert_same_bits(device.logits(tokens, [700, 33, 200]), expected)
+    session = device.session(2)
+    session.prefill(0, tokens[0, :500])
+    for t in range(500, 520):
+        assert_same_bits(session.step(tokens[[0, 1], [t, t - 500]])[0], expected[0, t])
+    assert session.positions.tolist() == [520, 20]
+
+
+@needs_card
+@pytest.mark.slow
+@with_both_engines
+def test_hundreds_of_streams_at_once(engine: str) -> None:
+    cpu, device = (llmcomp.load_model("pico-595k", engine=engine, device=device) for device in ("cpu", "cuda"))
+    data = (TEXT * 40)[: 600 * 2048]
+    archive = llmcomp.compress(data, device, segment_bytes=2048)
+    assert llmcomp.decompress(archive, device) == data
+    assert llmcomp.decompress(llmcomp.compress(data[:8192], device, segment_bytes=2048), cpu) == data[:8192]
