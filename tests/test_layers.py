@@ -20,11 +20,12 @@ ROOT = Path(__file__).parent.parent
 PYTHON_ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
-    "_core": set(),
+    "settings": {"errors"},
+    "_core": {"errors", "settings"},
     "_cuda": set(),
     "results": {"errors"},
     "pico": set(),  # where the bundled files lie; how they were made is pico.recipes
-    "coding": {"errors", "_core", "_cuda"},
+    "coding": {"errors", "settings", "_core", "_cuda"},
     "data": {"errors", "pico"},
     "models": {"errors", "pico", "_core", "coding", "data"},
     "codec": {"errors", "coding", "data", "models"},
