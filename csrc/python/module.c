@@ -4,6 +4,8 @@
 
 #include <stdatomic.h>
 
+#include "core/base/ieee.h"
+
 /* Settings: a default for the process, from when the module is loaded, an override for the thread
  * (use_backend, use_threads). */
 
@@ -65,12 +67,44 @@ static PyObject *context_in_use(PyObject *module, PyObject *unused) {
     return Py_BuildValue("sn", lmc_backend_name(context.backend), (Py_ssize_t)executor.n_slots);
 }
 
+/* The float state, for code of Python that makes floats on which bits depend: llmcomp/float_state.py. */
+
+#define CAPSULE_STATE "llmcomp_float_state"
+
+static void free_state(PyObject *capsule) {
+    PyMem_Free(PyCapsule_GetPointer(capsule, CAPSULE_STATE));
+}
+
+static PyObject *float_state_enter(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    lmc_float_state_t *saved = PyMem_Malloc(sizeof *saved);
+    if (saved == NULL) return PyErr_NoMemory();
+    PyObject *capsule = PyCapsule_New(saved, CAPSULE_STATE, free_state);
+    if (capsule == NULL)
+        PyMem_Free(saved);
+    else
+        *saved = lmc_float_state_enter();
+    return capsule;
+}
+
+static PyObject *float_state_leave(PyObject *module, PyObject *capsule) {
+    (void)module;
+    const lmc_float_state_t *saved = PyCapsule_GetPointer(capsule, CAPSULE_STATE);
+    if (saved == NULL) return NULL;
+    lmc_float_state_leave(*saved);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"backend_names", backend_names, METH_NOARGS,
      "Names of the backends that this machine can run, slowest first."},
     {"set_override", set_override, METH_VARARGS,
      "set_override(backend | None, n_threads | 0): for this thread."},
     {"override_in_use", override_in_use, METH_NOARGS, "The arguments of this thread's last set_override."},
+    {"float_state_enter", float_state_enter, METH_NOARGS,
+     "Sets this thread's float state to that of the core; returns what it was."},
+    {"float_state_leave", float_state_leave, METH_O,
+     "float_state_leave(state): sets it back to what float_state_enter returned."},
     {"context_in_use", context_in_use, METH_NOARGS,
      "(backend, n_threads) of a call made now from this thread."},
     {NULL, NULL, 0, NULL},
