@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#include "core/base/ieee.h"
+
 /* A pass over more sequences than fit this workspace runs a few sequences at a time; Ctrl-C is heard in
  * between. */
 #define PASS_WORKSPACE_BYTES ((size_t)32 << 20)
@@ -151,7 +153,7 @@ static int model_fill(PyObject *error, transformer_model_object_t *self,
     Py_END_ALLOW_THREADS return raise_status(error, status);
 }
 
-static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+static PyObject *make_model(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     lmc_module_state_t *state = lmc_py_state_of_type(type);
     lmc_transformer_config_t config = {0};
     PyObject *arrays;
@@ -167,6 +169,14 @@ static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *ke
         return NULL;
     }
     return (PyObject *)self;
+}
+
+/* The numbers of the configuration are rounded and compared on their way in. */
+static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    lmc_float_state_t saved = lmc_float_state_enter();
+    PyObject *self = make_model(type, arguments, keywords);
+    lmc_float_state_leave(saved);
+    return self;
 }
 
 static void model_dealloc(PyObject *object) {

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from llmcomp import _core
 from llmcomp.coding import cuda
 from llmcomp.errors import Error
+from llmcomp.float_state import ieee_state
 from llmcomp.settings import check_threads
 
 __all__ = [
@@ -63,6 +64,7 @@ def intervals(
     return _core.intervals(logits, tokens, vocab_size)
 
 
+@ieee_state()
 def code_length(logits: Any, tokens: ArrayLike, vocab_size: int | None = None) -> NDArray[np.float64]:
     """Bits that each token costs: ``-log2(freq / total)``, float64 [...]. Arguments and errors as `intervals`."""
     if cuda.is_on_device(logits):
