@@ -1,6 +1,6 @@
-"""Whatever float state a caller's libraries have left in the processor: the same models, bits and fingerprints, no signal,
-and the state as it was. In processes of their own, with the C library's functions for the state of x86-64 and AArch64.
-"""
+"""Whatever float state a caller's libraries have left in the processor: the same models, bits and fingerprints, no
+signal, and the state as it was. In processes of their own, with the C library's functions for the state of x86-64 and
+AArch64."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_a_model_is_the_same_in_every_state(state: str, expected: str) -> None:
     assert len(expected.splitlines()) == 2
 
 
-# Every entry point that makes floats, on numbers that are rounded, denormal, infinite and NaN on the way. Between the two
-# calls of libm Python itself must make no float.
+# Every entry point that makes floats, on numbers that are rounded, denormal, infinite and NaN on the way. Between the
+# two calls of libm Python itself must make no float.
 TRAPS = """
     import numpy as np
     from engine_models import make_config, make_weights
