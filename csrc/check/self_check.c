@@ -387,9 +387,11 @@ static void check_float_state(void) {
     }
 }
 
+#if defined(__x86_64__)
 static void start_task(void *argument, size_t task, size_t slot) {
     (void)argument, (void)task, (void)slot;
 }
+#endif
 
 /* Workers are born with the state of the thread that starts them, here of the first call with so many
  * threads. */
