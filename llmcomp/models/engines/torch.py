@@ -44,11 +44,11 @@ ATTENTIONS = ("sdpa", "eager")
 # Rows of logits held at once by `intervals`: a block of 50,304 float32 logits takes 103 MB. With fewer rows the head's
 # product is slower by a tenth: its weights are repacked for every block.
 _BLOCK_ROWS = 512
-# The same on a card, where a block ends with a wait for the device: 824 MB of bfloat16.
-_CARD_BLOCK_ROWS = 8192
-# Rows of a batch, at most, on a processor and on a card; more do not make the products faster.
+# The same on a device, where a block ends with a wait for the device: 824 MB of bfloat16.
+_DEVICE_BLOCK_ROWS = 8192
+# Rows of a batch, at most, on a processor and on a device; more do not make the products faster.
 _BATCH_ROWS = 8192
-_CARD_BATCH_ROWS = 1 << 16
+_DEVICE_BATCH_ROWS = 1 << 16
 # What a row holds while it goes through a layer, in values of the model's width: the residual, queries, keys and
 # values, and the two wide arrays of the MLP are 15; twice that for copies and the allocator's gaps.
 _ROW_WIDTHS = 30
@@ -127,17 +127,17 @@ class TorchModel(Tokenized):
         if self.attention == "eager":
             n_heads = int(getattr(self.module.config, "num_attention_heads", 32))
             row_bytes += 2 * 4 * n_heads * self.context_length
-        block_rows, rows_max = (_CARD_BLOCK_ROWS, _CARD_BATCH_ROWS) if on_card else (_BLOCK_ROWS, _BATCH_ROWS)
+        block_rows, rows_max = (_DEVICE_BLOCK_ROWS, _DEVICE_BATCH_ROWS) if on_card else (_BLOCK_ROWS, _BATCH_ROWS)
         return PassMemory(
             row_bytes,
             block_rows * self.n_logits * (item_bytes + 8),
             sum(parameter.nbytes for parameter in self.module.parameters()),
-            *(_card_memory(self.device) if on_card else host_memory()),
+            *(_device_memory(self.device) if on_card else host_memory()),
             rows_max,
         )
 
     def release_memory(self) -> None:
-        """Give back what torch keeps of a card's memory for later use."""
+        """Give back what torch keeps of a device's memory for later use."""
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
@@ -169,7 +169,7 @@ class TorchModel(Tokenized):
     ) -> Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Gives the device the work of `intervals`; what is returned waits for it, on any thread, and tells them.
 
-        On a card the three numbers of all rows come back in one copy behind the work, and nothing waits before. Errors
+        On a device the three numbers of all rows come back in one copy behind the work; nothing waits before. Errors
         of rows are raised by what is returned.
         """
         size = vocab_size or self.vocab_size
@@ -261,7 +261,7 @@ class TorchModel(Tokenized):
                 states = self.module(inputs, use_cache=False).logits
         states = states.reshape(-1, states.shape[-1])
         result: torch.Tensor | None = None
-        n_rows = _CARD_BLOCK_ROWS if place.type == "cuda" else _BLOCK_ROWS
+        n_rows = _DEVICE_BLOCK_ROWS if place.type == "cuda" else _BLOCK_ROWS
         for block in rows_there.split(n_rows):
             with self.watch("forward"):
                 logits = self.module.get_output_embeddings()(states[block]) if head_is_linear else states[block]
@@ -365,8 +365,12 @@ def load_torch(
     attention: str | None = None,
     digest: Callable[[], str] | None = None,
     weights: dict[str, torch.Tensor] | None = None,
+    trust_remote_code: bool = False,
 ) -> TorchModel:
     """Load a causal language model from a folder in Hugging Face's layout.
+
+    No code that the folder brings or names is run unless `trust_remote_code`; transformers is always told so, since
+    without a word from its caller it would ask on standard input.
 
     `device`: "cpu" (default), "cuda", "cuda:1", ...; `dtype`: "float32" (default), "bfloat16", "float16";
     `attention`: "sdpa" (default) or "eager"; `digest` gives the model's `weights_sha256` where it is not to be that of
@@ -379,21 +383,27 @@ def load_torch(
         raise Error(f"no dtype is called {dtype!r}, expected one of {', '.join(DTYPES)}")
     if attention not in ATTENTIONS:
         raise Error(f"no attention is called {attention!r}, expected one of {', '.join(ATTENTIONS)}")
+    if not trust_remote_code:
+        _refuse_code(folder)
     progress = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        options = {"dtype": DTYPES[dtype], "attn_implementation": attention, "output_loading_info": True}
+        options: dict[str, Any] = {"dtype": DTYPES[dtype], "attn_implementation": attention, "weights_only": True}
+        options["output_loading_info"] = True
+        trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         found: Any
         if weights is None:
-            found = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)
+            found = transformers.AutoModelForCausalLM.from_pretrained(folder, **trusted, **options)
         else:
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = transformers.AutoConfig.from_pretrained(folder, **trusted)
             kind: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-            found = kind.from_pretrained(None, config=config, state_dict=weights, **options)
+            found = kind.from_pretrained(None, config=config, state_dict=weights, **trusted, **options)
         module, loaded = found
         module = module.to(device)
     # transformers, safetensors and torch raise their own kinds for files that are missing, torn or of another shape.
     except Exception as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise Error(f"{folder}: the model needs code of its own, which is not run; {_TRUST}") from None
         raise Error(f"{folder}: transformers cannot load this model on {device}: {_first_line(error)}") from error
     finally:
         if progress:
@@ -410,6 +420,34 @@ def load_torch(
             stacklevel=2,
         )
     return TorchModel(module, name=name or folder.name, step=step, tokenizer_path=tokenizer_path, digest=digest)
+
+
+_TRUST = "load_model(..., engine='torch', trust_remote_code=True) says that whoever made the model is trusted"
+
+
+def _refuse_code(folder: Path) -> None:
+    """`Error` where transformers would fetch code or another model because the folder says so: kernels, quantizers, the
+    base of an adapter. Python files that config.json names ("auto_map") it refuses itself, where it has none of its own
+    for that kind of model."""
+    if (folder / "adapter_config.json").exists():
+        raise Error(f"{folder}: adapter_config.json names another model to load; {_TRUST}")
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return  # transformers says what is wrong with it
+    pending = [config]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        if not isinstance(value, dict):
+            continue
+        pending += value.values()
+        for key, setting in value.items():
+            # A kernel of the hub is named "owner/kernel" where an implementation is chosen.
+            is_kernel = key.endswith("_implementation") and "/" in str(setting)
+            if is_kernel or (key == "quantization_config" and setting):
+                raise Error(f"{folder}: config.json has {key}, which may fetch code to run; {_TRUST}")
 
 
 def published_loop(model: TorchModel, tokens: npt.ArrayLike) -> float:
@@ -479,7 +517,7 @@ def wait_for(device: str) -> None:
 
 
 class DeviceStopwatch:
-    """Seconds that a card spends on the parts of its work, by its own clock; nothing waits before `seconds`."""
+    """Seconds that a device spends on the parts of its work, by its own clock; nothing waits before `seconds`."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -487,7 +525,7 @@ class DeviceStopwatch:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What is given to the card inside belongs to part `name`."""
+        """What is given to the device inside belongs to part `name`."""
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         stream = torch.cuda.current_stream(self._device)
         first.record(stream)
@@ -508,12 +546,12 @@ class DeviceStopwatch:
 
 
 def device_name(device: str) -> str:
-    """What a card calls itself; of a CPU its architecture."""
+    """What a device calls itself; of a CPU its architecture."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
 
 
 def device_peak_bytes(device: str) -> int:
-    """The most that tensors have taken on a card since this was last asked."""
+    """The most that tensors have taken on a device since this was last asked."""
     found = torch.cuda.max_memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     return int(found)
@@ -581,8 +619,8 @@ def _copy_behind(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     return wait
 
 
-def _card_memory(device: str) -> tuple[int, int]:
-    """(free, all) bytes of a card; what torch keeps for later use is free."""
+def _device_memory(device: str) -> tuple[int, int]:
+    """(free, all) bytes of a device; what torch keeps for later use is free."""
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free_bytes + kept_bytes, total_bytes
