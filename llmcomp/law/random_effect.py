@@ -48,7 +48,7 @@ def _restricted(problem: Problem, optimum: Optimum, n: int) -> float:
     squares = max(optimum.squares, 1e-300)
     assert problem.whiten is not None
     of_v = -2.0 * np.linalg.slogdet(problem.whiten)[1]
-    # Columns are scaled to length 1, which is the same for every ratio but for whitening; a flat one counts nothing.
+    # A direction in which the law is flat (a coefficient at 0) has no information at any ratio and is left out.
     spectrum = np.linalg.svd(jacobian, compute_uv=False)
     kept = spectrum[spectrum > 1e-8 * spectrum[0]]
     return float((n - p) * np.log(squares) + of_v + 2.0 * np.log(kept).sum())
