@@ -289,7 +289,10 @@ def chunk_distribution(rows: pd.DataFrame, axes: Any = None) -> Any:
     grid[0].set_ylabel("ratio of a chunk")
     box: Any = {"facecolor": "0.88", "edgecolor": "black"}
     mean: Any = {"marker": "^", "color": "black", "markersize": 4, "linestyle": "none"}
-    shown = [Patch(label="quartiles", **box), Line2D([], [], color="black", linewidth=1.0, label="median,\n5 to 95 %")]
+    shown = [
+        Patch(label="box: quartiles", **box),
+        Line2D([], [], color="black", linewidth=1.0, label="line: median,\nwhiskers:\n5 to 95 %"),
+    ]
     grid[-1].legend(
         handles=[*shown, Line2D([], [], label="mean", **mean)], loc="center left", bbox_to_anchor=(1.0, 0.5),
         handlelength=1.4,

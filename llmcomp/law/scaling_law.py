@@ -398,6 +398,8 @@ class ScalingLaw:
 
     def refit(self, cells: pd.DataFrame) -> ScalingLaw:
         """The law of other cells of the same data set, fitted in the same way, without resamples."""
+        if self.elsewhere is not None:
+            raise Error(f"{self.name}: a law of a joint fit is not fitted alone; the joint laws have a hold-out")
         return fit_cells(self.name, cells, self.axes, self.method, self.level)
 
     def holdout(self, by: str | None = None, keep: int | None = None) -> HoldOut:

@@ -115,6 +115,9 @@ def test_joint_laws_are_printed():
     assert str(laws).startswith("Joint law, shared: exponents; 3 data sets, 75 cells, 11 free parameters")
     assert str(laws).count("alpha and beta are shared with the other data sets") == 3
     assert "nan" not in str(laws)
+    with pytest.raises(Error, match="a law of a joint fit is not fitted alone"):
+        laws["text"].holdout()
+    assert laws.report().count("Not possible: enwik8: a law of a joint fit") == 2
 
 
 @pytest.mark.parametrize(

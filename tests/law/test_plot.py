@@ -380,7 +380,7 @@ def test_the_bands_of_a_law_say_what_they_are(laws):
 def test_boxes_of_chunks_say_what_they_are(table):
     panels = plot.chunk_distribution(table)
     said = [text.get_text().replace("\n", " ") for text in panels[-1].get_legend().get_texts()]
-    assert said == ["quartiles", "median, 5 to 95 %", "mean"]
+    assert said == ["box: quartiles", "line: median, whiskers: 5 to 95 %", "mean"]
     assert nothing_cut_off(panels[0].figure)
 
 
