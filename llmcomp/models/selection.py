@@ -23,6 +23,7 @@ _NEAR = 1.5
 
 def select(
     suite: Suite,
+    *,
     models: Wanted = None,
     steps: Wanted = None,
     seeds: Wanted = None,
@@ -104,7 +105,7 @@ def _matching(suite: Suite, word: str) -> list[SuiteModel]:
 
 
 def _of_size(suite: Suite, word: str) -> list[SuiteModel]:
-    """The models of one size in one variant: "70m" in the first that it has, "70m-deduped", "4M-c4" in the one named."""
+    """The models of one size in one variant: "70m" in its first, "70m-deduped" and "4M-c4" in the one that is named."""
     same = [model for model in suite.models if model.size == word]
     if same:
         return [model for model in same if model.variant == same[0].variant]

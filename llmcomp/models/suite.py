@@ -78,10 +78,10 @@ class SuiteModel:
     params: int | None = None
     n_params: int | None = None
     n_params_nonembedding: int | None = None
-    shape: Mapping[str, Any] | None = None
+    shape: Mapping[str, Any] | None = field(default=None, hash=False)
     seed: int | None = None
     seed_label: str = ""
-    seed_numbers: Mapping[str, int] = field(default_factory=dict)
+    seed_numbers: Mapping[str, int] = field(default_factory=dict, hash=False)
     licence: str = ""
     data: str = ""
     is_bundled: bool = False
