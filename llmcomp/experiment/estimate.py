@@ -1,4 +1,4 @@
-"""What cells cost before they are computed: operations, bytes, time. Formulas and one measurement; nothing is changed."""
+"""What cells cost before they are computed: operations, bytes, time. Formulas, and one measurement of speed."""
 
 from __future__ import annotations
 

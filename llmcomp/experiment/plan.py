@@ -26,7 +26,7 @@ from llmcomp.experiment import estimate
 from llmcomp.experiment.provenance import add_facts
 from llmcomp.models import hub, load, sources
 from llmcomp.models.engines import exact
-from llmcomp.models.lock import Lock, LockedFile, LockedRevision
+from llmcomp.models.lock import Lock
 from llmcomp.models.memory import MaxMemory, allowed_bytes, host_memory
 from llmcomp.models.protocol import as_model
 from llmcomp.models.selection import select
@@ -270,12 +270,9 @@ def find_models(
                 raise Error(f"{name} at step {step} is asked for twice")
             seen.add((os.fspath(name), step))
             try:
-                source = sources.find_model(name, step, cache_dir=cache_dir)
+                yield sources.find_model(name, step, cache_dir=cache_dir, lock=lock), ""
             except hub.HubUnreachable as error:
                 yield ModelSource(os.fspath(name), step, ()), str(error)
-                continue
-            _write_down(source, lock)
-            yield source, ""
 
 
 def _find_in_suite(
@@ -294,12 +291,6 @@ def _find_in_suite(
 def _lost(checkpoint: Checkpoint) -> ModelSource:
     name = Path(checkpoint.name).name if checkpoint.model.is_folder else checkpoint.name
     return ModelSource(name, checkpoint.step, (), checkpoint=checkpoint)
-
-
-def _write_down(source: ModelSource, lock: Lock) -> None:
-    if source.repo is not None and source.commit is not None and lock.get(source.repo, source.commit) is None:
-        files = {file.name: LockedFile(file.n_bytes, file.digest or "") for file in source.files}
-        lock.put(source.repo, source.label.removeprefix(source.name).strip() or "main", LockedRevision(source.commit, files))
 
 
 def find_datasets(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pandas as pd
 
+from llmcomp.errors import Error
 from llmcomp.models import counts
 from llmcomp.models.sources import ModelSource
-from llmcomp.results import CELL_FACTS
+from llmcomp.results import CELL_FACTS, ROW_COLUMNS
 
 
 def add_facts(rows: pd.DataFrame, source: ModelSource) -> pd.DataFrame:
     """The rows of one checkpoint with the columns CELL_FACTS; what they say already stays."""
     known = rows["params"].dropna()
     facts = checkpoint_facts(source, int(known.iloc[0]) if len(known) else None)
-    return rows.assign(**{name: facts[name] for name in CELL_FACTS if _is_empty(rows, name)})
+    dtypes = {name: ROW_COLUMNS[name][0] for name in CELL_FACTS if _is_empty(rows, name)}
+    return rows.assign(**{name: pd.Series(facts[name], rows.index, dtype) for name, dtype in dtypes.items()})
 
 
 def _is_empty(rows: pd.DataFrame, name: str) -> bool:
@@ -48,5 +51,7 @@ def _nonembedding(source: ModelSource, n_params: int | None) -> Any:
     model = source.checkpoint.model if source.checkpoint else None
     if model is not None and model.n_params == n_params and model.n_params_nonembedding is not None:
         return model.n_params_nonembedding
-    counted = counts.count_nonembedding(source.read_config(), n_params)
+    counted = None
+    with contextlib.suppress(Error):  # the rows may be older than the cache that has the file
+        counted = counts.count_nonembedding(source.read_config(), n_params)
     return pd.NA if counted is None else counted

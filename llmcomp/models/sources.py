@@ -146,12 +146,14 @@ def find_model(
     *,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    lock: Lock | None = None,
 ) -> ModelSource:
     """Where a checkpoint is and what it weighs; of a hub checkpoint only config.json is downloaded.
 
     `name` is a bundled model, a folder, a name of the registry with or without its owner, or "owner/model" on the hub
     (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` are respected). `step` chooses the revision "step<step>"
-    there; `revision` names any other branch, tag or commit. Raises `Error` for whatever cannot be found.
+    there; `revision` names any other branch, tag or commit. Of a suite the file says what a step is called. A revision
+    that `lock` has is not asked of the hub, one that it lacks is put into it. `Error` for whatever cannot be found.
     """
     text = os.fspath(name)
     step = None if step is None else as_step(step)
@@ -169,11 +171,11 @@ def find_model(
     cache = Path(cache_dir) if cache_dir else None
     if model is None or revision is not None:
         wanted = revision or ("main" if step is None else f"step{step}")
-        return _hub_source(model.name if model else text, step, wanted, cache)
+        return _hub_source(model.name if model else text, step, wanted, cache, lock)
     checkpoint = _checkpoint_at(model, step)
     if checkpoint is None:
-        return _hub_source(model.name, None, "main", cache)
-    found = _hub_source(model.name, checkpoint.step, checkpoint.revision, cache)
+        return _hub_source(model.name, None, "main", cache, lock)
+    found = _hub_source(model.name, checkpoint.step, checkpoint.revision, cache, lock)
     return replace(found, name=checkpoint.name, checkpoint=checkpoint)
 
 
@@ -195,29 +197,30 @@ def find_checkpoint(
         name = Path(model.name).name + (f"@{checkpoint.tag}" if checkpoint.tag else "")
         return replace(_source_in(name, checkpoint.step, folder), checkpoint=checkpoint)
     cache = Path(cache_dir) if cache_dir else None
-    locked = lock.get(model.name, checkpoint.revision) if lock else None
-    if locked is None:
-        try:
-            listed = hub.list_revision(model.name, checkpoint.revision)
-        except hub.HubUnreachable:
-            found = _hub_source(model.name, checkpoint.step, checkpoint.revision, cache)
-            return replace(found, name=checkpoint.name, checkpoint=checkpoint)
-        chosen = checkpoint_files(listed.files, checkpoint.label)
-        files = {name: LockedFile(listed.files[name].n_bytes, listed.files[name].digest or "") for name in chosen}
-        locked = LockedRevision(listed.commit, files)
-        if lock is not None:
-            lock.put(model.name, checkpoint.revision, locked)
-    return _locked_source(checkpoint, locked, cache)
+    lock = Lock() if lock is None else lock
+    if lock.get(model.name, checkpoint.revision) is None:
+        with contextlib.suppress(hub.HubUnreachable):
+            lock.put(model.name, checkpoint.revision, ask_revision(model.name, checkpoint.revision))
+    found = _hub_source(model.name, checkpoint.step, checkpoint.revision, cache, lock)
+    return replace(found, name=checkpoint.name, checkpoint=checkpoint)
 
 
-def _locked_source(checkpoint: Checkpoint, locked: LockedRevision, cache: Path | None) -> ModelSource:
-    repo, commit = checkpoint.model.name, locked.commit
-    files = tuple(
-        SourceFile(name, file.n_bytes, file.digest or None, _is_cached(repo, name, file, commit, cache))
+def ask_revision(repo: str, revision: str) -> LockedRevision:
+    """The commit and the files of a checkpoint as the hub states them now; `Error` for what is no whole checkpoint."""
+    listed = hub.list_revision(repo, revision)
+    chosen = checkpoint_files(listed.files, f"{repo} {revision}")
+    return LockedRevision(listed.commit, {name: _as_locked(listed.files[name]) for name in chosen})
+
+
+def _as_locked(file: SourceFile) -> LockedFile:
+    return LockedFile(file.n_bytes, file.digest or "")
+
+
+def _locked_files(repo: str, locked: LockedRevision, cache: Path | None) -> tuple[SourceFile, ...]:
+    return tuple(
+        SourceFile(name, file.n_bytes, file.digest or None, _is_cached(repo, name, file, locked.commit, cache))
         for name, file in locked.files.items()
     )
-    where = {"repo": repo, "commit": commit, "cache_dir": cache, "checkpoint": checkpoint}
-    return ModelSource(checkpoint.name, checkpoint.step, files, **where)  # type: ignore[arg-type]
 
 
 def _is_cached(repo: str, name: str, file: LockedFile, commit: str, cache: Path | None) -> bool:
@@ -381,7 +384,19 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _hub_source(name: str, step: int | None, wanted: str, cache_dir: Path | None) -> ModelSource:
+def _hub_source(
+    name: str, step: int | None, wanted: str, cache_dir: Path | None, lock: Lock | None = None
+) -> ModelSource:
+    if lock is not None and (locked := lock.get(name, wanted)):
+        return _hub_model(name, step, locked.commit, cache_dir, _locked_files(name, locked, cache_dir))
+    found = _ask_hub(name, step, wanted, cache_dir)
+    if lock is not None and found.commit is not None:
+        files = {file.name: _as_locked(file) for file in found.files}
+        lock.put(name, wanted, LockedRevision(found.commit, files))
+    return found
+
+
+def _ask_hub(name: str, step: int | None, wanted: str, cache_dir: Path | None) -> ModelSource:
     snapshot = hub_download(name, "config.json", wanted, cache_dir).parent
     commit = snapshot.name
     label = f"{name} {wanted}"

@@ -188,7 +188,8 @@ class _Reader:
             raise Error(f"two models are called {sorted(doubled)[0]}")
         grids = content.get("grids", {})
         for name, grid in grids.items():
-            _check(grid, {"models": (list, str), "steps": (list, str), "seeds": (list, str)}, f"the grid {name}")
+            words: Any = dict.fromkeys(("models", "steps", "seeds"), (list, str))
+            _check(grid, words | dict.fromkeys(("datasets", "protocols"), list), f"the grid {name}")
         facts = {key: tuple(content.get(key, ())) for key in ("sources", "uncertain")}
         return Suite(content["suite"], tuple(models), grids, content.get("title", ""), **facts)
 
