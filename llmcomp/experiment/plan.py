@@ -170,7 +170,7 @@ class Plan:
         if costs.flops:
             card = estimate.H200
             share = f"{card.share:.0%} of the {card.peak / 1e12:.0f} TFLOP/s of one {card.name}"
-            hours = f"{costs.h200_seconds / 3600:.2f} h at {share}"
+            hours = f"{estimate.in_time(costs.h200_seconds)} at {share}"
             lines.append(f"  work      at most {costs.flops:.3g} FLOP (a token a byte): {hours}")
         if self.jobs:
             lines.append(f"  time      {self._time()}")

@@ -45,6 +45,11 @@ class Lock:
     def put(self, repo: str, revision: str, locked: LockedRevision) -> None:
         self.revisions.setdefault(repo, {})[revision] = locked
 
+    def merged(self, newer: Lock) -> Lock:
+        """Both; of a revision that both have, the newer."""
+        repos = {**self.revisions, **newer.revisions}
+        return Lock({repo: {**self.revisions.get(repo, {}), **newer.revisions.get(repo, {})} for repo in repos})
+
 
 def read_lock(path: str | os.PathLike[str]) -> Lock:
     """The lock in a file; `Error` that names the file for anything else."""

@@ -200,15 +200,15 @@ def find_checkpoint(
     lock = Lock() if lock is None else lock
     if lock.get(model.name, checkpoint.revision) is None:
         with contextlib.suppress(hub.HubUnreachable):
-            lock.put(model.name, checkpoint.revision, ask_revision(model.name, checkpoint.revision))
+            lock.put(model.name, checkpoint.revision, ask_revision(model.name, checkpoint.revision, checkpoint.label))
     found = _hub_source(model.name, checkpoint.step, checkpoint.revision, cache, lock)
     return replace(found, name=checkpoint.name, checkpoint=checkpoint)
 
 
-def ask_revision(repo: str, revision: str) -> LockedRevision:
+def ask_revision(repo: str, revision: str, label: str) -> LockedRevision:
     """The commit and the files of a checkpoint as the hub states them now; `Error` for what is no whole checkpoint."""
     listed = hub.list_revision(repo, revision)
-    chosen = checkpoint_files(listed.files, f"{repo} {revision}")
+    chosen = checkpoint_files(listed.files, label)
     return LockedRevision(listed.commit, {name: _as_locked(listed.files[name]) for name in chosen})
 
 
