@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmcomp.data.mappings import PUBLISHED_MAX_TOKENS
 from llmcomp.models import counts
+from llmcomp.models.adapter import ModelTraits
 from llmcomp.models.sources import ModelSource
+from llmcomp.scoring.published import MAX_TOKENS
 
 
 class Card(NamedTuple):
@@ -38,7 +39,7 @@ def scoring_flops(source: ModelSource | Any, protocol: str, lengths: Mapping[int
     """
     model = source.checkpoint.model if isinstance(source, ModelSource) and source.checkpoint else None
     context = model.shape.get("max_position_embeddings") if model and model.shape else None
-    limit = PUBLISHED_MAX_TOKENS if protocol == "published" else None
+    limit = MAX_TOKENS if protocol == "published" else None
     flops = 0.0
     for n_bytes, n_chunks in lengths.items():
         n_tokens = min(n_bytes, limit or n_bytes)
@@ -63,7 +64,7 @@ def count_params(model: ModelSource | Any) -> int:
     """Parameters as the suite states them, else going by the size of the files, which hold little beside the weights;
     of a loaded model its own."""
     if not isinstance(model, ModelSource):
-        return getattr(model, "n_params", None) or 1_000
+        return ModelTraits.of(model).n_params or 1_000
     if model.n_params is not None:
         return model.n_params
     config = model.read_config()

@@ -25,6 +25,7 @@ from llmcomp.errors import Error
 from llmcomp.experiment import estimate
 from llmcomp.experiment.provenance import add_facts
 from llmcomp.models import hub, load, sources
+from llmcomp.models.adapter import ModelTraits, is_model, weights_sha256
 from llmcomp.models.engines import exact
 from llmcomp.models.lock import Lock
 from llmcomp.models.memory import MaxMemory, allowed_bytes, host_memory
@@ -261,7 +262,7 @@ def find_models(
         one_or_several = steps if np.iterable(steps) and not isinstance(steps, str) else [steps]
         steps = [None if step is None else sources.as_step(step) for step in one_or_several]
     seen = set()
-    for name in [wanted] if isinstance(wanted, (str, os.PathLike)) or hasattr(wanted, "logits") else wanted:
+    for name in [wanted] if isinstance(wanted, (str, os.PathLike)) or is_model(wanted) else wanted:
         if not isinstance(name, (str, os.PathLike)):
             yield as_model(name), ""
             continue
@@ -391,14 +392,14 @@ def _model_key(model: ModelSource | Any, reason: str, settings: Settings) -> dic
     }
     if isinstance(model, ModelSource):
         return {"model": model.name, "step": model.step, "source": reason or model.identity, **engine}
-    identity = getattr(model, "fingerprint", None) or getattr(model, "weights_sha256", None)
+    traits = ModelTraits.of(model)
+    identity = traits.fingerprint or weights_sha256(model) or None
     if identity is None:
         raise Error(
             f"a {type(model).__name__} has neither fingerprint nor weights_sha256: give it one, a string that tells it "
             "from every other model, so that its finished cells can be known again"
         )
-    name = getattr(model, "name", type(model).__name__)
-    return {"model": name, "step": getattr(model, "step", None), "source": str(identity), **engine}
+    return {"model": traits.name, "step": traits.step, "source": str(identity), **engine}
 
 
 def _cell(out: Path, key: dict[str, Any], n_bytes: int, verify: bool) -> Cell:
