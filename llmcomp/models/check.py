@@ -104,7 +104,9 @@ def check_revisions(chosen: Sequence[Checkpoint], old: Lock | None = None, progr
         ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool,
         tqdm(total=len(asked), unit="revision", disable=not progress, delay=2) as bar,
     ):
-        for (checkpoint, commit), answer in zip(asked, pool.map(lambda one: _ask(*one, old), asked), strict=True):
+        for (checkpoint, commit), answer in zip(
+            asked, pool.map(lambda one: _ask(one[0], one[1], old), asked), strict=True
+        ):
             bar.update()
             if isinstance(answer, Fault):
                 report.faults.append(answer)

@@ -175,8 +175,8 @@ def find_model(
     checkpoint = _checkpoint_at(model, step)
     if checkpoint is None:
         return _hub_source(model.name, None, "main", cache, lock)
-    found = _hub_source(model.name, checkpoint.step, checkpoint.revision, cache, lock)
-    return replace(found, name=checkpoint.name, checkpoint=checkpoint)
+    source = _hub_source(model.name, checkpoint.step, checkpoint.revision, cache, lock)
+    return replace(source, name=checkpoint.name, checkpoint=checkpoint)
 
 
 def find_checkpoint(
