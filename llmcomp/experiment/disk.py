@@ -49,12 +49,17 @@ class DiskLimit:
         ]
         return replace(source, cache_dir=self._folder, files=tuple(files))
 
-    def expect(self, sources: Sequence[ModelSource]) -> None:
-        """The sources that will be reserved; `Error` for one that never fits. Weights of others are removed."""
+    def check(self, sources: Sequence[ModelSource]) -> None:
+        """`Error` for a source that never fits."""
         for source in sources:
             total = sum(n_bytes for _, n_bytes in self._weights(source))
             if total > self._limit:
                 raise Error(f"disk is {self._limit:,} bytes; the weights of {source.label} alone take {total:,}")
+
+    def expect(self, sources: Sequence[ModelSource]) -> None:
+        """The sources that will be reserved; errors as `check`. Weights of others are removed."""
+        self.check(sources)
+        for source in sources:
             self._needed.update(digest for digest, _ in self._weights(source))
         for blob in self._folder.glob("models--*/blobs/*"):
             digest = blob.name.partition(".")[0]
@@ -131,5 +136,5 @@ class DiskLimit:
             self._room.notify_all()
 
     def remove_folder(self) -> None:
-        """All cells are done: the small files go, too."""
+        """All cells are done: the small files go, too. Else they stay, with parts of what was being fetched."""
         shutil.rmtree(self._folder, ignore_errors=True)

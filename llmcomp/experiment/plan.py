@@ -258,6 +258,8 @@ def find_models(
         return
     if choice._replace(steps=None) != Choice():
         raise Error("sizes, seeds and tokens choose from a suite; give the name of one, or of its file")
+    if isinstance(steps, str):
+        raise Error(f"steps is {steps!r}, expected an integer or several; words choose from a suite only")
     if steps is not None:
         one_or_several = steps if np.iterable(steps) and not isinstance(steps, str) else [steps]
         steps = [None if step is None else sources.as_step(step) for step in one_or_several]

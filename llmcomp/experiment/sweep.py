@@ -148,6 +148,8 @@ def sweep(
     _warn_of_training_data([item for item, _ in found if isinstance(item, ModelSource)], chosen)
     if dry_run:
         plan = grid.make_plan(found, chosen, pairs, settings)
+        if limit is not None:
+            limit.check(plan.sources)
         print(plan, file=sys.stderr)
         table = plan.table()
         table.attrs["costs"] = plan.costs()._asdict()
@@ -162,7 +164,7 @@ def sweep(
             limit.expect(plan.sources)
         _set_aside(plan)
         _run(plan, executor, progress, limit)
-        if limit is not None:
+        if limit is not None and not plan.failed:
             limit.remove_folder()
     return _table(plan)
 

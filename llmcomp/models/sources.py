@@ -126,8 +126,7 @@ class ModelSource:
             # Cut off by a crash of the system, or by a hand.
             remove_from_cache(there)
         path = self._download(file.name)
-        found = _stated_digest(path, file.digest or "")
-        if file.digest and found != file.digest:
+        if file.digest and (found := _stated_digest(path, file.digest)) != file.digest:
             remove_from_cache(path)
             raise Error(
                 f"{self.label}: {file.name} arrived with the digest {found}, expected {file.digest}; nothing of it "

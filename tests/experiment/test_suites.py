@@ -20,9 +20,11 @@ from hub_server import Hub, neox_config, neox_files, neox_tensors
 
 from llmcomp import fit_scaling_law, results
 from llmcomp.errors import Error
+from llmcomp.experiment import plan
 from llmcomp.experiment.disk import DiskLimit
 from llmcomp.experiment.sweep import EqualWeightsWarning, sweep
 from llmcomp.models.lock import Lock, LockedFile, LockedRevision, read_lock, write_lock
+from llmcomp.models.selection import select
 from llmcomp.models.suite import load_suite
 
 WIDTHS = {"s": 16, "m": 32, "l": 48}
@@ -238,6 +240,8 @@ def test_the_disk_is_bounded(hub: Hub, tmp_path: Path) -> None:
     assert len(fetched) == 18 and set(fetched.values()) == {1}
     with pytest.raises(Error, match=r"disk is 1,000 bytes; the weights of me/tiny-s-seed1 step 1 alone take"):
         run(suite, tmp_path / "small", seeds="1", disk=1000)
+    with pytest.raises(Error, match=r"disk is 1,000 bytes"):
+        run(suite, tmp_path / "small", seeds="1", disk=1000, dry_run=True)
     with pytest.raises(Error, match="expected bytes"):
         run(suite, tmp_path / "small", seeds="1", disk="0.5")
 
@@ -341,7 +345,23 @@ def test_the_plan_of_all_of_pythia(hub: Hub, tmp_path: Path, capsys: pytest.Capt
     assert f"{hours} h" in told and "one H200" in told
 
 
+def test_the_published_grid_is_what_the_suite_means_without_options() -> None:
+    words, protocols = plan.usual("pythia")
+    assert words == ("enwik8", "imagenet", "librispeech") and protocols == ("lossless", "published")
+    grid = select(load_suite("pythia"))
+    assert len(grid) * len(words) == 75
+    # Bharadwaj 2025: five sizes at five steps.
+    assert [(c.name, c.revision) for c in grid] == [
+        (f"EleutherAI/pythia-{size}", f"step{step}")
+        for size in ("70m", "160m", "410m", "1b", "1.4b")
+        for step in (1000, 8000, 32000, 128000, 143000)
+    ]
+    assert plan.usual("pico") == (("text", "image", "speech"), ("lossless",))
+
+
 def test_other_choices_belong_to_suites(tmp_path: Path) -> None:
+    with pytest.raises(Error, match="words choose from a suite only"):
+        sweep("pico-13k", "log:3", [Data()], tmp_path, progress=False)
     with pytest.raises(Error, match="choose from a suite"):
         sweep("pico-13k", None, [Data()], tmp_path, sizes="13k", progress=False)
     with pytest.raises(Error, match="no model '14k'"):
