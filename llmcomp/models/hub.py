@@ -18,6 +18,8 @@ _Answer = TypeVar("_Answer")
 _ATTEMPTS = 6
 _LONGEST_WAIT_S = 300.0
 _BUSY = (408, 429, 500, 502, 503, 504)
+# What requests and httpx call a connection that ends within a file; huggingface_hub keeps what came and goes on there.
+_BROKEN_OFF = ("ChunkedEncodingError", "RemoteProtocolError", "ReadError", "ReadTimeout")
 
 
 class HubUnreachable(Error):
@@ -100,7 +102,8 @@ def cached_file(repo: str, filename: str, commit: str, cache_dir: Path | None) -
 
 
 def _patiently(ask: Callable[[], _Answer], repo: str, label: str, filename: str = "files") -> _Answer:
-    """What `ask` answers; asked again while the hub is busy or limits requests, after the time that it says."""
+    """What `ask` answers; asked again where the hub is busy or limits requests, after the time that it says, and where
+    a connection broke off."""
     for attempt in range(_ATTEMPTS):
         try:
             with _hub_errors(repo, label, filename):
@@ -114,7 +117,7 @@ def _patiently(ask: Callable[[], _Answer], repo: str, label: str, filename: str 
 
 
 class _Busy(Error):
-    """`wait_s`: what the hub says to wait, None if nothing."""
+    """Worth to ask again. `wait_s`: what the hub says to wait, None if nothing."""
 
     def __init__(self, message: str, wait_s: float | None):
         super().__init__(message)
@@ -122,7 +125,9 @@ class _Busy(Error):
 
 
 def _as_busy(error: BaseException) -> _Busy | None:
-    """An answer with the status of a hub that is busy, wherever in the chain of causes it is."""
+    """A connection that broke off, or the status of a hub that is busy, wherever in the chain of causes it is."""
+    if type(error).__name__ in _BROKEN_OFF:
+        return _Busy(f"the connection broke off ({_first_line(error)})", None)
     seen: BaseException | None = error
     while seen is not None:
         response = getattr(seen, "response", None)
