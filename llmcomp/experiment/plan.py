@@ -11,12 +11,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from llmcomp import results
 from llmcomp.data import datasets
@@ -248,13 +250,13 @@ def usual(wanted: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def find_models(
-    wanted: str | Sequence[Any], choice: Choice, cache_dir: Any, lock: Lock
+    wanted: str | Sequence[Any], choice: Choice, cache_dir: Any, lock: Lock, progress: bool = False
 ) -> Iterator[tuple[ModelSource | Any, str]]:
     """(source or model, reason why it cannot be had or "") for every model and step. What `lock` has is pinned; what is
     found on the hub is put into it."""
     steps = choice.steps
     if is_suite(wanted):
-        yield from _find_in_suite(wanted, choice, cache_dir, lock)
+        yield from _find_in_suite(str(wanted), choice, cache_dir, lock, progress)
         return
     if choice._replace(steps=None) != Choice():
         raise Error("sizes, seeds and tokens choose from a suite; give the name of one, or of its file")
@@ -279,16 +281,21 @@ def find_models(
 
 
 def _find_in_suite(
-    name: str | Sequence[Any], choice: Choice, cache_dir: Any, lock: Lock
+    name: str, choice: Choice, cache_dir: Any, lock: Lock, progress: bool
 ) -> Iterator[tuple[ModelSource, str]]:
     """A checkpoint that is not what it should be fails with its reason; the others go on."""
-    words = {"models": choice.sizes, "steps": choice.steps, "seeds": choice.seeds, "tokens": choice.tokens}
-    chosen = select(load_suite(str(name)), **words, branches=lambda model: sources.branches_of(model, lock))
-    for checkpoint in chosen:
+
+    def find(checkpoint: Checkpoint) -> tuple[ModelSource, str]:
         try:
-            yield sources.find_checkpoint(checkpoint, cache_dir=cache_dir, lock=lock), ""
+            return sources.find_checkpoint(checkpoint, cache_dir=cache_dir, lock=lock), ""
         except Error as error:
-            yield _lost(checkpoint), str(error)
+            return _lost(checkpoint), str(error)
+
+    words = {"models": choice.sizes, "steps": choice.steps, "seeds": choice.seeds, "tokens": choice.tokens}
+    chosen = select(load_suite(name), **words, branches=lambda model: sources.branches_of(model, lock))
+    with ThreadPoolExecutor(hub.REQUESTS_AT_ONCE) as pool:
+        found = pool.map(find, chosen)
+        yield from tqdm(found, "asking the hub", len(chosen), unit="revision", disable=not progress, delay=2)
 
 
 def _lost(checkpoint: Checkpoint) -> ModelSource:

@@ -135,7 +135,7 @@ def sweep(
     options = {key: value for key, value in given.items() if value is not None}
     settings = grid.Settings(Path(out), engine, options, scorer, verify, max_memory, _disk_bytes(disk, executor))
     pinned = _read_lock(lock, settings.out)
-    found = list(grid.find_models(models, grid.Choice(sizes, steps, seeds, tokens), cache_dir, pinned))
+    found = list(grid.find_models(models, grid.Choice(sizes, steps, seeds, tokens), cache_dir, pinned, progress))
     limit = None if settings.disk_bytes is None else DiskLimit(settings.out, settings.disk_bytes)
     if limit is not None:
         found = [(limit.place(item) if isinstance(item, ModelSource) else item, reason) for item, reason in found]

@@ -21,15 +21,17 @@ from llmcomp.models.selection import Branches, select
 from llmcomp.models.sources import ask_revision, branches_of, is_weight_file
 from llmcomp.models.suite import Checkpoint, Rule, Suite, SuiteModel, is_suite, load_suite
 
-_REQUESTS_AT_ONCE = 4
 _LABELS_SHOWN = 6
+# Bytes a parameter; pythia-14m's old files have masks of three times its weights.
+_FEWEST_BYTES, _MOST_BYTES = 1.95, 10.0
 _STEP_IN_NAME = re.compile(r"(?:^|[^a-z])step[_-]?(\d+)|^checkpoint-(\d+)|^ckpt_(\d+)")
 
 
 class Fault(NamedTuple):
     """Something that is not as it should be, of the revisions `labels`.
 
-    `kind`: "equal weights", "shared file", "missing revision", "missing files", "changed", "gated" or "unreachable".
+    `kind`: "equal weights", "shared file", "missing revision", "missing files", "other size", "changed", "gated" or
+    "unreachable".
     """
 
     kind: str
@@ -52,7 +54,8 @@ class Report:
     lock: Lock = field(default_factory=Lock)
 
     def __str__(self) -> str:
-        found = f"{len(self.faults)} faults" if self.faults else "no fault"
+        n_faults = len(self.faults)
+        found = "no fault" if n_faults == 0 else f"{n_faults} fault{'s' if n_faults > 1 else ''}"
         lines = [f"{self.n_revisions} revisions, {found}", *(f"  {fault}" for fault in self.faults)]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
@@ -101,7 +104,7 @@ def check_revisions(chosen: Sequence[Checkpoint], old: Lock | None = None, progr
     for repo, of_model in _by_model(chosen).items():
         asked += _branches_there(repo, of_model, report)
     with (
-        ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool,
+        ThreadPoolExecutor(hub.REQUESTS_AT_ONCE) as pool,
         tqdm(total=len(asked), unit="revision", disable=not progress, delay=2) as bar,
     ):
         for (checkpoint, commit), answer in zip(
@@ -114,6 +117,7 @@ def check_revisions(chosen: Sequence[Checkpoint], old: Lock | None = None, progr
             before = old.get(checkpoint.model.name, checkpoint.revision)
             report.lock.put(checkpoint.model.name, checkpoint.revision, answer)
             _compare(checkpoint, before, answer, commit, report)
+            report.faults += _other_size(checkpoint, answer)
     report.faults += _equal_weights(report.lock)
     return report
 
@@ -187,6 +191,16 @@ def _compare(
         report.faults.append(Fault("changed", (checkpoint.label,), f"{moved}: {', '.join(changed)}"))
     else:
         report.notes.append(f"{checkpoint.label}: {moved} with the same files")
+
+
+def _other_size(checkpoint: Checkpoint, now: LockedRevision) -> list[Fault]:
+    """Weights are stored in two or four bytes, in old files with masks beside them: another model is far from that."""
+    n_params = checkpoint.model.n_params
+    n_bytes = sum(file.n_bytes for name, file in now.files.items() if is_weight_file(name))
+    if not n_params or _FEWEST_BYTES <= n_bytes / n_params <= _MOST_BYTES:
+        return []
+    detail = f"the weights take {n_bytes:,} bytes, {n_params:,} parameters take two or four each"
+    return [Fault("other size", (checkpoint.label,), detail)]
 
 
 def _equal_weights(lock: Lock) -> list[Fault]:

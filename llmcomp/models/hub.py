@@ -16,6 +16,8 @@ _Answer = TypeVar("_Answer")
 
 # A hub that is busy or limits requests is asked again: so often, and after at most so many seconds each time.
 _ATTEMPTS = 6
+# Lists of files that are asked for side by side.
+REQUESTS_AT_ONCE = 4
 _LONGEST_WAIT_S = 300.0
 _BUSY = (408, 429, 500, 502, 503, 504)
 # What requests and httpx call a connection that ends within a file; huggingface_hub keeps what came and goes on there.

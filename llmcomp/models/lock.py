@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -88,6 +89,11 @@ def _text(value: Any) -> str:
     return value
 
 
+def _by_number(name: str) -> list[Any]:
+    """So that step2 stands before step10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
 def write_lock(path: str | os.PathLike[str], lock: Lock) -> None:
     """Write the lock beside, then rename it over what was there."""
     path = Path(path)
@@ -95,7 +101,7 @@ def write_lock(path: str | os.PathLike[str], lock: Lock) -> None:
     for repo, revisions in sorted(lock.revisions.items()):
         lines = [
             f"  {json.dumps(name)}: {json.dumps([locked.commit, {n: list(f) for n, f in locked.files.items()}])}"
-            for name, locked in revisions.items()
+            for name, locked in sorted(revisions.items(), key=lambda item: _by_number(item[0]))
         ]
         models.append(f" {json.dumps(repo)}: {{\n" + ",\n".join(lines) + "\n }")
     text = f'{{"format": {_FORMAT}, "models": {{\n' + ",\n".join(models) + "\n}}\n"

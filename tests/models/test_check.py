@@ -132,6 +132,19 @@ def test_changes_since_a_lock(hub: Hub, suite: str) -> None:
     assert questions(hub) == 2 + 2
 
 
+def test_another_model_under_the_name_is_told_by_its_size(hub: Hub, suite: str, tmp_path: Path) -> None:
+    content = json.loads(Path(suite).read_text())
+    content["models"][0]["n_params"] = 11_872
+    path = tmp_path / "counted.json"
+    path.write_text(json.dumps(content))
+    for step in STEPS:
+        wide = {"hidden_size": 64, "intermediate_size": 256} if step == 4 else {}
+        hub.add(REPO, f"step{step}", neox_files(step, **wide))
+    (fault,) = check(str(path)).faults
+    assert (fault.kind, fault.labels) == ("other size", (f"{REPO} step4",))
+    assert "11,872 parameters" in fault.detail
+
+
 def test_a_gated_model_is_named_once(hub: Hub, suite: str) -> None:
     for step in STEPS:
         hub.add(REPO, f"step{step}", neox_files(step))
