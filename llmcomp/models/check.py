@@ -22,7 +22,7 @@ from llmcomp.models.sources import ask_revision, branches_of, is_weight_file
 from llmcomp.models.suite import Checkpoint, Rule, Suite, SuiteModel, is_suite, load_suite
 
 _LABELS_SHOWN = 6
-# Bytes a parameter; pythia-14m's old files have masks of three times its weights.
+# Bytes a parameter; old files of small models have masks beside the weights that take about as much.
 _FEWEST_BYTES, _MOST_BYTES = 1.95, 10.0
 _STEP_IN_NAME = re.compile(r"(?:^|[^a-z])step[_-]?(\d+)|^checkpoint-(\d+)|^ckpt_(\d+)")
 

@@ -257,6 +257,10 @@ def test_locks_are_written_whole_and_read_strictly(tmp_path: Path) -> None:
     write_lock(path, lock)
     assert read_lock(path) == lock
     assert [entry.name for entry in path.parent.iterdir()] == ["models.lock"]
+    for step in (10, 2, 1):
+        lock.put("many", f"step{step}", LockedRevision("c", {}))
+    write_lock(path, lock)
+    assert list(read_lock(path).revisions["many"]) == ["step1", "step2", "step10"]
     newer = Lock({"a/b": {"step2": LockedRevision("c4", {})}})
     assert lock.merged(newer).get("a/b", "step2") == LockedRevision("c4", {})
     assert lock.merged(newer).get("a/b", "step1") == lock.get("a/b", "step1")
