@@ -12,6 +12,7 @@ import pytest
 from llmcomp import pico
 from llmcomp.errors import Error
 from llmcomp.models import counts
+from llmcomp.models import suite as suite_module
 from llmcomp.models.registry import find_entry, list_models
 from llmcomp.models.selection import select
 from llmcomp.models.suite import Suite, SuiteModel, bundled_suites, checkpoints, load_suite, read_suite
@@ -254,6 +255,18 @@ def test_a_suite_of_ones_own(tmp_path: Path) -> None:
     assert load_suite(str(tmp_path / "mine.json")).name == "mine"
     folder = read_suite(written(tmp_path, repository=None, folder="runs/{size}/{seed}"))
     assert folder.models[0].name == str(tmp_path / "runs/s/1") and folder.models[0].is_folder
+
+
+def test_the_example_of_the_documentation(tmp_path: Path) -> None:
+    text = (Path(suite_module.__file__).parent / "suites" / "README.md").read_text()
+    path = tmp_path / "mine.json"
+    path.write_text(text.split("```json")[1].split("```")[0])
+    suite = read_suite(path)
+    assert [len(checkpoints(model)) for model in suite.models] == [6] * 6
+    assert suite.models[-1].name == "me/tiny-m-seed3"
+    # Every key of a file is explained.
+    assert all(f"`{key}`" in text for key in (*suite_module._SUITE_KEYS, *suite_module._OWN_KEYS))
+    assert all(key in text for key in suite_module._RULE_KEYS)
 
 
 @pytest.mark.parametrize(
