@@ -42,7 +42,7 @@ class DiskLimit:
         if source.repo is None or source.bytes_to_download == 0:
             return source
         assert source.commit is not None
-        there = [hub.cached_file(source.repo, file.name, source.commit, self._folder) for file in source.files]
+        there = [hub.hub_cached(source.repo, file.name, source.commit, self._folder) for file in source.files]
         files = [
             file._replace(cached=path is not None and path.stat().st_size == file.n_bytes)
             for file, path in zip(source.files, there, strict=True)
@@ -114,7 +114,7 @@ class DiskLimit:
                 self._needed[digest] -= 1
                 if was_reserved:
                     self._in_use[digest] -= 1
-                path = hub.cached_file(source.repo, file.name, source.commit, self._folder)
+                path = hub.hub_cached(source.repo, file.name, source.commit, self._folder)
                 if path is not None and path.is_symlink():
                     self._blobs[digest] = path.parent / path.readlink()
                     path.unlink()

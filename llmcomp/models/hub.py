@@ -36,6 +36,10 @@ class NoSuchRevision(Error):
     """The hub has the model, but no such branch, tag or commit."""
 
 
+class DownloadNeeded(Error):
+    """A model that a file names is not in the cache: it is downloaded only if the user says so."""
+
+
 class SourceFile(NamedTuple):
     """One file of a checkpoint. `digest` is None until somebody needs it (local files are hashed then)."""
 
@@ -86,6 +90,14 @@ def list_branches(repo: str) -> dict[str, str]:
     return {branch.name: branch.target_commit for branch in refs.branches}
 
 
+def hub_cached(repo: str, filename: str, revision: str, cache_dir: Path | None = None) -> Path | None:
+    """Where the cache has a file, or None; the hub is not asked."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, filename, cache_dir or constants.HF_HUB_CACHE, revision)
+    return Path(found) if isinstance(found, str) else None
+
+
 def hub_download(repo: str, filename: str, revision: str, cache_dir: Path | None) -> Path:
     from huggingface_hub import hf_hub_download
 
@@ -93,14 +105,6 @@ def hub_download(repo: str, filename: str, revision: str, cache_dir: Path | None
         return Path(hf_hub_download(repo, filename, revision=revision, cache_dir=cache_dir))
 
     return _patiently(fetch, repo, f"{repo} {revision}", filename)
-
-
-def cached_file(repo: str, filename: str, commit: str, cache_dir: Path | None) -> Path | None:
-    """Where a file of a commit lies in the cache; None: it does not. Nothing is asked of the hub."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=commit)
-    return Path(found) if isinstance(found, str) else None
 
 
 def _patiently(ask: Callable[[], _Answer], repo: str, label: str, filename: str = "files") -> _Answer:

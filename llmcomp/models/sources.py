@@ -12,6 +12,7 @@ import json
 import operator
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +22,9 @@ from llmcomp import pico
 from llmcomp.errors import Error
 from llmcomp.float_state import ieee_state
 from llmcomp.models import hub
-from llmcomp.models.hub import SourceFile, hub_download, hub_listing
+from llmcomp.models.hub import DownloadNeeded, SourceFile, hub_cached, hub_download, hub_listing
 from llmcomp.models.lock import Lock, LockedFile, LockedRevision
-from llmcomp.models.registry import check_step, find_entry, known_steps, near_names
+from llmcomp.models.registry import check_step, find_entry, known_steps, near_names, suite_models
 from llmcomp.models.suite import Checkpoint, SuiteModel, checkpoints
 
 _WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -32,6 +33,8 @@ _SHARD = re.compile(r"(model|pytorch_model)-(\d+)-of-(\d+)\.(safetensors|bin)")
 _STEP_FOLDER = re.compile(r"(?:step|checkpoint-)(\d+)")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HASH_BLOCK_BYTES = 1 << 22
+# Of a weight as the suites store it (float16), for the size of what is not there yet.
+_WEIGHT_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class ModelSource:
     def _fetch_file(self, file: SourceFile) -> Path:
         """One file, with the size and, where it is downloaded now, the digest that was stated; else not at all."""
         assert self.repo is not None and self.commit is not None
-        there = hub.cached_file(self.repo, file.name, self.commit, self.cache_dir)
+        there = hub_cached(self.repo, file.name, self.commit, self.cache_dir)
         if there is not None and there.stat().st_size == file.n_bytes:
             return there
         if there is not None:
@@ -151,33 +154,65 @@ def find_model(
 ) -> ModelSource:
     """Where a checkpoint is and what it weighs; of a hub checkpoint only config.json is downloaded.
 
-    `name` is a bundled model, a folder, a name of the registry with or without its owner, or "owner/model" on the hub
-    (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` are respected). `step` chooses the revision "step<step>"
-    there; `revision` names any other branch, tag or commit. Of a suite the file says what a step is called. A revision
-    that `lock` has is not asked of the hub, one that it lacks is put into it. `Error` for whatever cannot be found.
+    `name` is a folder where it says so: an `os.PathLike`, or text that is absolute or begins with "." or "~". Any other
+    text is a bundled model, a name of the registry with or without its owner, or "owner/model" on the hub
+    (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` are respected), whatever lies in the working directory;
+    only what has the form of none of these may be a folder there. Where such a name is also that of a folder, a
+    warning says how to name the folder. `step` chooses the revision "step<step>" on the hub, of a suite the one that
+    its file says; `revision` names any other branch, tag or commit. A revision that `lock` has is not asked of the hub,
+    one that it lacks is put into it. Raises `Error` for whatever cannot be found.
     """
     text = os.fspath(name)
     step = None if step is None else as_step(step)
-    if text in pico.MODEL_STEPS:
-        return _bundled_source(text, step)
     path = Path(text).expanduser()
-    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-        return _folder_source(path, step, revision)
+    # Path.is_dir raises for a name that is too long.
+    is_folder = os.path.isdir(path)  # noqa: PTH112
     if isinstance(name, os.PathLike) or path.is_absolute() or text.startswith((".", "~")):
+        if is_folder:
+            return _folder_source(path, step, revision)
         found = "a file, not a folder" if os.path.lexists(path) else "nothing"
         raise Error(f"no model folder at {text}: found {found}, expected config.json and model.safetensors in a folder")
     model = find_entry(text)
     if model is None and not _HUB_NAME.fullmatch(text):
+        if is_folder:
+            return _folder_source(path, step, revision)
         raise Error(f"no model is called {text!r}{near_names(text)}; see `llmcomp models`")
+    if is_folder:
+        where = "of the Hugging Face hub" if model is None else "of the registry"
+        warnings.warn(f"{text} is taken for the model {where}; the folder is called ./{text}", stacklevel=2)
     cache = Path(cache_dir) if cache_dir else None
-    if model is None or revision is not None:
+    if model is None or (revision is not None and not model.is_bundled):
         wanted = revision or ("main" if step is None else f"step{step}")
         return _hub_source(model.name if model else text, step, wanted, cache, lock)
-    checkpoint = _checkpoint_at(model, step)
-    if checkpoint is None:
-        return _hub_source(model.name, None, "main", cache, lock)
-    source = _hub_source(model.name, checkpoint.step, checkpoint.revision, cache, lock)
-    return replace(source, name=checkpoint.name, checkpoint=checkpoint)
+    return _entry_source(model, step, cache, lock)
+
+
+def find_registered(name: str, step: int | None = None, *, download: bool = False) -> ModelSource:
+    """Where a model is that a file names: bundled or in the hub's cache, and nowhere else.
+
+    A name from a file is a whole name of the registry, never a folder and no other name of the hub. What the cache
+    lacks is looked up on the hub, and downloaded when it is loaded, only with `download`; without it nothing is
+    requested and `DownloadNeeded` names the model and about how large it is.
+    """
+    model = suite_models().get(name)
+    if model is None:
+        raise Error(f"no model of the registry is called {name!r}")
+    if download or model.is_bundled:
+        return _entry_source(model, step, None, None)
+    checkpoint = _checkpoint_at(model, step) if model.is_listed else None
+    revision = checkpoint.revision if checkpoint else "main"
+    step = checkpoint.step if checkpoint else step
+    config = hub_cached(model.name, "config.json", revision) if checkpoint or step is None else None
+    with contextlib.suppress(Error):
+        files = _folder_files(config.parent, model.name) if config is not None else ()
+        if config is not None and any(file.name == "tokenizer.json" for file in files):
+            return ModelSource(model.name, step, files, folder=config.parent, checkpoint=checkpoint)
+    size = f"{_WEIGHT_BYTES * (model.n_params or model.params or 0) / 1e9:.2g} GB"
+    at_step = "" if step is None else f" step {step}"
+    raise DownloadNeeded(
+        f"the model {model.name}{at_step} is not on this machine, and its download (about {size}) needs your word: "
+        "--download, or its name with --model (in Python download=True)"
+    )
 
 
 def find_checkpoint(
@@ -225,7 +260,7 @@ def _locked_files(repo: str, locked: LockedRevision, cache: Path | None) -> tupl
 
 
 def _is_cached(repo: str, name: str, file: LockedFile, commit: str, cache: Path | None) -> bool:
-    there = hub.cached_file(repo, name, commit, cache)
+    there = hub_cached(repo, name, commit, cache)
     return there is not None and there.stat().st_size == file.n_bytes
 
 
@@ -260,6 +295,16 @@ def as_step(step: Any) -> int:
         return operator.index(step)
     except TypeError:
         raise Error(f"step is {step!r}, expected an integer") from None
+
+
+def _entry_source(model: SuiteModel, step: int | None, cache: Path | None, lock: Lock | None) -> ModelSource:
+    if model.is_bundled:
+        return _bundled_source(model.name, step)
+    checkpoint = _checkpoint_at(model, step)
+    if checkpoint is None:
+        return _hub_source(model.name, None, "main", cache, lock)
+    source = _hub_source(model.name, checkpoint.step, checkpoint.revision, cache, lock)
+    return replace(source, checkpoint=checkpoint)
 
 
 def _bundled_source(name: str, step: int | None) -> ModelSource:
