@@ -304,9 +304,13 @@ def _lost(checkpoint: Checkpoint) -> ModelSource:
 
 
 def find_datasets(
-    wanted: str | Sequence[Any], n_chunks: int | None, chunk_bytes: int, seed: int, progress: bool
+    wanted: str | Sequence[Any] | Mapping[str, Any], n_chunks: int | None, chunk_bytes: int, seed: int, progress: bool
 ) -> list[Any]:
-    specs = [wanted] if isinstance(wanted, str) or hasattr(wanted, "chunks") else list(wanted)
+    """Data sets of names, of data sets, or of a mapping from names to the user's files: {"text": FILE}."""
+    if isinstance(wanted, Mapping):
+        specs = [_named_file(name, path) for name, path in wanted.items()]
+    else:
+        specs = [wanted] if isinstance(wanted, str) or hasattr(wanted, "chunks") else list(wanted)
     found: list[Any] = [
         datasets.load_dataset(str(spec), n_chunks=n_chunks, chunk_bytes=chunk_bytes, seed=seed, progress=progress)
         if isinstance(spec, (str, os.PathLike))
@@ -320,6 +324,12 @@ def find_datasets(
         if n_times > 1:
             raise Error(f"{n_times} data sets are called {name!r}; cells are told apart by it")
     return found
+
+
+def _named_file(name: Any, path: Any) -> str:
+    if not isinstance(name, str) or not isinstance(path, (str, os.PathLike)):
+        raise Error(f"data sets: found {name!r}: {path!r}, expected a name and the path of its files")
+    return f"{name}={os.fspath(path)}"
 
 
 def find_protocols(protocol: str | Sequence[str], mapping: str | Sequence[str] | None) -> list[tuple[str, str]]:
