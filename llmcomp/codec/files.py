@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from llmcomp.codec.archive import error_of_path, written_beside
+from llmcomp.atomic_write import written_beside
+from llmcomp.codec.archive import error_of_path
 from llmcomp.codec.compress import SalvageSummary, StreamSummary, compress_stream, decompress_stream, salvage_stream
 from llmcomp.codec.container import ArchiveIndex
 from llmcomp.errors import CorruptArchive, Error
@@ -186,10 +187,12 @@ def _convert(path: str, output: str, work: Work, options: _Options) -> FileRepor
     if path != STANDARD_STREAM and target_path.exists() and target_path.samefile(path):
         raise Error(f"{path} would be overwritten by its own output")
     is_special = target_path.exists() and not target_path.is_file()
-    opened = _written_to(target_path) if is_special else written_beside(target_path, replace=options.force)
-    with _signals_raise(), opened as target:
+    # What is read from a file gets that file's mode at the end; until then it is nobody else's.
+    has_mode = path != STANDARD_STREAM and not is_special
+    beside = written_beside(target_path, replace=options.force, private=has_mode)
+    with _signals_raise(), error_of_path(output), _written_to(target_path) if is_special else beside as target:
         report = _run(path, output, target, work, options)
-        if path != STANDARD_STREAM and not is_special:
+        if has_mode:
             _copy_attributes(path, target)
     if path != STANDARD_STREAM and not options.keep:
         with error_of_path(path):
@@ -200,7 +203,7 @@ def _convert(path: str, output: str, work: Work, options: _Options) -> FileRepor
 @contextlib.contextmanager
 def _written_to(path: Path) -> Iterator[BinaryIO]:
     """A device or a pipe, which takes what it is given: to rename a file over it would put an end to it."""
-    with error_of_path(path), path.open("wb") as file:
+    with path.open("wb") as file:
         yield file
 
 

@@ -15,7 +15,6 @@ import os
 import queue
 import sys
 import tempfile
-import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from llmcomp import coding, pico, results
+from llmcomp.atomic_write import remove_stale_parts, write_beside
 from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
 from llmcomp.experiment import plan as grid
@@ -140,8 +140,7 @@ def sweep(
 def _set_aside(plan: Plan) -> None:
     for path in plan.set_aside:
         path.replace(path.with_name(f"{path.name}.superseded"))
-    for part in plan.out.glob(".*.parquet.*.part"):
-        part.unlink(missing_ok=True)
+    remove_stale_parts(plan.out)
 
 
 def _run(plan: Plan, executor: Any, progress: bool) -> None:
@@ -283,9 +282,7 @@ def _write_failed(plan: Plan) -> None:
         path.unlink(missing_ok=True)
         return
     entries = [{**json.loads(outcome.cell.key), "reason": outcome.reason} for outcome in plan.failed]
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    beside.write_text(json.dumps({"failed": entries}, indent=1) + "\n", "utf-8")
-    beside.replace(path)
+    write_beside(path, (json.dumps({"failed": entries}, indent=1) + "\n").encode())
 
 
 def _warn_of_equal_files(plan: Plan) -> None:
