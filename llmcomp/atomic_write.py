@@ -81,7 +81,7 @@ def _new_part(path: Path, mode: int) -> tuple[Path, BinaryIO]:
     while True:
         part = path.parent / f".{stem}.{secrets.token_hex(8)}.llmcomp.part"
         try:
-            file = open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115, PTH123
+            file = open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fspath(path)) from None
         # Some network file systems have no locks; then nobody can take this one for stale either.

@@ -23,7 +23,7 @@ from llmcomp.data import mappings
 from llmcomp.errors import CorruptArchive, Error
 from llmcomp.models.registry import list_models
 
-_WRITE_OPTIONS = ("mapping", "overlap", "segment_bytes", "lanes", "device")
+_WRITE_OPTIONS = ("mapping", "overlap", "segment_bytes", "lanes", "device", "salt")
 
 PathOrFile = str | os.PathLike[str] | BinaryIO
 
@@ -42,7 +42,7 @@ def open(
 
     Reading is seekable: only the segments that are asked for are decoded, a growing number of them while reading goes
     on in order. After reading everything in order the content's hash is checked too. `model` None: the one that the
-    archive names, if bundled or registered; to write, a model is needed, and `options` are those of `compress`.
+    archive names, if bundled or registered; to write, a model is needed, and `options` are those of `compress_stream`.
     A path that is written appears only when the file is closed; after an exception in a `with` block it does not.
 
     Raises:

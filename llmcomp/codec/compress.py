@@ -5,9 +5,12 @@ Segments and their payloads are segments.py's, an archive's bytes container.py's
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
@@ -57,19 +60,23 @@ def compress(
     overlap: int | None = None,
     segment_bytes: int = container.SEGMENT_BYTES_DEFAULT,
     device: str | None = None,
+    salt: bytes | None = None,
 ) -> bytes:
     """The archive of `data`, any bytes, coded with `model`: a name, or an object with logits() and session().
 
     `mapping`: how bytes become tokens (`MAPPINGS`). `overlap`: how many tokens of the window before a window sees
     as context, default a share of the model's context. `segment_bytes`: what one segment holds; segments are decoded
-    side by side or alone. `device`: as in `load_model`, for a model that is given by its name. The same arguments give
-    the same archive whatever the backend, the number of threads and, of the exact engine, the device.
+    side by side or alone. `device`: as in `load_model`, for a model that is given by its name. `salt`: 16 bytes that
+    tell this archive from any other, default a hash of `data`; b"" writes format 1, which has none and which versions
+    before 0.2 read. The same arguments give the same archive whatever the backend, the number of threads and, of the
+    exact engine, the device.
 
     Raises:
         Error: an option out of range, or a model that gives NaN.
     """
     target = io.BytesIO()
     options: dict[str, Any] = {"mapping": mapping, "overlap": overlap, "segment_bytes": segment_bytes, "device": device}
+    options["salt"] = salt_of([data]) if salt is None else salt
     compress_stream(io.BytesIO(data), target, model, **options)
     return target.getvalue()
 
@@ -98,12 +105,14 @@ def compress_stream(
     segment_bytes: int = container.SEGMENT_BYTES_DEFAULT,
     lanes: int | None = None,
     device: str | None = None,
+    salt: bytes | None = None,
     on_bytes: OnBytes | None = None,
 ) -> StreamSummary:
     """Reads `source` to its end and writes the archive to `target`; neither need be seekable.
 
     Memory does not depend on the size: `lanes` segments (default: the codec's) with their tokens, and one batch of the
-    model. `on_bytes` is called with every number of original bytes that was coded.
+    model. `salt` is as for `compress`, but random unless it is given: the content is not known when the archive begins.
+    `on_bytes` is called with every number of original bytes that was coded.
     """
     compressor = StreamCompressor(
         target,
@@ -113,11 +122,23 @@ def compress_stream(
         segment_bytes=segment_bytes,
         lanes=lanes,
         device=device,
+        salt=salt,
         on_bytes=on_bytes,
     )
     while part := source.read(_READ_BYTES):
         compressor.write(part)
     return compressor.finish()
+
+
+def salt_of(parts: Iterable[bytes]) -> bytes:
+    """The salt of an archive whose content is known before it begins: the same content, the same archive.
+
+    An archive that lies inside another has other content, hence another salt.
+    """
+    hasher = hashlib.sha256(b"the salt of an llmcomp archive\n")
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()[: container.SALT_BYTES]
 
 
 class StreamCompressor:
@@ -137,10 +158,12 @@ class StreamCompressor:
         segment_bytes: int = container.SEGMENT_BYTES_DEFAULT,
         lanes: int | None = None,
         device: str | None = None,
+        salt: bytes | None = None,
         on_bytes: OnBytes | None = None,
     ):
         self._codec = SegmentCodec(load_model(model, device=device), mapping, overlap)
-        self._header = Header(segment_bytes, self._codec.identity)
+        salt = os.urandom(container.SALT_BYTES) if salt is None else salt
+        self._header = Header(segment_bytes, self._codec.identity, salt)
         container.header_bytes(self._header)
         self._batch_bytes = segment_bytes * lanes_of(self._codec, lanes)
         self._target = target
@@ -215,7 +238,7 @@ def _sample(content: bytes) -> bytes:
 
 def _smallest_archive(content: bytes, header: Header, codec: SegmentCodec) -> tuple[bytes, StreamSummary]:
     """An archive of at most one segment: with the model, or without one where that is no longer."""
-    candidates: list[tuple[Header, bytes | None]] = [(Header(header.segment_bytes, None), None)]
+    candidates: list[tuple[Header, bytes | None]] = [(replace(header, model=None), None)]
     candidates += [(header, coded.payload) for coded in codec.encode([content] if content else [])]
     archives = []
     for chosen, payload in candidates:

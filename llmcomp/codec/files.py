@@ -18,12 +18,20 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from llmcomp.atomic_write import written_beside
 from llmcomp.codec.archive import error_of_path
-from llmcomp.codec.compress import SalvageSummary, StreamSummary, compress_stream, decompress_stream, salvage_stream
+from llmcomp.codec.compress import (
+    SalvageSummary,
+    StreamSummary,
+    compress_stream,
+    decompress_stream,
+    salt_of,
+    salvage_stream,
+)
 from llmcomp.codec.container import ArchiveIndex
 from llmcomp.errors import CorruptArchive, Error
 
 SUFFIX = ".llmc"
 STANDARD_STREAM = "-"
+_BLOCK_BYTES = 1 << 20
 
 
 class Skipped(Error):
@@ -61,7 +69,8 @@ def compress_file(
 
     The archive gets the file's mode and time, is written beside its name and renamed when it is whole and on the disk;
     only then, and only unless `keep`, the file is removed. `force` overwrites, follows links and accepts any kind of
-    file. `options` are those of `codec.compress`. To standard output the file is always kept.
+    file. `options` are those of `codec.compress`; without a salt the same file gives the same archive, and a pipe
+    another one each time. To standard output the file is always kept.
 
     Raises:
         Skipped: gzip's reasons to leave a file alone: a folder, a link, a name that ends in ".llmc" already, an output
@@ -72,7 +81,12 @@ def compress_file(
         output = _archive_name(path, force)
 
     def work(file: BinaryIO, target: BinaryIO, on_bytes: Callable[[int], Any]) -> StreamSummary:
-        return compress_stream(file, target, model, on_bytes=on_bytes, **options)
+        salt = options.pop("salt", None)
+        if salt is None and path != STANDARD_STREAM and file.seekable():
+            # Read twice, so that the same file gives the same archive.
+            salt = salt_of(iter(lambda: file.read(_BLOCK_BYTES), b""))
+            file.seek(0)
+        return compress_stream(file, target, model, on_bytes=on_bytes, salt=salt, **options)
 
     return _convert(path, os.fspath(output), work, _Options(keep, force, progress, "compress"))
 
