@@ -35,9 +35,10 @@ def decoder(request) -> list[str]:
 def test_a_golden_archive_decodes_on_the_machine(decoder, tmp_path):
     model, content = tmp_path / "model", golden.pico_content("pico-short")
     dump_model.main("pico-short", str(model))
-    archive = golden.FOLDER / "pico-short.llmc"
-    found = subprocess.run([*decoder, str(model), str(archive)], capture_output=True, check=True, timeout=600)
-    assert found.stdout == content
+    for version in golden.FOLDERS:
+        archive = golden.pico_path(version, "pico-short")
+        found = subprocess.run([*decoder, str(model), str(archive)], capture_output=True, check=True, timeout=600)
+        assert found.stdout == content
 
 
 @pytest.mark.slow
@@ -50,8 +51,8 @@ def test_damage_and_another_model_are_told(decoder, tmp_path):
     weights = bytearray(model.read_bytes())
     weights[500] ^= 0x40
     other.write_bytes(weights)
-    archive = (golden.FOLDER / "pico-short.llmc").read_bytes()
+    archive = golden.pico_path(2, "pico-short").read_bytes()
     damaged.write_bytes(archive[:150] + bytes([archive[150] ^ 1]) + archive[151:])
-    for arguments in ([model, damaged], [other, golden.FOLDER / "pico-short.llmc"]):
+    for arguments in ([model, damaged], [other, golden.pico_path(2, "pico-short")]):
         found = subprocess.run([*decoder, *map(str, arguments)], capture_output=True, check=False, timeout=600)
         assert found.returncode in (1, 2) and found.stdout == b"" and found.stderr
