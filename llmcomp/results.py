@@ -225,6 +225,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _read_file(path: Path) -> pd.DataFrame:
+    if path.exists() and not path.is_file():
+        raise Error(f"{path}: not a regular file")  # a pipe or a device might never end
     try:
         # Opened here, not by name, so that a folder name with "=" is never taken for a partition column.
         with path.open("rb") as file:

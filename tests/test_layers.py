@@ -20,15 +20,17 @@ ROOT = Path(__file__).parent.parent
 PYTHON_ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
-    "_core": set(),
+    "settings": {"errors"},
+    "_core": {"errors", "settings"},
+    "float_state": {"_core"},
     "_cuda": set(),
     "atomic_write": set(),
     "results": {"errors", "atomic_write"},
     "pico": set(),  # where the bundled files lie; how they were made is pico.recipes
-    "coding": {"errors", "_core", "_cuda"},
+    "coding": {"errors", "float_state", "settings", "_core", "_cuda"},
     "data": {"errors", "atomic_write", "pico"},
-    "models": {"errors", "pico", "_core", "coding", "data"},
-    "codec": {"errors", "atomic_write", "coding", "data", "models"},
+    "models": {"errors", "float_state", "pico", "_core", "coding", "data"},
+    "codec": {"errors", "atomic_write", "float_state", "coding", "data", "models"},
     "scoring": {"errors", "version", "results", "coding", "data", "models", "codec"},
     "law": {"errors", "atomic_write", "results"},
     "experiment": {

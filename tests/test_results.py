@@ -258,3 +258,9 @@ def test_cells_are_told_apart_by_attention_and_not_by_batches():
 def test_cells_of_older_tables():
     cells = results.cells(make_rows()).drop(columns="attention")
     assert results.cells(cells)["attention"].tolist() == [""]
+
+
+def test_a_pipe_among_the_results_is_an_error(tmp_path):
+    os.mkfifo(tmp_path / "rows.parquet")
+    with pytest.raises(Error, match=r"rows\.parquet: not a regular file"):
+        results.read_rows(tmp_path)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmcomp.errors import Error
+from llmcomp.float_state import ieee_state
 
 _LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _DTYPES = {"F32": ("float32", "<f4"), "F16": ("float16", "<f2"), "BF16": ("bfloat16", "<u2")}
@@ -84,6 +85,7 @@ def tensor_shapes(config: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]
     ]
 
 
+@ieee_state()
 def _parse_config(config: Mapping[str, Any], name: str) -> NeoxConfig:
     """Defaults are those of transformers' GPTNeoXConfig, which leaves them out of the file."""
     architecture = config.get("model_type")
@@ -253,6 +255,7 @@ def core_arguments(config: NeoxConfig, tensors: Mapping[str, Tensor]) -> dict[st
     }
 
 
+@ieee_state()
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
