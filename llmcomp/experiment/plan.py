@@ -308,7 +308,7 @@ def find_datasets(
 ) -> list[Any]:
     """Data sets of names, of data sets, or of a mapping from names to the user's files: {"text": FILE}."""
     if isinstance(wanted, Mapping):
-        specs = [_named_file(name, path) for name, path in wanted.items()]
+        specs: list[Any] = [_named_file(name, path) for name, path in wanted.items()]
     else:
         specs = [wanted] if isinstance(wanted, str) or hasattr(wanted, "chunks") else list(wanted)
     found: list[Any] = [
