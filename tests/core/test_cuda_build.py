@@ -186,7 +186,7 @@ def test_importing_the_package_loads_no_cuda() -> None:
 
 def test_the_module_loads_without_card_and_driver() -> None:
     pytest.importorskip("llmcomp._cuda", reason="llmcomp was built without CUDA")
-    found = python("from llmcomp.cuda import cuda_info; print(cuda_info())", CUDA_VISIBLE_DEVICES="")
+    found = python("from llmcomp.coding.cuda import cuda_info; print(cuda_info())", CUDA_VISIBLE_DEVICES="")
     assert "'built': True" in found and "'devices': []" in found
     code = (
         "import llmcomp\nfrom llmcomp import _cuda\n"
