@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cu') setup.py pyproject.toml
 C_FILES := $(shell find csrc -name '*.[ch]' -o -name '*.cu' -o -name '*.cpp')
 
-.PHONY: help demo test check check-slow check-oldest bench clean format
+.PHONY: help demo test check check-slow check-oldest bench fuzz-archives clean format
 help:
 	@echo "make demo        install into $(VENV) and run the main job on the bundled models and samples"
 	@echo "make test        install with the test extra and run the tests"
@@ -15,6 +15,7 @@ help:
 	@echo "make check-slow  the tests that take longer"
 	@echo "make check-oldest  the tests with the oldest dependencies, on OLDEST_PYTHON (python3.10)"
 	@echo "make bench       the benchmarks"
+	@echo "make fuzz-archives  a million readings of archives with hostile fields"
 	@echo "make format      rewrite the sources in the house style"
 	@echo "make clean       remove what was built"
 
@@ -61,6 +62,9 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/bench_pythia.py
 	$(BIN)/python benchmarks/bench_archive.py
 	$(BIN)/python benchmarks/bench_fit.py
+
+fuzz-archives: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/fuzz_archives.py
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff format .

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 import golden_archives as golden
 
@@ -36,10 +36,10 @@ SECONDS_MAX = 2.0
 class Original:
     """A golden archive, its segments and their contents."""
 
-    def __init__(self, case: tuple[str, str, str]):
+    def __init__(self, case: golden.Case):
         self.case = case
         self.blob = golden.path_of(case).read_bytes()
-        self.content = golden.CONTENTS[case[2]]
+        self.content = golden.CONTENTS[case[3]]
         reader = ArchiveReader(io.BytesIO(self.blob))
         self.header = reader.header
         self.segments = list(reader.segments())
@@ -158,14 +158,14 @@ def main() -> int:
                     continue
                 before = time.perf_counter()
                 with_salvage = name in ("truncations", "flips") or number % 10 == 0
-                model = models[original.case[0]] if number % 100 == 0 else None
+                model = models[original.case[1]] if number % 100 == 0 else None
                 wrong = survives(bad, contents, with_salvage, model)
                 seconds = time.perf_counter() - before
                 slowest = max(slowest, seconds)
                 if seconds > SECONDS_MAX:
                     wrong = wrong or f"took {seconds:.1f} s"
                 if wrong:
-                    print(f"{'-'.join(original.case)}, {name} {number}: {wrong}: {bad.hex()}")
+                    print(f"{'-'.join(map(str, original.case))}, {name} {number}: {wrong}: {bad.hex()}")
                     return 1
                 n_done[name] += 1
     for name, n_files in n_done.items():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -19,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmcomp.atomic_write import written_beside
 from llmcomp.errors import Error
 
 PROTOCOLS = ("lossless", "published")
@@ -202,17 +202,10 @@ def write_rows(path: str | os.PathLike[str], df: pd.DataFrame, metadata: Mapping
     path = Path(path)
     table = pa.Table.from_pandas(check_rows(df)[list(ROW_COLUMNS)], schema=_schema(), preserve_index=False)
     table = table.replace_schema_metadata(dict(metadata or {}) | {_FORMAT_KEY.decode(): _FORMAT.decode()})
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("xb") as file:
-                pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with written_beside(path) as file:
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
     except OSError as error:
         raise Error(f"cannot write {path}: {error.strerror or error}") from error
     return path

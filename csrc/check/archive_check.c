@@ -291,12 +291,15 @@ static void code_segment(codec_t *codec, const uint8_t *payload, size_t payload_
 
 static header_t read_header(reader_t *reader) {
     header_t header = {0};
-    if (memcmp(take(reader, 4), "\x89LMC", 4) != 0 || integer(reader, 1) != 1)
-        die("not an archive of format 1");
+    if (memcmp(take(reader, 4), "\x89LMC", 4) != 0) die("not an archive");
+    uint64_t version = integer(reader, 1);
+    if (version != 1 && version != 2) die("not an archive of format 1 or 2");
     if (integer(reader, 1) != 1) die("the archive names no model");
+    if (version == 2) take(reader, 16); /* salt */
     header.segment_bytes = varint(reader);
     take(reader, 2); /* arithmetic, engine */
     if (integer(reader, 1) != 0) die("the archive has another mapping than bytes");
+    if (version == 2 && integer(reader, 1) != 0) die("the archive mixes models");
     header.context_length = varint(reader);
     header.overlap = varint(reader);
     header.vocab_size = varint(reader);

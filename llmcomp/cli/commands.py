@@ -13,6 +13,8 @@ from typing import Any
 
 from llmcomp.errors import Error
 
+# Exit status of a salvage that could not read all of the original.
+PARTLY_LOST = 3
 DEFAULT_MODEL = "pico-595k"
 
 
@@ -173,7 +175,10 @@ def compress(args: argparse.Namespace) -> int:
     status, reports = 0, []
     for file in args.file:
         try:
-            reports.append(_convert_or_ask(file, model, decompress, args))
+            report, found = _convert_or_ask(file, model, decompress, args)
+            reports.append(report)
+            # A failure says more than a loss, a loss more than a file that was skipped.
+            status = status if status == 1 else found or status
         except Skipped as error:
             status = status or complain(error, 2)
         except Error as error:
@@ -191,8 +196,9 @@ def _naming(file: str, error: Error) -> str:
     return text if text.startswith((f"{file}:", f"{file} ", f"{file}.llmc")) else f"{file}: {text}"
 
 
-def _convert_or_ask(file: str, model: Any, decompress: bool, args: argparse.Namespace) -> Any:
-    """One file; what an archive has to download for itself is asked for, where a person can be."""
+def _convert_or_ask(file: str, model: Any, decompress: bool, args: argparse.Namespace) -> tuple[Any, int]:
+    """One file's report and exit status; what an archive has to download for itself is asked for, where a person can
+    be."""
     from llmcomp.models.hub import DownloadNeeded
 
     try:
@@ -211,8 +217,9 @@ def _is_agreed(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _convert(file: str, model: Any, decompress: bool, args: argparse.Namespace, download: bool) -> Any:
-    """One file; gzip's rule: the input goes when the output stands, unless it is to be kept or has another name."""
+def _convert(file: str, model: Any, decompress: bool, args: argparse.Namespace, download: bool) -> tuple[Any, int]:
+    """One file's report and exit status; gzip's rule: the input goes when the output stands, unless it is to be kept or
+    has another name."""
     from llmcomp.codec import files
 
     output = "-" if args.stdout else args.output
@@ -221,20 +228,22 @@ def _convert(file: str, model: Any, decompress: bool, args: argparse.Namespace, 
     if decompress:
         options["download"] = download
     if args.test:
-        return files.test_file(file, model, **options)
+        return files.test_file(file, model, **options), 0
     options |= {"output": output, "force": args.force}
     if args.salvage:
         report, summary = files.salvage_file(file, model, **options)
         for first, end in summary.lost:
             print(f"llmcomp: {file}: bytes {first} to {end or 'the end'} are lost", file=sys.stderr)
-        return report
+        return report, PARTLY_LOST if summary.lost else 0
     options["keep"] = args.keep or output is not None
     if decompress:
-        return files.decompress_file(file, model, **options)
+        return files.decompress_file(file, model, **options), 0
     coding = {"mapping": args.mapping, "overlap": args.overlap}
     if args.segment_bytes:
         coding["segment_bytes"] = args.segment_bytes
-    return files.compress_file(file, model, **options, **coding)
+    if args.salt is not None:
+        coding["salt"] = args.salt
+    return files.compress_file(file, model, **options, **coding), 0
 
 
 def _list(args: argparse.Namespace) -> int:

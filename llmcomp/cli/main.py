@@ -1,6 +1,7 @@
 """The command `llmcomp`: its arguments and its errors. What a command calls is in cli_commands.
 
-Exit status: 0 done, 1 failed (one line on stderr that says what and what to do), 2 usage, and as gzip: a file skipped.
+Exit status: 0 done, 1 failed (one line on stderr that says what and what to do), 2 usage, and as gzip: a file skipped;
+3 parts of a salvaged archive are lost, and stderr says which.
 """
 
 from __future__ import annotations
@@ -287,6 +288,9 @@ def _add_archive(parser: argparse.ArgumentParser, compress: bool) -> None:
     parser.add_argument("--salvage", action="store_true", help="write the intact segments of a damaged archive")
     parser.add_argument("--mapping", choices=("bytes", "latin1", "shift", "ascii"), default="bytes")
     parser.add_argument("--overlap", type=int, metavar="N", help="tokens of the window before that a window sees")
+    parser.add_argument(
+        "--salt", type=_hexadecimal, metavar="HEX", help="16 bytes, for the same archive from a pipe each time"
+    )
     parser.add_argument("--segment-bytes", type=_positive, metavar="N", help="bytes that can be decoded alone")
     _add_engine(parser)
 
@@ -298,6 +302,13 @@ def _memory(text: str) -> int | float:
         return parse_memory(text)
     except Error as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _hexadecimal(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not hexadecimal") from None
 
 
 def _positive(text: str) -> int:

@@ -9,21 +9,21 @@ import contextlib
 import io
 import math
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
+from llmcomp.atomic_write import written_beside
 from llmcomp.codec import container
-from llmcomp.codec.compress import StreamCompressor, lanes_of
+from llmcomp.codec.compress import StreamCompressor, decoding_lanes
 from llmcomp.codec.container import ArchiveIndex, Header
 from llmcomp.codec.segments import ENGINE_CODES, SegmentCodec
 from llmcomp.data import mappings
 from llmcomp.errors import CorruptArchive, Error
 from llmcomp.models.registry import list_models
 
-_WRITE_OPTIONS = ("mapping", "overlap", "segment_bytes", "lanes", "device")
+_WRITE_OPTIONS = ("mapping", "overlap", "segment_bytes", "lanes", "device", "salt")
 
 PathOrFile = str | os.PathLike[str] | BinaryIO
 
@@ -43,7 +43,7 @@ def open(
     Reading is seekable: only the segments that are asked for are decoded, a growing number of them while reading goes
     on in order. After reading everything in order the content's hash is checked too. `model` None: the one that the
     archive names, and `options` are then lanes and those of `decompress`; to write, a model is needed, and `options`
-    are those of `compress`.
+    are those of `compress_stream`.
     A path that is written appears only when the file is closed; after an exception in a `with` block it does not.
 
     Raises:
@@ -98,7 +98,7 @@ class _SegmentReader(io.RawIOBase):
         except BaseException:
             self.close()
             raise
-        self._lanes = lanes_of(self._codec, lanes)
+        self._lanes = decoding_lanes(self._codec, lanes, self._index.header.segment_bytes)
         self._position = 0
         self._decoded: dict[int, bytes] = {}
         self._n_ahead = 1
@@ -164,7 +164,8 @@ class _SegmentWriter(io.RawIOBase):
         self._finished = False
         try:
             if isinstance(file, (str, os.PathLike)):
-                target = self._exit.enter_context(written_beside(Path(file), replace=not is_exclusive))
+                self._exit.enter_context(error_of_path(file))
+                target = self._exit.enter_context(written_beside(file, replace=not is_exclusive))
             else:
                 target = file
             self._compressor = StreamCompressor(target, model, **options)
@@ -208,49 +209,6 @@ def error_of_path(path: object) -> Iterator[None]:
         raise
     except OSError as error:
         raise Error(f"{error.filename or path}: {error.strerror or error}") from None
-
-
-@contextlib.contextmanager
-def written_beside(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
-    """A file beside `path` that takes its name when the block ends, on the disk by then; on an exception it vanishes.
-
-    Without `replace`, a file of that name that exists, or appears meanwhile, is an Error.
-    """
-    exists = Error(f"{path} exists already")
-    if not replace and os.path.lexists(path):
-        raise exists
-    name = path.parent / f".{path.name[:100]}.{secrets.token_hex(4)}.part"
-    try:
-        handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    except OSError as error:
-        raise Error(f"{path}: {error.strerror or error}") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            with error_of_path(path):
-                file.flush()
-                os.fsync(handle)
-        with error_of_path(path):
-            if replace:
-                name.replace(path)
-            else:
-                _rename_to_new(name, path, exists)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            name.unlink()
-        raise
-
-
-def _rename_to_new(name: Path, path: Path, exists: Error) -> None:
-    """A hard link fails where the name is taken, a rename would not; some file systems have no links."""
-    try:
-        path.hardlink_to(name)
-    except FileExistsError:
-        raise exists from None
-    except OSError:
-        name.replace(path)
-    else:
-        name.unlink()
 
 
 # What an archive says of itself.

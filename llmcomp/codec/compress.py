@@ -5,9 +5,12 @@ Segments and their payloads are segments.py's, an archive's bytes container.py's
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 
 _READ_BYTES = 1 << 20
+# Original bytes in hand at once, by default: tokens take four bytes each, and the intervals of an encoder 24 more.
+_DECODED_BYTES_MAX = 1 << 24
+_ENCODED_BYTES_MAX = 1 << 22
 # A large segment whose byte values are about equally frequent (random, encrypted or compressed already) is tried on
 # samples first: a model needs minutes for a megabyte, and to find out that nothing shrinks a thirtieth is enough.
 _PROBED_SEGMENT_BYTES_MIN = 1 << 14
@@ -57,19 +63,23 @@ def compress(
     overlap: int | None = None,
     segment_bytes: int = container.SEGMENT_BYTES_DEFAULT,
     device: str | None = None,
+    salt: bytes | None = None,
 ) -> bytes:
     """The archive of `data`, any bytes, coded with `model`: a name, or an object with logits() and session().
 
     `mapping`: how bytes become tokens (`MAPPINGS`). `overlap`: how many tokens of the window before a window sees
     as context, default a share of the model's context. `segment_bytes`: what one segment holds; segments are decoded
-    side by side or alone. `device`: as in `load_model`, for a model that is given by its name. The same arguments give
-    the same archive whatever the backend, the number of threads and, of the exact engine, the device.
+    side by side or alone. `device`: as in `load_model`, for a model that is given by its name. `salt`: 16 bytes that
+    tell this archive from any other, default a hash of `data`; b"" writes format 1, which has none and which versions
+    before 0.2 read. The same arguments give the same archive whatever the backend, the number of threads and, of the
+    exact engine, the device.
 
     Raises:
         Error: an option out of range, or a model that gives NaN.
     """
     target = io.BytesIO()
     options: dict[str, Any] = {"mapping": mapping, "overlap": overlap, "segment_bytes": segment_bytes, "device": device}
+    options["salt"] = salt_of([data]) if salt is None else salt
     compress_stream(io.BytesIO(data), target, model, **options)
     return target.getvalue()
 
@@ -100,12 +110,14 @@ def compress_stream(
     segment_bytes: int = container.SEGMENT_BYTES_DEFAULT,
     lanes: int | None = None,
     device: str | None = None,
+    salt: bytes | None = None,
     on_bytes: OnBytes | None = None,
 ) -> StreamSummary:
     """Reads `source` to its end and writes the archive to `target`; neither need be seekable.
 
-    Memory does not depend on the size: `lanes` segments (default: the codec's) with their tokens, and one batch of the
-    model. `on_bytes` is called with every number of original bytes that was coded.
+    Memory does not depend on the size: `lanes` segments (default: the codec's, but at most 4 MiB) with their tokens,
+    and one batch of the model. `salt` is as for `compress`, but random unless it is given: the content is not known
+    when the archive begins. `on_bytes` is called with every number of original bytes that was coded.
     """
     compressor = StreamCompressor(
         target,
@@ -115,11 +127,23 @@ def compress_stream(
         segment_bytes=segment_bytes,
         lanes=lanes,
         device=device,
+        salt=salt,
         on_bytes=on_bytes,
     )
     while part := source.read(_READ_BYTES):
         compressor.write(part)
     return compressor.finish()
+
+
+def salt_of(parts: Iterable[bytes]) -> bytes:
+    """The salt of an archive whose content is known before it begins: the same content, the same archive.
+
+    An archive that lies inside another has other content, hence another salt.
+    """
+    hasher = hashlib.sha256(b"the salt of an llmcomp archive\n")
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()[: container.SALT_BYTES]
 
 
 class StreamCompressor:
@@ -139,12 +163,14 @@ class StreamCompressor:
         segment_bytes: int = container.SEGMENT_BYTES_DEFAULT,
         lanes: int | None = None,
         device: str | None = None,
+        salt: bytes | None = None,
         on_bytes: OnBytes | None = None,
     ):
         self._codec = SegmentCodec(load_model(model, device=device), mapping, overlap)
-        self._header = Header(segment_bytes, self._codec.identity)
+        salt = os.urandom(container.SALT_BYTES) if salt is None else salt
+        self._header = Header(segment_bytes, self._codec.identity, salt)
         container.header_bytes(self._header)
-        self._batch_bytes = segment_bytes * lanes_of(self._codec, lanes)
+        self._batch_bytes = segment_bytes * lanes_of(self._codec, lanes, segment_bytes, _ENCODED_BYTES_MAX)
         self._target = target
         self._on_bytes = on_bytes
         self._pending = bytearray()
@@ -217,7 +243,7 @@ def _sample(content: bytes) -> bytes:
 
 def _smallest_archive(content: bytes, header: Header, codec: SegmentCodec) -> tuple[bytes, StreamSummary]:
     """An archive of at most one segment: with the model, or without one where that is no longer."""
-    candidates: list[tuple[Header, bytes | None]] = [(Header(header.segment_bytes, None), None)]
+    candidates: list[tuple[Header, bytes | None]] = [(replace(header, model=None), None)]
     candidates += [(header, coded.payload) for coded in codec.encode([content] if content else [])]
     archives = []
     for chosen, payload in candidates:
@@ -242,7 +268,8 @@ def decompress_stream(
 ) -> StreamSummary:
     """Reads one archive from `source` and writes the original bytes to `target`; neither need be seekable.
 
-    `lanes` segments are decoded side by side (default: what the memory for sessions allows). Segments are checked
+    `lanes` segments are decoded side by side (default: what the memory for sessions allows; large segments fewer, so
+    that they take no more memory than others). Segments are checked
     before they are decoded, the whole content at the end: on CorruptArchive, what was written is not to be trusted.
     `model`, `device` and `download` are those of `decompress`.
     """
@@ -250,7 +277,7 @@ def decompress_stream(
     codec = SegmentCodec.for_archive(reader.header, model, device, download)
     hasher = container.content_hasher()
     n_segments = n_stored = 0
-    for batch in _batches(reader.segments(), lanes_of(codec, lanes)):
+    for batch in _batches(reader.segments(), decoding_lanes(codec, lanes, reader.header.segment_bytes)):
         for content in _contents(batch, codec, on_bytes):
             hasher.update(content)
             target.write(content)
@@ -278,7 +305,7 @@ def salvage_stream(
     codec = SegmentCodec.for_archive(header, model, device, download)
     lost: list[tuple[int, int | None]] = []
     content_bytes = n_segments = expected_at = 0
-    for batch in _batches(salvage_segments(source), lanes_of(codec, lanes)):
+    for batch in _batches(salvage_segments(source), decoding_lanes(codec, lanes, header.segment_bytes)):
         for segment, content in zip(batch, _contents(batch, codec, on_bytes), strict=True):
             target.write(content)
             at = segment.number * header.segment_bytes
@@ -313,10 +340,17 @@ def _batches(items: Iterable[Item], n_items: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def lanes_of(codec: SegmentCodec | None, lanes: int | None) -> int:
-    """How many segments are decoded side by side: what the caller says, else what the memory for sessions allows."""
+def lanes_of(codec: SegmentCodec | None, lanes: int | None, segment_bytes: int, bytes_max: int) -> int:
+    """How many segments are coded side by side: what the caller says, else what the memory for sessions allows, as far
+    as they have no more than `bytes_max` original bytes together."""
     if lanes is None:
-        return 1 if codec is None else codec.lanes
+        return 1 if codec is None else max(1, min(codec.lanes, bytes_max // segment_bytes))
     if lanes < 1:
         raise Error(f"lanes={lanes}: expected 1 or more")
     return lanes
+
+
+def decoding_lanes(codec: SegmentCodec | None, lanes: int | None, segment_bytes: int) -> int:
+    """`lanes_of`, in the memory that as many segments of the default size take, or 16 MiB of the original."""
+    usual = 0 if codec is None else codec.lanes * container.SEGMENT_BYTES_DEFAULT
+    return lanes_of(codec, lanes, segment_bytes, max(_DECODED_BYTES_MAX, usual))

@@ -16,7 +16,9 @@ from typing import BinaryIO, NamedTuple
 from llmcomp.errors import CorruptArchive, Error
 
 MAGIC = b"\x89LMC"
-FORMAT_VERSION = 1
+# Format 1 is read and, with a header that has no salt, written; it has no other difference to format 2.
+FORMAT_VERSIONS = (1, 2)
+SALT_BYTES = 16
 SEGMENT_BYTES_MIN = 16
 SEGMENT_BYTES_MAX = 1 << 20
 SEGMENT_BYTES_DEFAULT = 1 << 16
@@ -27,6 +29,9 @@ WEIGHTS_HASH_BYTES = 16
 TOKENIZER_HASH_BYTES = 8
 NAME_BYTES_MAX = 255
 
+# Format 2: the version of the model that learns from the segment itself and is mixed in; none is known yet.
+_NO_MIXING = b"\0"
+_HAS_MODEL = 1
 _FIELD_MAX = (1 << 28) - 1
 _ENTRY_BYTES = 6
 _CHECK = struct.Struct("<I")
@@ -52,10 +57,15 @@ class ModelId(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """`model` is None in an archive whose segments are all stored: it decodes without any model."""
+    """`model` is None in an archive whose segments are all stored: it decodes without any model.
+
+    `salt`: what tells this archive from any other with the same model, so that no frame of one is a frame of the
+    other; 16 bytes, or none in an archive of format 1.
+    """
 
     segment_bytes: int
     model: ModelId | None
+    salt: bytes = b""
 
 
 class Segment(NamedTuple):
@@ -162,9 +172,12 @@ class _Source:
 def header_bytes(header: Header) -> bytes:
     """The header as it stands in the file, its checksum included; Error where a field does not fit."""
     _check_segment_bytes(header.segment_bytes)
-    out = MAGIC + bytes([FORMAT_VERSION, 0 if header.model is None else 1]) + _varint(header.segment_bytes)
+    if len(header.salt) not in (0, SALT_BYTES):
+        raise Error(f"a salt of {len(header.salt)} bytes: expected {SALT_BYTES}, or none for format 1")
+    version = 2 if header.salt else 1
+    out = MAGIC + bytes([version, 0 if header.model is None else 1]) + header.salt + _varint(header.segment_bytes)
     if header.model is not None:
-        out += _model_bytes(header.model)
+        out += _model_bytes(header.model, version)
     return out + _CHECK.pack(zlib.crc32(out))
 
 
@@ -173,10 +186,10 @@ def _check_segment_bytes(segment_bytes: int) -> None:
         raise Error(f"segment_bytes={segment_bytes}: expected {SEGMENT_BYTES_MIN} .. {SEGMENT_BYTES_MAX}")
 
 
-def _model_bytes(model: ModelId) -> bytes:
+def _model_bytes(model: ModelId, version: int) -> bytes:
     if len(model.weights_hash) != WEIGHTS_HASH_BYTES or len(model.tokenizer_hash) != TOKENIZER_HASH_BYTES:
         raise Error("archive header: a hash has the wrong length")
-    out = bytes([model.arithmetic_version, model.engine, model.mapping])
+    out = bytes([model.arithmetic_version, model.engine, model.mapping]) + (_NO_MIXING if version > 1 else b"")
     for value in (model.context_length, model.overlap, model.vocab_size, model.bos_token):
         out += _varint(value)
     out += model.weights_hash + model.tokenizer_hash
@@ -194,24 +207,35 @@ def _read_header(source: _Source) -> tuple[Header, int]:
     if raw != MAGIC:
         raise CorruptArchive(f"not an llmcomp archive: it begins with {raw.hex()}, expected {MAGIC.hex()}")
     raw += source.take(2, "the header")
-    if raw[4] != FORMAT_VERSION:
-        raise CorruptArchive(f"the archive has format version {raw[4]}; this llmcomp reads {FORMAT_VERSION}")
+    version, flags = raw[4], raw[5]
+    if version not in FORMAT_VERSIONS:
+        known = " and ".join(map(str, FORMAT_VERSIONS))
+        raise CorruptArchive(f"the archive has format version {version}; this llmcomp reads {known}")
+    # Before anything else is read: what an unknown flag adds to the header cannot be skipped.
+    if flags & ~_HAS_MODEL:
+        raise CorruptArchive(f"the archive's header has flags {flags:#04x}, of which this llmcomp knows 0x01")
+    salt = source.take(SALT_BYTES, "the header's salt") if version > 1 else b""
     segment_bytes, more = source.varint("the segment size", SEGMENT_BYTES_MAX)
-    raw += more
+    raw += salt + more
     fields: dict[str, int | bytes] = {}
-    if raw[5] == 1:
+    if flags & _HAS_MODEL:
         raw, fields = _read_model(source, raw)
     check = _CHECK.unpack(source.take(_CHECK.size, "the header's checksum"))[0]
     if check != zlib.crc32(raw):
         raise CorruptArchive("the archive's header is damaged: its checksum does not match")
-    if raw[5] > 1 or segment_bytes < SEGMENT_BYTES_MIN:
-        raise CorruptArchive("the archive's header has a flag or a segment size that this llmcomp does not know")
-    return Header(segment_bytes, _checked_model(fields) if fields else None), check
+    if segment_bytes < SEGMENT_BYTES_MIN:
+        raise CorruptArchive(
+            f"the archive's header has segments of {segment_bytes} bytes; at least {SEGMENT_BYTES_MIN}"
+        )
+    return Header(segment_bytes, _checked_model(fields) if fields else None, salt), check
 
 
 def _read_model(source: _Source, raw: bytes) -> tuple[bytes, dict]:
     fixed = source.take(3, "the header")
-    raw += fixed
+    mixing = source.take(1, "the header") if raw[4] > 1 else b""
+    if mixing.strip(_NO_MIXING):
+        raise CorruptArchive(f"the archive needs version {mixing[0]} of mixing; this llmcomp knows none")
+    raw += fixed + mixing
     fields: dict = dict(zip(("arithmetic_version", "engine", "mapping"), fixed, strict=True))
     for name in ("context_length", "overlap", "vocab_size", "bos_token"):
         fields[name], more = source.varint(f"the header's {name}")
@@ -406,7 +430,11 @@ class ArchiveReader:
 
 
 class ArchiveIndex:
-    """Random access to the segments of a seekable file, by its trailer and index."""
+    """Random access to the segments of a seekable file, by its trailer and index.
+
+    The first call that needs a segment walks over all frames once, without their payloads, and makes sure that the
+    index, the end mark and the trailer tell of the same segments as reading in order finds.
+    """
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -418,72 +446,81 @@ class ArchiveIndex:
         self.trailer, self.tail_at = _read_trailer(file, self.header, self._header_check, self._archive_bytes)
         full, self.last_bytes = divmod(self.trailer.content_bytes, self.header.segment_bytes)
         self.n_segments = full + (self.last_bytes > 0)
-        # Where walked segments begin: number -> offset. Grows by what is asked for, one walk at a time.
-        self._offsets: dict[int, int] = {0: self._first}
+        # Where every 256th segment begins, once that was checked; and the segment that was asked for last.
+        self._marks: list[int] = []
+        self._recent = (0, self._first)
+        self._n_stored = 0
 
     def segment(self, number: int) -> Segment:
         """The segment of that number (0 .. n_segments - 1), checked."""
         if not 0 <= number < self.n_segments:
             raise Error(f"segment {number}: the archive has {self.n_segments}")
+        self._check_frames()
         nearest = number - number % SEGMENTS_PER_ENTRY
-        walked = max((known for known in self._offsets if nearest <= known <= number), default=nearest)
-        source = _Source(self._file, self._offsets[walked] if walked in self._offsets else self._entry(nearest))
+        start, at = nearest, self._marks[nearest // SEGMENTS_PER_ENTRY]
+        if nearest <= self._recent[0] <= number:
+            start, at = self._recent
+        source = _Source(self._file, at)
         frames = _Frames(source, self.header, self._header_check)
-        for passed in range(walked, number):
-            self._seek(source, source.position)
-            if (tag := frames.tag()) == frames.end_tag:
-                raise CorruptArchive(f"the archive ends at segment {passed}; its trailer tells of {self.n_segments}")
-            length = frames.payload_bytes(passed, self.header.segment_bytes, tag)
-            source.position += _CHECK.size + length
-        self._seek(source, source.position)
-        self._offsets = {0: self._first, number: source.position}
-        return self._read(frames, number)
-
-    def n_stored(self) -> int:
-        """How many segments are not coded; walks over all frames without reading payloads."""
-        n_stored = 0
-        source = _Source(self._file, self._first)
-        frames = _Frames(source, self.header, self._header_check)
-        for number in range(self.n_segments):
-            self._seek(source, source.position)
-            n_bytes = self.header.segment_bytes
-            tag = frames.tag()
-            if number == self.n_segments - 1 and self.last_bytes and tag == frames.end_tag:
-                n_bytes, _ = source.varint("the last segment's size", self.header.segment_bytes - 1)
-                tag = frames.tag()
-            source.position += _CHECK.size + frames.payload_bytes(number, n_bytes, tag)
-            n_stored += tag == 0
-        end_mark_bytes = 0 if self.last_bytes else frames.tag_bytes + len(_varint(0))
-        if source.position + end_mark_bytes != self.tail_at:
-            raise CorruptArchive(
-                f"the segments end at {source.position + end_mark_bytes}, the index begins at {self.tail_at}"
-            )
-        return n_stored
-
-    def _read(self, frames: _Frames, number: int) -> Segment:
-        is_last = number == self.n_segments - 1 and self.last_bytes > 0
-        tag = frames.tag()
-        if is_last != (tag == frames.end_tag):
-            raise CorruptArchive(f"segment {number} and the trailer disagree on where the archive ends")
-        segment = frames.last(number) if is_last else frames.body(number, self.header.segment_bytes, tag)
-        if segment is None or (is_last and segment.n_bytes != self.last_bytes):
-            raise CorruptArchive(f"segment {number} has not the {self.last_bytes} bytes that the trailer tells of")
+        for passed in range(start, number):
+            self._pass_frame(frames, passed)
+        self._recent = (number, source.position)
+        self._seek(source)
+        tag, n_bytes = frames.tag(), self.header.segment_bytes
+        segment = frames.last(number) if tag == frames.end_tag else frames.body(number, n_bytes, tag)
+        if segment is None:
+            raise CorruptArchive(f"segment {number} is gone: the archive was changed while it was read")
         return segment
 
-    def _entry(self, number: int) -> int:
-        if number == 0:
-            return self._first
-        at = self.tail_at + (number // SEGMENTS_PER_ENTRY - 1) * _ENTRY_BYTES
-        self._file.seek(at)
-        offset = int.from_bytes(_Source(self._file, at).take(_ENTRY_BYTES, "the index"), "little")
-        if not self._first < offset < self.tail_at:
-            raise CorruptArchive(f"the index entry of segment {number} points to {offset}, outside the segments")
-        return offset
+    def n_stored(self) -> int:
+        """How many segments are not coded."""
+        self._check_frames()
+        return self._n_stored
 
-    def _seek(self, source: _Source, offset: int) -> None:
-        if offset >= self.tail_at:
-            raise CorruptArchive(f"a segment claims to begin at {offset}, behind the last one")
-        self._file.seek(offset)
+    def _check_frames(self) -> None:
+        if self._marks:
+            return
+        source = _Source(self._file, self._first)
+        frames = _Frames(source, self.header, self._header_check)
+        marks, n_stored = [self._first], 0
+        for number in range(self.n_segments):
+            if number and number % SEGMENTS_PER_ENTRY == 0:
+                marks.append(source.position)
+            n_stored += self._pass_frame(frames, number) == 0
+        if not self.last_bytes:
+            self._seek(source)
+            if frames.tag() != frames.end_tag or source.varint("the last segment's size")[0]:
+                raise CorruptArchive(
+                    f"the archive does not end behind segment {self.n_segments - 1}, as its trailer has it"
+                )
+        if source.position != self.tail_at:
+            raise CorruptArchive(f"the segments end at {source.position}, the index begins at {self.tail_at}")
+        self._file.seek(self.tail_at)
+        entries = b"".join(mark.to_bytes(_ENTRY_BYTES, "little") for mark in marks[1:])
+        if _Source(self._file, self.tail_at).take(len(entries), "the index") != entries:
+            raise CorruptArchive("the archive's index points to places where no segment begins")
+        self._marks, self._n_stored = marks, n_stored
+
+    def _pass_frame(self, frames: _Frames, number: int) -> int:
+        """Passes over a frame; returns its tag. What it is must be what the trailer tells."""
+        source = frames.source
+        self._seek(source)
+        n_bytes, tag = self.header.segment_bytes, frames.tag()
+        is_last = number == self.n_segments - 1 and self.last_bytes > 0
+        if is_last != (tag == frames.end_tag):
+            raise CorruptArchive(f"segment {number} and the trailer disagree on where the archive ends")
+        if is_last:
+            n_bytes, _ = source.varint("the last segment's size", self.header.segment_bytes - 1)
+            tag = frames.tag()
+        if is_last and n_bytes != self.last_bytes:
+            raise CorruptArchive(f"segment {number} has {n_bytes} bytes, the trailer tells of {self.last_bytes}")
+        source.position += _CHECK.size + frames.payload_bytes(number, n_bytes, tag)
+        return tag
+
+    def _seek(self, source: _Source) -> None:
+        if source.position >= self.tail_at:
+            raise CorruptArchive(f"a segment claims to begin at {source.position}, behind the last one")
+        self._file.seek(source.position)
 
 
 def _read_trailer(file: BinaryIO, header: Header, header_check: int, archive_bytes: int) -> tuple[Trailer, int]:

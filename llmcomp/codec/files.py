@@ -16,13 +16,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from llmcomp.codec.archive import error_of_path, written_beside
-from llmcomp.codec.compress import SalvageSummary, StreamSummary, compress_stream, decompress_stream, salvage_stream
+from llmcomp.atomic_write import written_beside
+from llmcomp.codec.archive import error_of_path
+from llmcomp.codec.compress import (
+    SalvageSummary,
+    StreamSummary,
+    compress_stream,
+    decompress_stream,
+    salt_of,
+    salvage_stream,
+)
 from llmcomp.codec.container import ArchiveIndex
 from llmcomp.errors import CorruptArchive, Error
 
 SUFFIX = ".llmc"
 STANDARD_STREAM = "-"
+_BLOCK_BYTES = 1 << 20
 
 
 class Skipped(Error):
@@ -60,7 +69,8 @@ def compress_file(
 
     The archive gets the file's mode and time, is written beside its name and renamed when it is whole and on the disk;
     only then, and only unless `keep`, the file is removed. `force` overwrites, follows links and accepts any kind of
-    file. `options` are those of `codec.compress`. To standard output the file is always kept.
+    file. `options` are those of `codec.compress`; without a salt the same file gives the same archive, and a pipe
+    another one each time. To standard output the file is always kept.
 
     Raises:
         Skipped: gzip's reasons to leave a file alone: a folder, a link, a name that ends in ".llmc" already, an output
@@ -71,7 +81,12 @@ def compress_file(
         output = _archive_name(path, force)
 
     def work(file: BinaryIO, target: BinaryIO, on_bytes: Callable[[int], Any]) -> StreamSummary:
-        return compress_stream(file, target, model, on_bytes=on_bytes, **options)
+        salt = options.pop("salt", None)
+        if salt is None and path != STANDARD_STREAM and file.seekable():
+            # Read twice, so that the same file gives the same archive.
+            salt = salt_of(iter(lambda: file.read(_BLOCK_BYTES), b""))
+            file.seek(0)
+        return compress_stream(file, target, model, on_bytes=on_bytes, salt=salt, **options)
 
     return _convert(path, os.fspath(output), work, _Options(keep, force, progress, "compress"))
 
@@ -196,10 +211,12 @@ def _convert(path: str, output: str, work: Work, options: _Options) -> FileRepor
     if path != STANDARD_STREAM and target_path.exists() and target_path.samefile(path):
         raise Error(f"{path} would be overwritten by its own output")
     is_special = target_path.exists() and not target_path.is_file()
-    opened = _written_to(target_path) if is_special else written_beside(target_path, replace=options.force)
-    with _signals_raise(), opened as target:
+    # What is read from a file gets that file's mode at the end; until then it is nobody else's.
+    has_mode = path != STANDARD_STREAM and not is_special
+    beside = written_beside(target_path, replace=options.force, private=has_mode)
+    with _signals_raise(), error_of_path(output), _written_to(target_path) if is_special else beside as target:
         report = _run(path, output, target, work, options)
-        if path != STANDARD_STREAM and not is_special:
+        if has_mode:
             _copy_attributes(path, target)
     if path != STANDARD_STREAM and not options.keep:
         with error_of_path(path):
@@ -210,7 +227,7 @@ def _convert(path: str, output: str, work: Work, options: _Options) -> FileRepor
 @contextlib.contextmanager
 def _written_to(path: Path) -> Iterator[BinaryIO]:
     """A device or a pipe, which takes what it is given: to rename a file over it would put an end to it."""
-    with error_of_path(path), path.open("wb") as file:
+    with path.open("wb") as file:
         yield file
 
 

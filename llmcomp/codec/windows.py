@@ -326,7 +326,9 @@ class _Walk:
         # The two that stand for no token, -2 and -1, are the indices of what is appended.
         self._token_bytes = np.concatenate([token_bytes, np.tile([[-1, 0]], (len(token_bytes), 1))], 1)
         self._tables = np.array(tables, np.int64)
-        self._steps: list[Tokens] = []
+        # Room for all that can come; what is not written takes no memory.
+        self._tokens = np.empty((len(n_bytes), int(self._tokens_max.max(initial=0))), np.int32)
+        self._n_steps = 0
         self._on_step, self._fault = on_step, fault
         self.active = self._left > 0
 
@@ -337,8 +339,7 @@ class _Walk:
 
     def recent(self, n_tokens: int) -> Tokens:
         """The last tokens, at most `n_tokens`, of every stream: int32 [B, k]."""
-        n_tokens = min(n_tokens, len(self._steps))
-        return np.stack(self._steps[-n_tokens:], 1) if n_tokens else np.zeros((len(self.active), 0), np.int32)
+        return self._tokens[:, max(0, self._n_steps - n_tokens) : self._n_steps]
 
     def take(self, tokens: Tokens) -> None:
         """The tokens of one or more steps, int32 [n_steps, B]; what follows a stream's last byte is not its own."""
@@ -353,7 +354,10 @@ class _Walk:
         n_new[~own] = 0
         self._left -= n_new.sum(0)
         self._n_tokens = n_tokens[-1]
-        self._steps.extend(np.where(own, tokens, np.int32(-1)))
+        # No stream of its own goes on behind the last column.
+        kept = self._tokens[:, self._n_steps : self._n_steps + len(tokens)]
+        kept[:] = np.where(own, tokens, np.int32(-1))[: kept.shape[1]].T
+        self._n_steps += kept.shape[1]
         self.active = self._left > 0
         if self._on_step is not None:
             self._on_step(int(n_new.sum()))
@@ -364,5 +368,4 @@ class _Walk:
         raise CorruptArchive(f"stream {stream} holds token {token} where it cannot stand")
 
     def streams(self) -> list[Tokens]:
-        tokens = np.stack(self._steps, 1) if self._steps else np.zeros((len(self.active), 0), np.int32)
-        return [row[:n] for row, n in zip(tokens, self._n_tokens, strict=True)]
+        return [row[:n] for row, n in zip(self._tokens, self._n_tokens, strict=True)]

@@ -31,6 +31,7 @@ from typing import Any, cast
 from tqdm.auto import tqdm
 
 from llmcomp import pico
+from llmcomp.atomic_write import write_beside
 from llmcomp.data import download
 from llmcomp.data.download import fetch
 from llmcomp.errors import DatasetError
@@ -190,10 +191,8 @@ def draw(bound: int, *key: object) -> int:
 def write_manifest(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     """Write what the chunks are, with their SHA-256, as JSON; the file appears whole or not at all."""
     path = Path(path)
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(json.dumps(_manifest(dataset), indent=1) + "\n", "utf-8")
-        part.replace(path)
+        write_beside(path, (json.dumps(_manifest(dataset), indent=1) + "\n").encode())
     except OSError as error:
         raise DatasetError(f"{path}: cannot be written: {error.strerror or error}") from error
 

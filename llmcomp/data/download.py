@@ -25,6 +25,7 @@ import platformdirs
 import requests
 from tqdm.auto import tqdm
 
+from llmcomp.atomic_write import written_beside
 from llmcomp.errors import DatasetError
 
 _BLOCK_BYTES = 1 << 20
@@ -247,24 +248,22 @@ def _checksum(path: Path, like: str) -> str:
 
 
 def _unpack_zip(archive: Path, target: Path, remote: Remote, progress: bool) -> None:
-    part = target.with_name(target.name + ".part")
+    algorithm, _, expected = (remote.content_checksum or "").partition(":")
+    digest = hashlib.new(algorithm or "sha256", usedforsecurity=False)
     with (
         zipfile.ZipFile(archive) as file,
         tqdm(total=remote.unpacked_bytes, unit="B", unit_scale=True, disable=not progress, delay=2) as bar,
     ):
         if target.name not in file.namelist():
             raise zipfile.BadZipFile(f"no file {target.name} in it")
-        with file.open(target.name) as packed, part.open("wb") as unpacked:
+        with file.open(target.name) as packed, written_beside(target) as unpacked:
             while block := packed.read(_BLOCK_BYTES):
                 _write(unpacked, block)
+                digest.update(block)
                 bar.update(len(block))
-            unpacked.flush()
-            os.fsync(unpacked.fileno())
-    expected = remote.content_checksum
-    if expected and (found := _checksum(part, expected)) != expected:
-        part.unlink()
-        raise zipfile.BadZipFile(f"wrong checksum of {target.name}: found {found}, expected {expected}")
-    part.replace(target)
+            if expected and digest.hexdigest() != expected:
+                found = f"found {algorithm}:{digest.hexdigest()}, expected {remote.content_checksum}"
+                raise zipfile.BadZipFile(f"wrong checksum of {target.name}: {found}")
 
 
 def _unpack_speech(archive: Path, target: Path, remote: Remote, progress: bool) -> None:

@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import os
 import threading
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from llmcomp.atomic_write import written_beside
 from llmcomp.data.mappings import ByteEncoder, Encoded
 
 _MAX_BYTES = 1 << 28
@@ -86,16 +86,14 @@ def _size(group: list[Encoded]) -> int:
 
 def _write(path: Path, group: list[Encoded]) -> None:
     """Written beside and renamed: another process reads it whole or not at all."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     facts = [(len(item.tokens), len(item.side), item.side_bits, item.n_bytes) for item in group]
-    with beside.open("xb") as file:
+    with written_beside(path) as file:
         np.savez(
             file,
             facts=np.array(facts, np.int64).reshape(-1, 4),
             tokens=np.concatenate([np.empty(0, np.int32), *(item.tokens for item in group)]),
             side=np.frombuffer(b"".join(item.side for item in group), np.uint8),
         )
-    beside.replace(path)
 
 
 def _read(path: Path) -> list[Encoded]:

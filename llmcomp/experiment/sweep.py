@@ -16,7 +16,6 @@ import queue
 import stat
 import sys
 import tempfile
-import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from llmcomp import coding, pico, results
+from llmcomp.atomic_write import remove_stale_parts, write_beside
 from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
 from llmcomp.experiment import plan as grid
@@ -190,8 +190,7 @@ def _read_lock(path: str | os.PathLike[str] | None, out: Path) -> Lock:
 def _set_aside(plan: Plan) -> None:
     for path in plan.set_aside:
         path.replace(path.with_name(f"{path.name}.superseded"))
-    for part in plan.out.glob(".*.parquet.*.part"):
-        part.unlink(missing_ok=True)
+    remove_stale_parts(plan.out)
 
 
 def _run(plan: Plan, executor: Any, progress: bool, limit: DiskLimit | None = None) -> None:
@@ -341,9 +340,7 @@ def _write_failed(plan: Plan) -> None:
         path.unlink(missing_ok=True)
         return
     entries = [{**json.loads(outcome.cell.key), "reason": outcome.reason} for outcome in plan.failed]
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    beside.write_text(json.dumps({"failed": entries}, indent=1) + "\n", "utf-8")
-    beside.replace(path)
+    write_beside(path, (json.dumps({"failed": entries}, indent=1) + "\n").encode())
 
 
 def _warn_of_equal_files(plan: Plan) -> None:

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from llmcomp.atomic_write import written_beside
 from llmcomp.errors import Error
 from llmcomp.law.fit import fit_scaling_law
 from llmcomp.law.holdout import joined
@@ -157,12 +158,10 @@ def _write(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> l
     paths = []
     for kind in formats:
         path = folder / f"{name}.{kind}"
-        beside = folder / f".{name}.{os.getpid()}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with matplotlib.rc_context(STYLE):
-                figure.savefig(beside, format=kind)
-            beside.replace(path)
+            with matplotlib.rc_context(STYLE), written_beside(path) as file:
+                figure.savefig(file, format=kind)
             figure.set_layout_engine("none")  # laid out once; the other formats take the same places
         except OSError as error:
             raise Error(f"cannot write {path}: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from llmcomp.atomic_write import write_beside, written_beside
 from llmcomp.pico import sample_path
 from llmcomp.pico.corpus import SAMPLE_RATE_HZ, espeak_pcm
 
@@ -48,13 +49,13 @@ def photograph() -> Image.Image:
 def main() -> None:
     argparse.ArgumentParser(prog="python -m llmcomp.pico.samples", description=__doc__).parse_args()
     text, image, speech = (sample_path(modality) for modality in ("text", "image", "speech"))
-    text.with_suffix(".part").write_bytes(documentation())
-    photograph().save(image.with_suffix(".part"), "PNG", optimize=True)
+    write_beside(text, documentation())
+    with written_beside(image) as file:
+        photograph().save(file, "PNG", optimize=True)
     spoken = espeak_pcm(" ".join(SENTENCES), SPEECH_VOICE, SPEECH_WORDS_PER_MINUTE)
     spoken = np.rint(SPEECH_GAIN * spoken).astype(np.int16)
-    soundfile.write(speech.with_suffix(".part"), spoken, SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC")
-    for path in (text, image, speech):
-        path.with_suffix(".part").replace(path)
+    with written_beside(speech) as file:
+        soundfile.write(file, spoken, SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC")
 
 
 if __name__ == "__main__":

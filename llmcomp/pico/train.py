@@ -27,6 +27,7 @@ from safetensors.torch import save as safetensors_bytes
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from llmcomp.atomic_write import write_beside
 from llmcomp.data.tokenizers import AnyTokenizer, Tokenizer
 from llmcomp.pico import STEPS, SUITE_NAMES, chunk_hash, corpus
 from llmcomp.pico.corpus import Source
@@ -259,13 +260,6 @@ def save_checkpoint(folder: Path, model: GPTNeoXForCausalLM, weights: dict[str, 
     weights_file = safetensors_bytes(halves, metadata={"format": "pt"})
     write_beside(folder / "model.safetensors", weights_file)
     return hashlib.sha256(weights_file).hexdigest()
-
-
-def write_beside(path: Path, data: bytes) -> None:
-    """All of the file or nothing: written under another name, then renamed."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 def record_chunks(everything: Corpus, out: Path) -> list[dict[str, object]]:

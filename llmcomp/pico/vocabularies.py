@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llmcomp.atomic_write import write_beside
 from llmcomp.data.tokenizers import AnyTokenizer, ByteTokenizer, Tokenizer
 from llmcomp.pico import STEPS, SUITE_NAMES, VOCABULARIES, suite_root, tokenizer_path
 from llmcomp.pico import train as suite
@@ -103,7 +104,7 @@ def main() -> None:
         if vocab_size > 256:
             tokenizer_json = suite.train_tokenizer(texts, vocab_size)
             (arguments.out / name).mkdir(parents=True, exist_ok=True)
-            suite.write_beside(arguments.out / name / "tokenizer.json", tokenizer_json)
+            write_beside(arguments.out / name / "tokenizer.json", tokenizer_json)
             tokenizer = Tokenizer.from_bytes(tokenizer_json)
         streams, lengths = suite.token_streams(everything, tokenizer), token_lengths(tokenizer)
         own = matched_recipe(recipe, reference_bytes, bytes_a_sequence(streams, lengths, recipe))
@@ -118,7 +119,7 @@ def main() -> None:
                 "parameters_without_embedding": model.num_parameters() - model.gpt_neox.embed_in.weight.numel(),
                 "sha256": suite.save_checkpoint(arguments.out / name / f"step{step}", model, weights),
             }
-        suite.write_beside(arguments.out / "vocabularies.json", (json.dumps(card, indent=1) + "\n").encode())
+        write_beside(arguments.out / "vocabularies.json", (json.dumps(card, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

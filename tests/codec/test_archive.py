@@ -74,13 +74,13 @@ def test_text_modes(tmp_path):
 
 def test_writing_piece_by_piece_gives_the_same_archive(tmp_path):
     path = tmp_path / "text.llmc"
-    with llmcomp.open(path, "wb", model=TINY, lanes=2, **SMALL) as file:
+    with llmcomp.open(path, "wb", model=TINY, lanes=2, salt=bytes(16), **SMALL) as file:
         for at in range(0, len(TEXT), 37):
             assert file.write(TEXT[at : at + 37]) == len(TEXT[at : at + 37])
             assert not path.exists()
-    assert path.read_bytes() == compress(TEXT, TINY, **SMALL)
+    assert path.read_bytes() == compress(TEXT, TINY, salt=bytes(16), **SMALL)
     target = io.BytesIO()
-    with llmcomp.open(target, "wb", model=TINY, **SMALL) as file:
+    with llmcomp.open(target, "wb", model=TINY, salt=bytes(16), **SMALL) as file:
         file.write(TEXT)
     assert target.getvalue() == path.read_bytes()
 
@@ -202,7 +202,7 @@ import sys
 import io, llmcomp
 from llmcomp.codec import compress
 folder, own, others, lanes = sys.argv[1:]
-options = dict(lanes=int(lanes), segment_bytes=400)
+options = dict(lanes=int(lanes), segment_bytes=400, salt=bytes(16))
 content = open(folder + "/content", "rb").read()
 with open(f"{{folder}}/{{own}}", "wb") as target:
     compress.compress_stream(io.BytesIO(content), target, "pico-13k", **options)

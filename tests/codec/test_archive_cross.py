@@ -36,9 +36,10 @@ def decoder(request) -> list[str]:
 def test_a_golden_archive_decodes_on_the_machine(decoder, tmp_path):
     model, content = tmp_path / "model", golden.pico_content("pico-short")
     dump_model.main("pico-short", str(model))
-    archive = golden.FOLDER / "pico-short.llmc"
-    found = subprocess.run([*decoder, str(model), str(archive)], capture_output=True, check=True, timeout=600)
-    assert found.stdout == content
+    for version in golden.FOLDERS:
+        archive = golden.pico_path(version, "pico-short")
+        found = subprocess.run([*decoder, str(model), str(archive)], capture_output=True, check=True, timeout=600)
+        assert found.stdout == content
 
 
 @pytest.mark.slow
@@ -52,9 +53,9 @@ def test_damage_and_another_model_are_told(decoder, tmp_path):
     weights = bytearray(model.read_bytes())
     weights[500] ^= 0x40
     other.write_bytes(weights)
-    archive = (golden.FOLDER / "pico-short.llmc").read_bytes()
+    archive = golden.pico_path(2, "pico-short").read_bytes()
     damaged.write_bytes(archive[:150] + bytes([archive[150] ^ 1]) + archive[151:])
-    pairs = [[model, damaged], [other, golden.FOLDER / "pico-short.llmc"]]
+    pairs = [[model, damaged], [other, golden.pico_path(2, "pico-short")]]
     for surplus in (b"\0", b"\1"):
         longer = tmp_path / f"longer{surplus.hex()}"
         longer.write_bytes(archive_oracle.with_payloads(archive, lambda payload, surplus=surplus: payload + surplus))

@@ -51,6 +51,42 @@ def test_there_and_back_with_mode_and_time(source):
     assert (source.stat().st_mode & 0o7777, source.stat().st_mtime_ns) == (0o640, 10**18 + 5)
 
 
+def test_a_private_file_is_never_open_to_others(tmp_path):
+    """While the archive is decoded, before its mode is set, the part file is the owner's alone."""
+    modes = []
+
+    class Watching(TinyModel):
+        def session(self, n_streams):
+            modes.extend(part.stat().st_mode & 0o7777 for part in tmp_path.glob(".*.part"))
+            return super().session(n_streams)
+
+    archive = tmp_path / "secret.llmc"
+    archive.write_bytes(compress(TEXT, TINY, segment_bytes=100))
+    archive.chmod(0o600)
+    before = os.umask(0o022)
+    try:
+        decompress_file(archive, Watching(), progress=False)
+    finally:
+        os.umask(before)
+    assert modes and set(modes) == {0o600}
+    assert (tmp_path / "secret").stat().st_mode & 0o7777 == 0o600
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(source):
+    work = f"model.session = lambda n: time.sleep(600)\ndecompress_file({str(source) + '.llmc'!r}, model, force=True)"
+    compress_file(source, TINY, **SMALL)
+    process = subprocess.Popen(program("import time\n" + work), stderr=subprocess.PIPE)
+    while not list(source.parent.glob(".*.part")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    assert list(source.parent.glob(".*.part"))
+    decompress_file(f"{source}.llmc", TINY, output=source.with_name("back"), progress=False)
+    assert names(source.parent) == {"text.txt", "text.txt.llmc", "back"}
+
+
 def test_named_output_keep_and_test(source):
     output = source.with_name("other")
     compress_file(source, TINY, output=output, **SMALL)
@@ -134,7 +170,7 @@ def test_salvage_of_a_file(source, tmp_path):
 
 def test_salvage_of_nothing_writes_nothing(tmp_path):
     archive = tmp_path / "cut.llmc"
-    archive.write_bytes(compress(TEXT, TINY, segment_bytes=100)[:60])
+    archive.write_bytes(compress(TEXT, TINY, segment_bytes=100)[:90])
     with pytest.raises(CorruptArchive, match="no segment"):
         salvage_file(archive, TINY, progress=False)
     assert names(tmp_path) == {"cut.llmc"}
@@ -168,8 +204,9 @@ def program(work: str) -> list[str]:
 
 
 def test_pipes(tmp_path):
-    packed = subprocess.run(program('compress_file("-", model)'), input=TEXT, capture_output=True, check=True)
-    assert packed.stdout == compress(TEXT, TINY)
+    work = 'compress_file("-", model, salt=bytes(16))'
+    packed = subprocess.run(program(work), input=TEXT, capture_output=True, check=True)
+    assert packed.stdout == compress(TEXT, TINY, salt=bytes(16))
     back = subprocess.run(
         program('decompress_file("-", model)'), input=packed.stdout, capture_output=True, check=True, cwd=tmp_path
     )

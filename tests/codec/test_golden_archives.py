@@ -15,6 +15,11 @@ from llmcomp.codec.salvage import salvage_segments
 from llmcomp.errors import CorruptArchive
 
 CASES = golden.cases()
+PICO = [(version, name) for version in golden.FOLDERS for name in golden.PICO]
+
+
+def label(case: golden.Case) -> str:
+    return "-".join(map(str, case))
 
 
 @pytest.fixture(scope="module")
@@ -39,45 +44,54 @@ def starter(model: golden.IntegerModel):
 
 
 def test_no_golden_archive_is_missing_or_unknown():
-    pico_paths = {golden.FOLDER / f"{name}.llmc" for name in golden.PICO}
-    assert {golden.path_of(case) for case in CASES} | pico_paths == set(golden.FOLDER.iterdir())
+    pico_paths = {golden.pico_path(version, name) for version, name in PICO}
+    found = {path for folder in golden.FOLDERS.values() for path in folder.iterdir()}
+    assert {golden.path_of(case) for case in CASES} | pico_paths == found
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_the_versions_are_those_of_the_folders():
+    for version, folder in golden.FOLDERS.items():
+        assert {path.read_bytes()[4] for path in folder.iterdir()} == {version}
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
 def test_the_package_reads_and_writes_it(case, models):
-    tokenizer, options, content = case
+    version, tokenizer, options, content = case
     blob = golden.path_of(case).read_bytes()
     assert decompress(blob, models[tokenizer]) == golden.CONTENTS[content]
-    assert compress(golden.CONTENTS[content], models[tokenizer], **golden.OPTIONS[options]) == blob
+    options = golden.OPTIONS[options] | golden.WRITING[version]
+    assert compress(golden.CONTENTS[content], models[tokenizer], **options) == blob
 
 
 # The whole set takes a quarter of a minute.
-FAST = [case for case in CASES if case[1] in ("default", "overlap15") or (case[1] != "wide" and case[2] == "text")]
+FAST = [case for case in CASES if case[2] in ("default", "overlap15") or (case[2] != "wide" and case[3] == "text")]
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[] if case in FAST else pytest.mark.slow, id="-".join(case)) for case in CASES]
+    "case", [pytest.param(case, marks=[] if case in FAST else pytest.mark.slow, id=label(case)) for case in CASES]
 )
 def test_the_second_decoder_reads_it(case, models):
-    tokenizer, _, content = case
+    _, tokenizer, _, content = case
     description = golden.TOKENIZERS[tokenizer]
     table, stand_ins = archive_oracle.vocabulary(description) if description else ([bytes([b]) for b in range(256)], {})
     blob = golden.path_of(case).read_bytes()
     assert archive_oracle.decode(blob, table, stand_ins, starter(models[tokenizer])) == golden.CONTENTS[content]
 
 
-@pytest.mark.parametrize("name", golden.PICO)
-def test_the_exact_engine_reads_and_writes_it(name):
+@pytest.mark.parametrize(("version", "name"), PICO)
+def test_the_exact_engine_reads_and_writes_it(version, name):
     model_name, step, _, options = golden.PICO[name]
-    blob = (golden.FOLDER / f"{name}.llmc").read_bytes()
+    blob = golden.pico_path(version, name).read_bytes()
     assert decompress(blob) == golden.pico_content(name)
+    options = options | golden.WRITING[version]
     assert compress(golden.pico_content(name), llmcomp.load_model(model_name, step), **options) == blob
 
 
 @pytest.mark.parametrize(
-    "name", ["pico-short", *(pytest.param(n, marks=pytest.mark.slow) for n in golden.PICO if n != "pico-short")]
+    ("version", "name"),
+    [pytest.param(v, n, marks=[] if n == "pico-short" else pytest.mark.slow) for v, n in PICO],
 )
-def test_the_second_decoder_with_the_exact_engine(name):
+def test_the_second_decoder_with_the_exact_engine(version, name):
     """Step by step through the serial backend, without the package's decoder, windows or batches."""
     model_name, step, _, _ = golden.PICO[name]
     model = llmcomp.load_model(model_name, step)
@@ -87,7 +101,7 @@ def test_the_second_decoder_with_the_exact_engine(name):
         return lambda token: session.step([token])[0]
 
     table, stand_ins = archive_oracle.vocabulary(json.loads(pico.tokenizer_path().read_bytes()))
-    blob = (golden.FOLDER / f"{name}.llmc").read_bytes()
+    blob = golden.pico_path(version, name).read_bytes()
     with llmcomp.use_backend("serial"):
         assert archive_oracle.decode(blob, table, stand_ins, start) == golden.pico_content(name)
 
@@ -105,8 +119,8 @@ def test_the_set_covers_coded_and_stored_segments_and_stand_ins():
     for case in CASES:
         header, segments, _, _ = archive_oracle.read_segments(golden.path_of(case).read_bytes())
         for _, is_stored, payload in segments:
-            kinds.add((case[0], header.get("mapping"), "stored" if is_stored else "coded"))
-            if case[0] == "lacking" and header.get("mapping") == 0 and not is_stored:
+            kinds.add((case[1], header.get("mapping"), "stored" if is_stored else "coded"))
+            if case[1] == "lacking" and header.get("mapping") == 0 and not is_stored:
                 kinds.add(payload[:1])
     assert {b"\x00", b"\x80"} <= kinds
     for tokenizer in golden.TOKENIZERS:
@@ -116,16 +130,16 @@ def test_the_set_covers_coded_and_stored_segments_and_stand_ins():
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if (case[2] == "text" and "bpe" in case) or case[2] == "empty"], ids="-".join
+    "case", [case for case in CASES if (case[3] == "text" and "bpe" in case) or case[3] == "empty"], ids=label
 )
 def test_every_truncation_and_flipped_bit_is_refused(case, models):
     """With the model that made it, all the way through `decompress`."""
     blob = golden.path_of(case).read_bytes()
     for n_bytes in range(len(blob)):
         with pytest.raises(CorruptArchive):
-            decompress(blob[:n_bytes], models[case[0]])
+            decompress(blob[:n_bytes], models[case[1]])
     for bit in range(8 * len(blob)):
         bad = bytearray(blob)
         bad[bit // 8] ^= 1 << bit % 8
         with pytest.raises(CorruptArchive):
-            decompress(bytes(bad), models[case[0]])
+            decompress(bytes(bad), models[case[1]])

@@ -5,16 +5,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
-from golden_archives import CONTENTS, FOLDER, OPTIONS, PICO, IntegerModel, cases, path_of, pico_content
+import golden_archives as golden
 
 from llmcomp import compress, load_model
 
-FOLDER.mkdir(exist_ok=True)
-for case in cases():
-    if not path_of(case).exists():
-        tokenizer, options, content = case
-        path_of(case).write_bytes(compress(CONTENTS[content], IntegerModel(tokenizer), **OPTIONS[options]))
-for name, (model, step, _, options) in PICO.items():
-    path = FOLDER / f"{name}.llmc"
-    if not path.exists():
-        path.write_bytes(compress(pico_content(name), load_model(model, step), **options))
+for version, folder in golden.FOLDERS.items():
+    folder.mkdir(exist_ok=True)
+    for name, (model, step, _, options) in golden.PICO.items():
+        path = golden.pico_path(version, name)
+        if not path.exists():
+            blob = compress(golden.pico_content(name), load_model(model, step), **options, **golden.WRITING[version])
+            path.write_bytes(blob)
+for case in golden.cases():
+    version, tokenizer, options, content = case
+    if not golden.path_of(case).exists():
+        model = golden.IntegerModel(tokenizer)
+        blob = compress(golden.CONTENTS[content], model, **golden.OPTIONS[options], **golden.WRITING[version])
+        golden.path_of(case).write_bytes(blob)

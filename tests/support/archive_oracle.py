@@ -50,18 +50,22 @@ class Reader:
 
 
 def read_header(reader: Reader) -> dict:
-    require(reader.take(4) == b"\x89LMC" and reader.integer(1) == 1, "magic, version")
-    header: dict = {"flags": reader.integer(1), "segment_bytes": reader.varint()}
-    if header["flags"]:
+    require(reader.take(4) == b"\x89LMC", "magic")
+    version, flags = reader.integer(1), reader.integer(1)
+    require(version in (1, 2) and flags < 2, "version, flags")
+    header: dict = {"version": version, "salt": reader.take(16) if version == 2 else b""}
+    header["segment_bytes"] = reader.varint()
+    if flags:
         for name in ("arithmetic", "engine", "mapping"):
             header[name] = reader.integer(1)
+        require(version == 1 or reader.integer(1) == 0, "mixing")
         for name in ("context_length", "overlap", "vocab_size", "bos_token"):
             header[name] = reader.varint()
         header["weights"], header["tokenizer"] = reader.take(16), reader.take(8)
         header["name"], header["revision"] = (reader.take(reader.integer(1)).decode() for _ in range(2))
     header["H"] = zlib.crc32(reader.data[: reader.at])
     require(reader.integer(4) == header["H"], "header checksum")
-    require(header["flags"] < 2 and 16 <= header["segment_bytes"] <= 2**20, "header fields")
+    require(16 <= header["segment_bytes"] <= 2**20, "segment_bytes")
     return header
 
 

@@ -14,7 +14,11 @@ from tiny_models import TinyModel
 
 from llmcomp.data.tokenizers import Tokenizer
 
-FOLDER = Path(__file__).parents[1] / "golden" / "archives"
+# By version of the format. What writes format 1 is an empty salt; that of format 2 is made of the content.
+FOLDERS = {
+    version: Path(__file__).parents[1] / "golden" / folder for version, folder in ((1, "archives"), (2, "archives-2"))
+}
+WRITING: dict[int, dict] = {1: {"salt": b""}, 2: {}}
 CONTENTS = {
     "empty": b"",
     "byte": b"\xff",
@@ -89,10 +93,19 @@ class IntegerModel(TinyModel):
         self._by_state = ((grid % 7) / 8).astype(np.float32)
 
 
-def cases() -> list[tuple[str, str, str]]:
-    """(tokenizer, options, content): a file each."""
+Case = tuple[int, str, str, str]
+
+
+def cases() -> list[Case]:
+    """(version of the format, tokenizer, options, content): a file each."""
+    contents = {1: ("text", "binary"), 2: ("text",)}
     return [
-        (t, o, c) for t in TOKENIZERS for o in OPTIONS for c in CONTENTS if o == "default" or c in ("text", "binary")
+        (v, t, o, c)
+        for v in FOLDERS
+        for t in TOKENIZERS
+        for o in OPTIONS
+        for c in CONTENTS
+        if o == "default" or c in contents[v]
     ]
 
 
@@ -108,5 +121,9 @@ def pico_content(name: str) -> bytes:
     return b"".join(CONTENTS[content] for content in PICO[name][2])
 
 
-def path_of(case: tuple[str, str, str]) -> Path:
-    return FOLDER / f"{'-'.join(case)}.llmc"
+def path_of(case: Case) -> Path:
+    return FOLDERS[case[0]] / f"{'-'.join(case[1:])}.llmc"
+
+
+def pico_path(version: int, name: str) -> Path:
+    return FOLDERS[version] / f"{name}.llmc"
