@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import operator
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcomp import pico
+from llmcomp.checked_json import is_file_name, read_bytes, read_object, shown
 from llmcomp.errors import Error
 from llmcomp.models.hub import SourceFile, hub_download, hub_listing
 from llmcomp.models.registry import check_step, list_models, near_names
@@ -27,6 +27,7 @@ _INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r"(model|pytorch_model)-(\d+)-of-(\d+)\.(safetensors|bin)")
 _STEP_FOLDER = re.compile(r"(?:step|checkpoint-)(\d+)")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_REF_BYTES_MAX = 1 << 12
 _HASH_BLOCK_BYTES = 1 << 22
 
 
@@ -80,12 +81,9 @@ class ModelSource:
         """The checkpoint's config.json; of a hub checkpoint only that file is downloaded."""
         path = self.folder / "config.json" if self.folder else self._download("config.json")
         try:
-            config = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise Error(f"{self.label}: {path} cannot be read as JSON: {error}") from None
-        if not isinstance(config, dict):
-            raise Error(f"{self.label}: {path} holds a {type(config).__name__}, expected an object")
-        return config
+            return read_object(path)
+        except Error as error:
+            raise Error(f"{self.label}: {error}") from None
 
     def find_tokenizer(self) -> Path | None:
         """The checkpoint's tokenizer.json; of a hub checkpoint only that file is downloaded. None: it has none."""
@@ -189,7 +187,11 @@ def _source_in(name: str, step: int | None, folder: Path) -> ModelSource:
 
 def _cached_snapshot(path: Path, revision: str) -> Path:
     ref = path / "refs" / revision
-    commit = ref.read_text("utf-8").strip() if ref.is_file() else revision
+    commit = revision
+    if ref.is_file():
+        commit = read_bytes(ref, _REF_BYTES_MAX).decode("utf-8", "replace").strip()
+        if not is_file_name(commit):
+            raise Error(f"{ref}: found {shown(commit)}, expected the name of a commit")
     snapshot = path / "snapshots" / commit
     if not snapshot.is_dir():
         known = sorted(str(found.relative_to(path / "refs")) for found in (path / "refs").rglob("*") if found.is_file())

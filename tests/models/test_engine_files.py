@@ -212,13 +212,13 @@ def test_headers_that_lie(folder: Path) -> None:
         ({**header[name], "dtype": "F64"}, "takes 5856 bytes, expected 11712"),
         ({**header[name], "dtype": "I32"}, "dtype I32, expected one of F32, F16, BF16"),
         ({**header[name], "shape": [61, 25]}, "takes 5856 bytes, expected 6100"),
-        ({**header[name], "shape": [-61, -24]}, "lacks a dtype, shape or pair of offsets"),
-        ({**header[name], "shape": [True]}, "lacks a dtype, shape or pair of offsets"),
+        ({**header[name], "shape": [-61, -24]}, "shape is .-61, -24., expected an array of whole numbers"),
+        ({**header[name], "shape": [True]}, "shape is .True., expected an array of whole numbers"),
         ({**header[name], "data_offsets": [end, begin]}, "truncated"),
-        ({**header[name], "data_offsets": [begin]}, "lacks a dtype"),
+        ({**header[name], "data_offsets": [begin]}, "data_offsets is .0., expected two offsets"),
         ({**header[name], "data_offsets": [len(data), len(data) + end - begin]}, "truncated"),
         ({**header[name], "data_offsets": [begin + 4, end + 4]}, "overlap"),
-        ("no entry", "lacks a dtype"),
+        ("no entry", "embed_out.weight is 'no entry', expected an object"),
     ]
     for lie, message in lies:
         join_file(path, {**header, name: lie}, data)

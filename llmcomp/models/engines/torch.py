@@ -18,6 +18,7 @@ import os
 import platform
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcomp import coding
+from llmcomp.checked_json import named, shown
 from llmcomp.coding import cuda
 from llmcomp.data.tokenizers import Tokenized
 from llmcomp.errors import Error
@@ -532,14 +534,15 @@ def read_host_weights(folder: str | os.PathLike[str]) -> dict[str, torch.Tensor]
         raise Error(f"{folder}: found neither model.safetensors nor pytorch_model.bin")
     weights: dict[str, torch.Tensor] = {}
     for path in paths:
+        if path.suffix == ".bin":
+            weights |= _read_pickle(path)
+            continue
         try:
-            pickled = path.suffix == ".bin"
-            tensors = torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
+            # Mapped tensors are read when they are first used; a copy is read now.
+            weights |= {name: tensor.clone() for name, tensor in load_file(path).items()}
         # As in `load_torch`.
         except Exception as error:
             raise Error(f"{path}: cannot read these weights: {_first_line(error)}") from error
-        # Mapped tensors are read when they are first used; a copy is read now.
-        weights |= {name: tensor if pickled else tensor.clone() for name, tensor in tensors.items()}
     return weights
 
 
@@ -554,15 +557,42 @@ def read_pickled_weights(folder: str | os.PathLike[str]) -> dict[str, np.ndarray
         raise Error(f"{folder}: found no pytorch_model.bin")
     weights: dict[str, np.ndarray] = {}
     for path in paths:
-        try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        # A torn or foreign file ends in errors of zipfile, pickle or torch.
-        except Exception as error:
-            raise Error(f"{path}: torch cannot read these weights: {_first_line(error)}") from error
-        for name, tensor in tensors.items():
-            if not name.endswith(_BUFFERS):
-                weights[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        for name, tensor in _read_pickle(path, mapped=True).items():
+            if name.endswith(_BUFFERS):
+                continue
+            if tensor.dtype not in DTYPES.values():
+                found = str(tensor.dtype).removeprefix("torch.")
+                raise Error(f"{path}: {named(name)} has dtype {found}, expected one of {', '.join(DTYPES)}")
+            weights[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return weights
+
+
+def _read_pickle(path: Path, mapped: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of one pickled state, by name, parameters as plain tensors. No code of the file is run.
+
+    `Error` for a file that is torn or foreign, or holds anything but dense tensors that have all their bytes there.
+    """
+    # Files of torch before 1.6 are no zip archives, and cannot be mapped.
+    mapped = mapped and zipfile.is_zipfile(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    # A torn or foreign file ends in errors of zipfile, pickle or torch.
+    except Exception as error:
+        raise Error(f"{path}: torch cannot read these weights: {_first_line(error)}") from error
+    if not isinstance(state, dict):
+        raise Error(f"{path}: found a pickled {type(state).__name__}, expected tensors by their names")
+    tensors = {}
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise Error(f"{path}: {shown(name)} is a {type(value).__name__}, expected tensors by their names")
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
+            kind = f"{value.dtype}, {value.layout}, on {value.device}"
+            raise Error(f"{path}: {named(name)} is {kind}; expected a dense tensor of numbers")
+        # A stride of 0 lets a few bytes stand for any number of them.
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise Error(f"{path}: {named(name)}, shape {list(value.shape)}, has fewer bytes than values")
+        tensors[name] = value.detach()
+    return tensors
 
 
 def _copy_behind(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
