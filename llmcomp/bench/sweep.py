@@ -34,13 +34,15 @@ from llmcomp.codec.segments import MAPPING_DEFAULT, OVERLAP_SHARE_DEFAULT
 from llmcomp.codec.windows import WindowedModel
 from llmcomp.data import mappings, tokenizers
 from llmcomp.data.datasets import load_dataset
-from llmcomp.data.token_cache import PUBLISHED, TokenCache
+from llmcomp.data.mappings import ByteEncoder
+from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
 from llmcomp.experiment.load_ahead import LoadAhead
 from llmcomp.models import checkpoint, load, registry, sources
+from llmcomp.models.adapter import AdaptedModel
 from llmcomp.models.memory import MaxMemory
 from llmcomp.scoring.background import in_background
-from llmcomp.scoring.published import PublishedSum
+from llmcomp.scoring.published import MAX_TOKENS, PublishedSum, PublishedTokens
 
 CHUNK_BYTES = 2048
 N_CHUNKS = 2048
@@ -389,13 +391,13 @@ def _score(
     """As `score` does, but that all logits are symbols: there is no tokenizer to say otherwise. Returns batch_rows."""
     scorer: PublishedSum | WindowedModel
     if protocol == "published":
-        limit = min(mappings.PUBLISHED_MAX_TOKENS, model.context_length)
-        scorer = published = PublishedSum(model, model.n_logits, max_memory)
+        limit = min(MAX_TOKENS, model.context_length)
+        scorer = published = PublishedSum(AdaptedModel(model), max_memory)
         for _ in in_background(groups, lambda streams: published.start([stream[:limit] for stream in streams])):
             pass
         return scorer.batch_rows
     scorer = windowed = WindowedModel(
-        model,
+        AdaptedModel(model),
         vocab_size=model.n_logits,
         bos_token=0,
         context_length=model.context_length,
@@ -458,7 +460,7 @@ def pico_tokens() -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {protocol: {} for protocol in PROTOCOLS}
     for modality in ("text", "image", "speech"):
         chunks = load_dataset(modality, progress=False).chunks
-        published = [min(len(mappings.published_tokens(chunk, tokenizer)[0]), limit) for chunk in chunks]
+        published = [min(len(PublishedTokens().encode(chunk, tokenizer).tokens), limit) for chunk in chunks]
         lossless = [len(mappings.get_mapping("bytes").encode(chunk, tokenizer).tokens) for chunk in chunks]
         counts["published"][modality] = round(sum(published) / len(chunks))
         counts["lossless"][modality] = round(sum(lossless) / len(chunks))
@@ -468,7 +470,7 @@ def pico_tokens() -> dict[str, dict[str, int]]:
 def tokenising_seconds(protocol: str, n_chunks: int, clock: str = "wall") -> float:
     """What the tokens of `n_chunks` chunks of three data sets take, going by the bundled samples and tokenizer."""
     tokenizer = tokenizers.Tokenizer.from_file(pico.tokenizer_path())
-    mapping = PUBLISHED if protocol == "published" else MAPPING_DEFAULT
+    mapping: ByteEncoder = PublishedTokens() if protocol == "published" else mappings.get_mapping(MAPPING_DEFAULT)
     seconds = 0.0
     for modality in ("text", "image", "speech"):
         chunks = list(load_dataset(modality, progress=False).chunks)[:_TOKENISED_CHUNKS]

@@ -21,10 +21,11 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from llmcomp import coding
-from llmcomp.codec.segments import ModelTraits, windowed_model
+from llmcomp.codec.segments import windowed_model
 from llmcomp.codec.windows import WindowedModel, plan_windows
 from llmcomp.data.tokenizers import AnyTokenizer, Tokens
 from llmcomp.errors import Error
+from llmcomp.models.adapter import ModelTraits
 from llmcomp.models.load import load_model
 
 # range >= 32 behind every token (FORMAT.md 3.1), so that a step reads at most 7 bytes; 8 are read at the start.

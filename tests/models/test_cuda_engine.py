@@ -32,6 +32,7 @@ from llmcomp.codec.segments import SegmentCodec
 from llmcomp.codec.windows import WindowedModel
 from llmcomp.coding import cuda
 from llmcomp.errors import CorruptArchive, Error
+from llmcomp.models.adapter import AdaptedModel
 from llmcomp.models.checkpoint import Tensor
 from llmcomp.models.engines.cuda import CudaInt8Model, CudaModel
 from llmcomp.models.engines.exact import ExactModel, Int8Model
@@ -435,7 +436,9 @@ def test_a_row_without_valid_logits_is_named(engine: str) -> None:
     messages(*pair, "intervals", tokens, np.ones((2, 3), int))
     good = np.zeros((1, 2), int)
     np.testing.assert_array_equal(pair[0].intervals(good, good), pair[1].intervals(good, good))
-    models = [WindowedModel(model, vocab_size=256, bos_token=9, context_length=32, overlap=4) for model in pair]
+    models = [
+        WindowedModel(AdaptedModel(model), vocab_size=256, bos_token=9, context_length=32, overlap=4) for model in pair
+    ]
     for model in models:
         with pytest.raises(Error, match="a logit is NaN"):
             model.decode([b"abc"], [5], np.ones((1, 256), np.int64), [0])
@@ -458,7 +461,7 @@ def test_payloads_of_something_else_are_refused_as_on_the_cpu() -> None:
     payloads, n_bytes = [rng.bytes(40) for _ in range(5)], [90, 90, 30, 90, 90]
     told = []
     for model in (cpu, device):
-        windowed = WindowedModel(model, vocab_size=256, bos_token=0, context_length=32, overlap=4)
+        windowed = WindowedModel(AdaptedModel(model), vocab_size=256, bos_token=0, context_length=32, overlap=4)
         with pytest.raises(CorruptArchive) as caught:
             windowed.decode(payloads, n_bytes, token_bytes, [0] * 5)
         told.append(str(caught.value))
@@ -543,7 +546,8 @@ def test_a_batch_that_does_not_fit_is_halved(
     monkeypatch.setattr(device, "pass_memory", lambda: told._replace(row_bytes=1))
     emulated.memory_bytes = emulated.bytes_in_use + 500 * told.row_bytes + (1 << 20)
     windowed = [
-        WindowedModel(model, vocab_size=256, bos_token=0, context_length=32, overlap=0) for model in (cpu, device)
+        WindowedModel(AdaptedModel(model), vocab_size=256, bos_token=0, context_length=32, overlap=0)
+        for model in (cpu, device)
     ]
     streams = [draw(cpu, 32, seed=i) for i in range(60)]
     found, expected = (model.intervals(streams) for model in reversed(windowed))
