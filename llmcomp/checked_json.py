@@ -74,8 +74,8 @@ def parse_object(content: bytes, origin: str, what: str = "") -> dict[str, Any]:
     except ValueError as error:
         raise Error(f"{prefix}no valid JSON: {error}") from None
     if not isinstance(found, dict):
-        kind = type(found).__name__
-        raise Error(f"{prefix}no JSON object: found {kind}" if what else f"{prefix}expected a JSON object, found {kind}")
+        expected = "no JSON object:" if what else "expected a JSON object,"
+        raise Error(f"{prefix}{expected} found {type(found).__name__}")
     return found
 
 

@@ -56,7 +56,7 @@ SAMPLE_BYTES = 2
 
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _SPEECH_SUFFIXES = {".flac", ".wav"}
-# What those suffixes promise. Pillow goes by the content, and other formats start other programs or end in other errors.
+# What those suffixes promise. Pillow goes by the content; some of its other formats start other programs.
 _IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 # A compressed tar may tell of any number of bytes, a sound file of any number of samples.
 _PICTURE_BYTES_MAX = 1 << 28
@@ -243,7 +243,8 @@ def _resolve(spec: str) -> tuple[str, Path, str, str]:
         if name not in _MODALITY_OF_NAME or not file:
             raise DatasetError(f"{spec!r}: expected NAME=PATH, NAME one of {', '.join(_MODALITY_OF_NAME)}")
         origin, licence = _PUBLISHED[name][1:] if name in _PUBLISHED else ("files of the user", "")
-        return name, Path(os.path.expanduser(file)), f"{origin}; read from {Path(file).name}", licence
+        path = Path(os.path.expanduser(file))  # noqa: PTH111 - Path's raises for an unknown user
+        return name, path, f"{origin}; read from {Path(file).name}", licence
     if name in _PUBLISHED:
         path = download.fetched_path(name)
         if path is None:
@@ -321,7 +322,10 @@ def _check_image_chunk(chunk_bytes: int) -> None:
 def _grey(data: bytes, name: str) -> Any:
     from PIL import Image
 
-    with _decoding(named(name), "not a readable picture"), Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as picture:
+    with (
+        _decoding(named(name), "not a readable picture"),
+        Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as picture,
+    ):
         return picture.convert("L")
 
 

@@ -191,7 +191,9 @@ def _canonical_tensors(config: NeoxConfig, weights: Mapping[str, np.ndarray | Te
     if config.tied:
         found.pop(_HEAD_NAMES[0], None)
     if found:
-        raise Error(f"{name}: the weights have {len(found)} tensors that the model does not, the first is {named(min(found))}")
+        raise Error(
+            f"{name}: the weights have {len(found)} tensors that the model does not, the first is {named(min(found))}"
+        )
     return result
 
 

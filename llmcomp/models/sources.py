@@ -122,7 +122,7 @@ def find_model(
     step = None if step is None else as_step(step)
     if text in pico.MODEL_STEPS:
         return _bundled_source(text, step)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 - Path's raises for an unknown user
     if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         return _folder_source(path, step, revision)
     if isinstance(name, os.PathLike) or path.is_absolute() or text.startswith((".", "~")):
