@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from llmcomp.errors import Error
+from llmcomp.errors import Error, named, shown
 
 # Far above what is in use: configurations take kilobytes, tokenizers up to 35 MB, indices of shards up to 10 MB.
 CONFIG_BYTES_MAX = 1 << 24
@@ -26,7 +26,6 @@ DEPTH_MAX = 64
 # Sizes above this fit no array of the core's.
 SIZE_MAX = (1 << 31) - 1
 
-_SHOWN_CHARACTERS = 80
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _REQUIRED: Final = object()
 
@@ -195,19 +194,3 @@ def is_file_name(value: Any) -> bool:
     if not isinstance(value, str) or value in ("", ".", "..") or "/" in value or "\\" in value:
         return False
     return value.isprintable() and len(value.encode("utf-8", "surrogatepass")) <= 255
-
-
-def named(name: Any) -> str:
-    """A name from a file as a message may show it: one line, not too long, nothing that a terminal would obey."""
-    return name if isinstance(name, str) and name.isprintable() and 0 < len(name) <= _SHOWN_CHARACTERS else shown(name)
-
-
-def shown(value: Any) -> str:
-    """A value from a file as a message may show it: its representation on one line, shortened."""
-    if isinstance(value, str):
-        value = value[: 2 * _SHOWN_CHARACTERS]
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError, MemoryError):  # an int of more digits than Python writes
-        return f"a {type(value).__name__}"
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."

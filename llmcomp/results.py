@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcomp.errors import Error
+from llmcomp.errors import Error, reason
 
 PROTOCOLS = ("lossless", "published")
 STREAM_CHUNK = -1  # the chunk number of a row that covers all chunks of a data set as one stream (baselines)
@@ -131,10 +131,12 @@ def _as_dtype(column: pd.Series, dtype: Any) -> pd.Series:
         if dtype == "string":
             return column.astype("string").fillna("")
         if dtype == "int64":  # by way of Int64, which refuses 0.5 where int64 would cut it to 0
-            column = column.astype("Int64")
-        return column.astype(dtype)
+            with np.errstate(invalid="ignore"):
+                column = column.astype("Int64")
+        with np.errstate(invalid="ignore"):
+            return column.astype(dtype)
     except (TypeError, ValueError, OverflowError) as error:
-        raise Error(f"rows: column {column.name} is not {dtype}: {_first_line(error)}") from None
+        raise Error(f"rows: column {column.name} is not {dtype}: {reason(error)}") from None
 
 
 def _check_values(rows: pd.DataFrame) -> None:
@@ -239,11 +241,7 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
     except Error:
         raise
     except Exception as error:
-        raise Error(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Error(f"{path}: not a readable Parquet file ({reason(error)})") from error
 
 
 def _read_file(path: Path) -> pd.DataFrame:

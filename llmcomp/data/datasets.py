@@ -32,10 +32,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from llmcomp import pico
-from llmcomp.checked_json import INDEX_BYTES_MAX, Members, named, read_object, shown
+from llmcomp.checked_json import INDEX_BYTES_MAX, Members, read_object
 from llmcomp.data import download
 from llmcomp.data.download import fetch
-from llmcomp.errors import DatasetError, Error
+from llmcomp.errors import DatasetError, Error, named, reason, shown
 
 __all__ = [
     "Dataset",
@@ -342,8 +342,7 @@ def _decoding(name: object, fault: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DatasetError(f"{name}: {fault} ({told})") from error
+        raise DatasetError(f"{name}: {fault} ({reason(error)})") from error
 
 
 def _crop(grey: Any, name: str, seed: int, chunk: int) -> tuple[bytes, str]:

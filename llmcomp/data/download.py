@@ -25,8 +25,7 @@ import platformdirs
 import requests
 from tqdm.auto import tqdm
 
-from llmcomp.checked_json import named
-from llmcomp.errors import DatasetError
+from llmcomp.errors import DatasetError, named
 
 _BLOCK_BYTES = 1 << 20
 _RECEIVED_BLOCK_BYTES = 1 << 14  # a lost connection throws away less than this

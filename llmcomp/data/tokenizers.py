@@ -35,8 +35,8 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from llmcomp.checked_json import TOKENIZER_BYTES_MAX, Members, named, parse_object, read_bytes, shown
-from llmcomp.errors import Error
+from llmcomp.checked_json import TOKENIZER_BYTES_MAX, Members, parse_object, read_bytes
+from llmcomp.errors import Error, named, reason, shown
 
 MIN_TEXT_CHARACTERS = 8
 # Bounds the memory of one call into the tokenizer library; see `_text_pieces` for where a longer text is cut.
@@ -441,8 +441,7 @@ def _library_errors(origin: str) -> Iterator[None]:
     except (Error, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Error(f"{origin}: the tokenizers library cannot read it: {reason}") from error
+        raise Error(f"{origin}: the tokenizers library cannot read it: {reason(error)}") from error
 
 
 def _without_prefix_space(description: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,16 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmcomp.checked_json import (
-    INDEX_BYTES_MAX,
-    Members,
-    is_file_name,
-    named,
-    parse_object,
-    read_object,
-    shown,
-)
-from llmcomp.errors import Error
+from llmcomp.checked_json import INDEX_BYTES_MAX, Members, is_file_name, parse_object, read_object
+from llmcomp.errors import Error, named, shown
 
 _LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _DIMENSIONS_MAX = 8

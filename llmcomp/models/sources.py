@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from llmcomp import pico
-from llmcomp.checked_json import is_file_name, read_bytes, read_object, shown
-from llmcomp.errors import Error
+from llmcomp.checked_json import is_file_name, read_bytes, read_object
+from llmcomp.errors import Error, shown
 from llmcomp.models.hub import SourceFile, hub_download, hub_listing
 from llmcomp.models.registry import check_step, list_models, near_names
 

@@ -15,10 +15,11 @@ import inspect
 import json
 import math
 import os
+import pickle
 import platform
+import re
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcomp import coding
-from llmcomp.checked_json import named, shown
 from llmcomp.coding import cuda
 from llmcomp.data.tokenizers import Tokenized
-from llmcomp.errors import Error
+from llmcomp.errors import Error, named, reason, shown
 from llmcomp.models.memory import PassMemory, host_memory
 
 try:
@@ -396,7 +396,7 @@ def load_torch(
         module = module.to(device)
     # transformers, safetensors and torch raise their own kinds for files that are missing, torn or of another shape.
     except Exception as error:
-        raise Error(f"{folder}: transformers cannot load this model on {device}: {_first_line(error)}") from error
+        raise Error(f"{folder}: transformers cannot load this model on {device}: {reason(error)}") from error
     finally:
         if progress:
             transformers.utils.logging.enable_progress_bar()
@@ -542,7 +542,7 @@ def read_host_weights(folder: str | os.PathLike[str]) -> dict[str, torch.Tensor]
             weights |= {name: tensor.clone() for name, tensor in load_file(path).items()}
         # As in `load_torch`.
         except Exception as error:
-            raise Error(f"{path}: cannot read these weights: {_first_line(error)}") from error
+            raise Error(f"{path}: cannot read these weights: {reason(error)}") from error
     return weights
 
 
@@ -573,12 +573,18 @@ def _read_pickle(path: Path, mapped: bool = False) -> dict[str, torch.Tensor]:
     `Error` for a file that is torn or foreign, or holds anything but dense tensors that have all their bytes there.
     """
     # Files of torch before 1.6 are no zip archives, and cannot be mapped.
-    mapped = mapped and zipfile.is_zipfile(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    # A torn or foreign file ends in errors of zipfile, pickle or torch.
+        with path.open("rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+    except pickle.UnpicklingError as error:
+        # torch's message tells how to run the file's code all the same.
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"asks for {named(asked[1])}" if asked else "is torn or no pickle"
+        raise Error(f"{path}: it {found}; expected a pickle of nothing but tensors") from None
+    # A torn or foreign file ends in errors of zipfile or torch.
     except Exception as error:
-        raise Error(f"{path}: torch cannot read these weights: {_first_line(error)}") from error
+        raise Error(f"{path}: torch cannot read these weights: {reason(error)}") from error
     if not isinstance(state, dict):
         raise Error(f"{path}: found a pickled {type(state).__name__}, expected tensors by their names")
     tensors = {}
@@ -620,7 +626,3 @@ def _card_memory(device: str) -> tuple[int, int]:
 
 def _as_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.float().cpu().numpy()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
