@@ -1,6 +1,7 @@
 /* TransformerModel on a device: takes a model's weights there, once and as they are stored, for
  * llmcomp/models/engines/cuda.py, which checks the arguments of a call. TransformerSession is in
  * cuda_transformer_session.c. */
+#include "core/base/size.h"
 #include "python/cuda_transformer_objects.h"
 #include "python/transformer_config.h"
 
@@ -8,12 +9,6 @@
 
 #define N_GLOBAL_TENSORS 4
 #define N_LAYER_TENSORS 12
-#define ALIGNMENT 256
-
-static size_t round_up(size_t n) {
-    return (n + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-}
-
 /* Weights of the host. */
 
 /* The caller's arrays while they are read; tensors in the order of llmcomp/transformer.h, global ones first.
@@ -122,7 +117,7 @@ typedef struct upload_plan {
 
 static const void *place(upload_plan_t *plan, const void *data, size_t n_bytes) {
     size_t at = plan->used;
-    plan->used += round_up(n_bytes);
+    plan->used += lmc_round_up(n_bytes, LMC_DEVICE_ALIGNMENT);
     if (plan->base == NULL) return NULL;
     if (plan->status == cudaSuccess)
         plan->status = cudaMemcpy(plan->base + at, data, n_bytes, cudaMemcpyHostToDevice);
@@ -143,7 +138,7 @@ static lmc_transformer_tensor_t place_codes(upload_plan_t *plan, lmc_transformer
                                             size_t n_rows, size_t n_k) {
     size_t at = plan->used, n_bytes = matrix_bytes(tensor, n_rows, n_k);
     lmc_transformer_tensor_t codes = {NULL, tensor.dtype};
-    plan->used += round_up(lmc_cuda_int8_weights_bytes(n_rows, n_k));
+    plan->used += lmc_round_up(lmc_cuda_int8_weights_bytes(n_rows, n_k), LMC_DEVICE_ALIGNMENT);
     if (n_bytes > plan->passage_bytes) plan->passage_bytes = n_bytes;
     if (plan->base == NULL) return codes;
     if (plan->status == cudaSuccess)
@@ -212,9 +207,11 @@ static int model_fill(const module_state_t *state, cuda_model_object_t *self, ho
     lmc_transformer_weights_t placed;
     memset(&placed, 0, sizeof placed);
     lmc_status_t status;
-    Py_BEGIN_ALLOW_THREADS status = lmc_cuda_transformer_model_prepare(
-        &host->config, &host->weights, host->tables, host->tables_bytes, &model);
-    Py_END_ALLOW_THREADS if (status != LMC_OK) {
+    Py_BEGIN_ALLOW_THREADS
+    status = lmc_cuda_transformer_model_prepare(&host->config, &host->weights, host->tables,
+                                                host->tables_bytes, &model);
+    Py_END_ALLOW_THREADS
+    if (status != LMC_OK) {
         PyErr_SetString(state->error, lmc_status_message(status));
         return -1;
     }

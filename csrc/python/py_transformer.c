@@ -123,9 +123,11 @@ static int quantise(PyObject *error, const lmc_context_t *context, transformer_m
         return -1;
     }
     lmc_status_t status;
-    Py_BEGIN_ALLOW_THREADS status =
+    Py_BEGIN_ALLOW_THREADS
+    status =
         lmc_int8_weights_quantise(context, config, &given, self->codes, codes_bytes, self->layers, weights);
-    Py_END_ALLOW_THREADS return raise_status(error, status);
+    Py_END_ALLOW_THREADS
+    return raise_status(error, status);
 }
 
 static int model_fill(PyObject *error, transformer_model_object_t *self,
@@ -145,9 +147,10 @@ static int model_fill(PyObject *error, transformer_model_object_t *self,
     self->arrays = config->int8 ? PyTuple_GET_ITEM(arrays, 0) : arrays;
     Py_INCREF(self->arrays);
     lmc_status_t status;
-    Py_BEGIN_ALLOW_THREADS status =
-        lmc_transformer_model_init(&context, config, &weights, self->tables, tables_bytes, &self->model);
-    Py_END_ALLOW_THREADS return raise_status(error, status);
+    Py_BEGIN_ALLOW_THREADS
+    status = lmc_transformer_model_init(&context, config, &weights, self->tables, tables_bytes, &self->model);
+    Py_END_ALLOW_THREADS
+    return raise_status(error, status);
 }
 
 static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
@@ -298,10 +301,11 @@ static int run_pass(PyObject *error, transformer_model_object_t *self, const lmc
     for (size_t first = 0; first < batch->n_sequences && status == LMC_OK && !interrupted;
          first += per_wave) {
         size_t left = batch->n_sequences - first;
-        Py_BEGIN_ALLOW_THREADS status =
-            run_wave(&context, &self->model, batch, sink, first, left < per_wave ? left : per_wave, workspace,
-                     workspace_bytes, &error_row);
-        Py_END_ALLOW_THREADS interrupted = PyErr_CheckSignals() < 0;
+        Py_BEGIN_ALLOW_THREADS
+        status = run_wave(&context, &self->model, batch, sink, first, left < per_wave ? left : per_wave,
+                          workspace, workspace_bytes, &error_row);
+        Py_END_ALLOW_THREADS
+        interrupted = PyErr_CheckSignals() < 0;
     }
     PyMem_RawFree(workspace);
     if (interrupted) return -1;

@@ -244,6 +244,8 @@ class SegmentCodec:
     def decode_segments(self, segments: Sequence[Segment], on_step: Callable[[int], Any] | None = None) -> list[bytes]:
         """The contents of an archive's segments, stored ones included; CorruptArchive names the first that fails."""
         coded = [segment for segment in segments if not segment.stored]
+        for segment in coded:
+            self._check_form(segment)
         try:
             contents = self.decode([s.payload for s in coded], [s.n_bytes for s in coded], on_step)
         except CorruptArchive as error:
@@ -256,10 +258,24 @@ class SegmentCodec:
         return [segment.payload if segment.stored else next(decoded) for segment in segments]
 
     def _side(self, payload: bytes, n_bytes: int) -> bytes:
-        length = {"bytes": int(self._has_stand_ins), "latin1": 0}.get(self._mapping.name, -(-n_bytes // 8))
-        if len(payload) < length or (self._has_stand_ins and payload[:1] not in (_NO_STAND_INS, _STAND_INS)):
-            raise CorruptArchive(f"a payload of {len(payload)} bytes does not begin with its {length} side bytes")
-        return payload[:length]
+        """The side bytes of a payload; CorruptArchive where its form is one that no encoder writes."""
+        n_bits = {"bytes": int(self._has_stand_ins), "latin1": 0}.get(self._mapping.name, n_bytes)
+        length = -(-n_bits // 8)
+        side, stream = payload[:length], payload[length:]
+        if len(side) < length or (side and side[-1] % (1 << 8 * length - n_bits)):
+            raise CorruptArchive(
+                f"a payload of {len(payload)} bytes does not begin with {n_bits} side bits in whole bytes"
+            )
+        if stream.endswith(b"\0") and payload != b"\0":
+            raise CorruptArchive("a stream ends in a zero byte, which an encoder leaves out")
+        return side
+
+    def _check_form(self, segment: Segment) -> None:
+        """CorruptArchive names a segment that no encoder writes; another model is not to blame for it."""
+        try:
+            self._side(segment.payload, segment.n_bytes)
+        except CorruptArchive as error:
+            raise CorruptArchive(f"segment {segment.number} is malformed: {error}") from None
 
     def _uses_stand_ins(self, side: bytes) -> bool:
         return self._has_stand_ins and side == _STAND_INS

@@ -93,7 +93,8 @@ def encode(logits: Any, tokens: ArrayLike, vocab_size: int | None = None) -> byt
 def decode(payload: bytes, logits: Any, vocab_size: int | None = None) -> NDArray[np.int32]:
     """The tokens, int32 [T], of a payload of `encode`, where all logits [T, V] are known.
 
-    A payload that is not of these logits gives other tokens, never an error: checksums are the archive's task.
+    A payload that is not of these logits, or that is truncated, gives other tokens, never an error. An archive has a
+    length and a checksum beside each payload; who keeps payloads by themselves has to keep these, and T, too.
     """
     if cuda.is_on_device(logits):
         return cuda.decode(payload, logits, vocab_size)

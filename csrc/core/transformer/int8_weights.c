@@ -2,10 +2,10 @@
  * multiplied is the kernels' business, and where in the forward pass that of forward.c. */
 #include <string.h>
 
+#include "core/base/size.h"
 #include "core/transformer/forward.h"
 #include "core/base/parallel.h"
 
-#define LMC_ALIGNMENT 64
 #define LMC_ROWS_PER_TASK 64
 /* Weights of a row that are widened at a time. */
 #define LMC_PIECE 1024
@@ -18,7 +18,7 @@ typedef struct lmc_int8_matrix {
 } lmc_int8_matrix_t;
 
 static size_t aligned(size_t n_bytes) {
-    return (n_bytes + LMC_ALIGNMENT - 1) / LMC_ALIGNMENT * LMC_ALIGNMENT;
+    return lmc_round_up(n_bytes, LMC_HOST_ALIGNMENT);
 }
 
 static size_t matrix_bytes(size_t n_rows, size_t n_k) {
@@ -28,7 +28,7 @@ static size_t matrix_bytes(size_t n_rows, size_t n_k) {
 size_t lmc_int8_weights_bound(const lmc_transformer_config_t *config) {
     size_t d = config->hidden, m = config->intermediate;
     size_t layer = matrix_bytes(3 * d, d) + matrix_bytes(d, d) + matrix_bytes(m, d) + matrix_bytes(d, m);
-    return config->n_layers * layer + matrix_bytes(config->n_logits, d) + LMC_ALIGNMENT;
+    return config->n_layers * layer + matrix_bytes(config->n_logits, d) + LMC_HOST_ALIGNMENT;
 }
 
 typedef struct lmc_int8_job {
@@ -94,7 +94,7 @@ lmc_status_t lmc_int8_weights_quantise(const lmc_context_t *context, const lmc_t
     if (memory_bytes < lmc_int8_weights_bound(config)) return LMC_ERROR_CAPACITY;
     if (!lmc_transformer_has_matrices(config, weights)) return LMC_ERROR_ARGUMENT;
     size_t d = config->hidden, m = config->intermediate;
-    char *at = (char *)memory + (aligned((uintptr_t)memory) - (uintptr_t)memory);
+    char *at = lmc_align(memory, LMC_HOST_ALIGNMENT);
     lmc_transformer_tensor_t head = weights->head;
     for (size_t i = 0; i < config->n_layers; i++) {
         const lmc_transformer_layer_t source = weights->layers[i];

@@ -68,20 +68,21 @@ static void lmc_layer_norm_run(const float *input, size_t n_features, const floa
                                float epsilon, float *output) {
     float mean[LMC_LANES], factor[LMC_LANES], count = (float)n_features;
     lmc_sum_features(input, n_features, NULL, mean, 0);
-    LMC_FOR_LANES(lane) mean[lane] = lmc_div(mean[lane], count);
+    LMC_FOR_LANES (lane)
+        mean[lane] = lmc_div(mean[lane], count);
     lmc_sum_features(input, n_features, mean, factor, 1);
-    LMC_FOR_LANES(lane) {
+    LMC_FOR_LANES (lane) {
         float variance = lmc_div(factor[lane], count);
         factor[lane] = lmc_div(1.0f, lmc_sqrt(lmc_add(variance, epsilon)));
     }
     lmc_vf m[LMC_VECTORS], f[LMC_VECTORS];
-    LMC_FOR_VECTORS(v)
-    m[v] = lmc_v_load_f32(mean + v * LMC_VLEN), f[v] = lmc_v_load_f32(factor + v * LMC_VLEN);
+    LMC_FOR_VECTORS (v)
+        m[v] = lmc_v_load_f32(mean + v * LMC_VLEN), f[v] = lmc_v_load_f32(factor + v * LMC_VLEN);
     for (size_t i = 0; i < n_features; i++) {
         const float *x = input + i * LMC_LANES;
         float *y = output + i * LMC_LANES;
         lmc_vf g = lmc_v_set1(gain[i]), b = lmc_v_set1(bias[i]);
-        LMC_FOR_VECTORS(v) {
+        LMC_FOR_VECTORS (v) {
             lmc_vf scaled = lmc_v_mul(lmc_v_sub(lmc_v_load_f32(x + v * LMC_VLEN), m[v]), f[v]);
             lmc_v_store_f32(y + v * LMC_VLEN, lmc_v_fma(scaled, g, b));
         }
@@ -105,7 +106,7 @@ static void lmc_rotate_run(float *head, size_t n_pairs, const float *cosines, co
     for (size_t i = 0; i < n_pairs; i++) {
         float *low = head + i * LMC_LANES, *high = head + (i + n_pairs) * LMC_LANES;
         const float *cosine = cosines + i * table_stride, *sine = sines + i * table_stride;
-        LMC_FOR_LANES(lane) {
+        LMC_FOR_LANES (lane) {
             float l = low[lane], h = high[lane];
             low[lane] = lmc_fma(l, cosine[lane], -lmc_mul(h, sine[lane]));
             high[lane] = lmc_fma(h, cosine[lane], lmc_mul(l, sine[lane]));
@@ -126,18 +127,21 @@ static lmc_vf lmc_seen_mask(size_t j, size_t v) {
 /* Largest score that each lane sees, NaN ignored. */
 static void lmc_max_panel(const float *scores, size_t n_before, size_t n_own, float *maximum) {
     lmc_vf m[LMC_VECTORS], lowest = lmc_v_set1(-__builtin_inff());
-    LMC_FOR_VECTORS(v) m[v] = lowest;
+    LMC_FOR_VECTORS (v)
+        m[v] = lowest;
     for (size_t j = 0; j < n_before; j++) {
-        LMC_FOR_VECTORS(v) m[v] = lmc_v_max(lmc_v_load_f32(scores + j * LMC_LANES + v * LMC_VLEN), m[v]);
+        LMC_FOR_VECTORS (v)
+            m[v] = lmc_v_max(lmc_v_load_f32(scores + j * LMC_LANES + v * LMC_VLEN), m[v]);
     }
     for (size_t j = 0; j < n_own; j++) {
         const float *score = scores + (n_before + j) * LMC_LANES;
-        LMC_FOR_VECTORS(v) {
+        LMC_FOR_VECTORS (v) {
             lmc_vf seen = lmc_v_select(lmc_seen_mask(j, v), lmc_v_load_f32(score + v * LMC_VLEN), lowest);
             m[v] = lmc_v_max(seen, m[v]);
         }
     }
-    LMC_FOR_VECTORS(v) lmc_v_store_f32(maximum + v * LMC_VLEN, m[v]);
+    LMC_FOR_VECTORS (v)
+        lmc_v_store_f32(maximum + v * LMC_VLEN, m[v]);
 }
 
 /* scores become weights; sums[lane] is their sum over the keys that the lane sees, ascending. */
@@ -147,21 +151,25 @@ static void lmc_weigh_panel(const lmc_attention_t *attention, size_t n_before, s
     lmc_max_panel(scores, n_before, n_own, maximum);
     for (size_t j = 0; j < n_before + n_own; j++) {
         float *score = scores + j * LMC_LANES;
-        LMC_FOR_LANES(lane) score[lane] = lmc_softmax_weight(score[lane], maximum[lane], scale, floor);
+        LMC_FOR_LANES (lane)
+            score[lane] = lmc_softmax_weight(score[lane], maximum[lane], scale, floor);
     }
     lmc_vf sum[LMC_VECTORS];
-    LMC_FOR_VECTORS(v) sum[v] = lmc_v_set1(0.0f);
+    LMC_FOR_VECTORS (v)
+        sum[v] = lmc_v_set1(0.0f);
     for (size_t j = 0; j < n_before; j++) {
-        LMC_FOR_VECTORS(v) sum[v] = lmc_v_add(sum[v], lmc_v_load_f32(scores + j * LMC_LANES + v * LMC_VLEN));
+        LMC_FOR_VECTORS (v)
+            sum[v] = lmc_v_add(sum[v], lmc_v_load_f32(scores + j * LMC_LANES + v * LMC_VLEN));
     }
     for (size_t j = 0; j < n_own; j++) {
         const float *weight = scores + (n_before + j) * LMC_LANES;
-        LMC_FOR_VECTORS(v) {
+        LMC_FOR_VECTORS (v) {
             lmc_vf next = lmc_v_add(sum[v], lmc_v_load_f32(weight + v * LMC_VLEN));
             sum[v] = lmc_v_select(lmc_seen_mask(j, v), next, sum[v]);
         }
     }
-    LMC_FOR_VECTORS(v) lmc_v_store_f32(sums + v * LMC_VLEN, sum[v]);
+    LMC_FOR_VECTORS (v)
+        lmc_v_store_f32(sums + v * LMC_VLEN, sum[v]);
 }
 
 /* Adds the panel's own keys' values to n_dims <= 4 features, and divides by the sums. A key that a lane does
@@ -173,10 +181,11 @@ static inline __attribute__((always_inline)) void lmc_add_own_values(const float
     lmc_vf sum[4][LMC_VECTORS];
 #pragma GCC unroll 4
     for (size_t d = 0; d < n_dims; d++) {
-        LMC_FOR_VECTORS(v) sum[d][v] = lmc_v_load_f32(output + d * LMC_LANES + v * LMC_VLEN);
+        LMC_FOR_VECTORS (v)
+            sum[d][v] = lmc_v_load_f32(output + d * LMC_LANES + v * LMC_VLEN);
     }
     for (size_t j = 0; j < n_own; j++) {
-        LMC_FOR_VECTORS(v) {
+        LMC_FOR_VECTORS (v) {
             lmc_vf weight = lmc_v_load_f32(weights + j * LMC_LANES + v * LMC_VLEN),
                    mask = lmc_seen_mask(j, v);
 #pragma GCC unroll 4
@@ -188,7 +197,8 @@ static inline __attribute__((always_inline)) void lmc_add_own_values(const float
     }
 #pragma GCC unroll 4
     for (size_t d = 0; d < n_dims; d++) {
-        LMC_FOR_VECTORS(v) lmc_v_store_f32(output + d * LMC_LANES + v * LMC_VLEN, sum[d][v]);
+        LMC_FOR_VECTORS (v)
+            lmc_v_store_f32(output + d * LMC_LANES + v * LMC_VLEN, sum[d][v]);
     }
 }
 
@@ -226,7 +236,8 @@ static void lmc_attend_panel_run(const lmc_attention_t *attention, const float *
         lmc_add_own_values(weights, values + d, head_dim, n_own, output + d * LMC_LANES, 1);
     for (d = 0; d < head_dim; d++) {
         float *out = output + d * LMC_LANES;
-        LMC_FOR_LANES(lane) out[lane] = lmc_div(out[lane], sums[lane]);
+        LMC_FOR_LANES (lane)
+            out[lane] = lmc_div(out[lane], sums[lane]);
     }
 }
 
@@ -243,7 +254,8 @@ static inline __attribute__((always_inline)) void lmc_score_blocks(const float *
     lmc_vf chains[4][LMC_VECTORS];
 #pragma GCC unroll 4
     for (size_t b = 0; b < n_blocks; b++) {
-        LMC_FOR_VECTORS(v) chains[b][v] = lmc_v_set1(0.0f);
+        LMC_FOR_VECTORS (v)
+            chains[b][v] = lmc_v_set1(0.0f);
     }
     for (size_t d = 0; d < head_dim; d++) {
         lmc_vf q = lmc_v_set1(query[d]);
@@ -251,12 +263,14 @@ static inline __attribute__((always_inline)) void lmc_score_blocks(const float *
         for (size_t b = 0; b < n_blocks; b++) {
             const float *key = keys + (b * head_dim + d) * LMC_LANES;
             __builtin_prefetch(ahead + (b * head_dim + d) * LMC_LINE_FLOATS);
-            LMC_FOR_VECTORS(v) chains[b][v] = lmc_v_fma(lmc_v_load_f32(key + v * LMC_VLEN), q, chains[b][v]);
+            LMC_FOR_VECTORS (v)
+                chains[b][v] = lmc_v_fma(lmc_v_load_f32(key + v * LMC_VLEN), q, chains[b][v]);
         }
     }
 #pragma GCC unroll 4
     for (size_t b = 0; b < n_blocks; b++) {
-        LMC_FOR_VECTORS(v) lmc_v_store_f32(scores + b * LMC_LANES + v * LMC_VLEN, chains[b][v]);
+        LMC_FOR_VECTORS (v)
+            lmc_v_store_f32(scores + b * LMC_LANES + v * LMC_VLEN, chains[b][v]);
     }
 }
 
@@ -352,12 +366,15 @@ static void lmc_attend_stream_run(const lmc_attention_t *attention, const float 
                          attention->values + j % (4 * LMC_LANES) * head_dim, 1);
     for (j = n_keys; j < n_padded; j++)
         scores[j] = -__builtin_inff();
-    LMC_FOR_LANES(lane) largest[lane] = -__builtin_inff();
+    LMC_FOR_LANES (lane)
+        largest[lane] = -__builtin_inff();
     for (j = 0; j < n_padded; j += LMC_LANES) {
-        LMC_FOR_LANES(lane) largest[lane] = lmc_max(scores[j + lane], largest[lane]);
+        LMC_FOR_LANES (lane)
+            largest[lane] = lmc_max(scores[j + lane], largest[lane]);
     }
     maximum = largest[0];
-    LMC_FOR_LANES(lane) maximum = lmc_max(largest[lane], maximum);
+    LMC_FOR_LANES (lane)
+        maximum = lmc_max(largest[lane], maximum);
     for (j = 0; j < n_padded; j++)
         scores[j] = lmc_softmax_weight(scores[j], maximum, attention->scale, attention->floor);
     float sum = lmc_sum_all_values(attention, scores, n_keys, output);

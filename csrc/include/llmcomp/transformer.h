@@ -12,6 +12,10 @@
 #include "llmcomp/intervals.h"
 #include "llmcomp/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* hidden = n_heads * head_dim; the first rotary_dims (even) of each head carry the position. */
 typedef struct lmc_transformer_config {
     size_t n_layers, n_heads, hidden, intermediate;
@@ -136,5 +140,9 @@ lmc_status_t lmc_transformer_step(const lmc_context_t *context, const lmc_transf
                                   lmc_transformer_cache_t *cache, const int64_t *tokens,
                                   const uint8_t *active, float *logits, void *workspace,
                                   size_t workspace_bytes, size_t *error_row);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

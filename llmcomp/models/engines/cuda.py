@@ -27,7 +27,7 @@ _PASS_ROWS_MAX = 1 << 15
 _LOGITS_BYTES_MAX = 256 << 20
 # Rows of what a session reads at once before its first step.
 _PREFILL_ROWS = 4096
-# What sessions for decoding may take of what is free, and beyond which no card gets faster.
+# What sessions for decoding may take of what is free, and beyond which no device gets faster.
 _CHAIN_MEMORY_SHARE = 0.8
 _LANES_MAX = 2048
 _LOG_STEPS = 64
