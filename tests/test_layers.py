@@ -31,7 +31,7 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "codec": {"errors", "coding", "data", "models"},
     "scoring": {"errors", "version", "results", "coding", "data", "models", "codec"},
     "law": {"errors", "results"},
-    "experiment": {"errors", "results", "pico", "coding", "data", "models", "codec", "scoring", "law"},
+    "experiment": {"errors", "checked_json", "results", "pico", "coding", "data", "models", "codec", "scoring", "law"},
     "bench": {"errors", "results", "pico", "coding", "data", "models", "codec", "scoring", "experiment"},
     "pico.recipes": {"errors", "results", "pico", "data", "llmcomp"},
     "cli": {
