@@ -211,7 +211,9 @@ def written_beside(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
     exists = Error(f"{path} exists already")
     if not replace and os.path.lexists(path):
         raise exists
-    name = path.parent / f".{path.name[:100]}.{secrets.token_hex(4)}.part"
+    # File systems count bytes, not characters.
+    stem = os.fsencode(path.name)[:100].decode("utf-8", "ignore")
+    name = path.parent / f".{stem}.{secrets.token_hex(4)}.part"
     try:
         handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except OSError as error:
