@@ -252,12 +252,18 @@ def _read_file(path: Path) -> pd.DataFrame:
                 raise Error(f"{path}: {parquet.metadata.num_rows:,} rows, expected at most {_ROWS_MAX:,}")
             table = parquet.read()
         table.validate(full=True)  # damaged text is found here, not where it is first used
-        rows = table.to_pandas(ignore_metadata=True)
+        # Without what pandas may have written about its own types: columns are what this module says.
+        rows = table.replace_schema_metadata(None).to_pandas()
     found = (table.schema.metadata or {}).get(_FORMAT_KEY)
     if found not in _FORMATS:
         told = "no mark of llmcomp" if found is None else f"format {found.decode(errors='replace')}"
         known = " or ".join(known.decode() for known in _FORMATS)
         raise Error(f"{path}: not a file of llmcomp's rows: found {told}, expected format {known}")
+    for field in table.schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+        if ROW_COLUMNS.get(field.name, ("", ""))[0] == "string" and not is_text:
+            raise Error(f"{path}: rows: column {field.name} is {kind}, expected string")
     try:
         with _reading(path):
             return check_rows(rows)

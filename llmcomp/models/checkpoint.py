@@ -102,7 +102,7 @@ def _parse_config(config: Mapping[str, Any], name: str) -> NeoxConfig:
         raise Error(f"{name}: hidden_size {hidden} is no multiple of num_attention_heads {n_heads}")
     fraction, base = _parse_rotary(config, name)
     if not 0 <= fraction <= 1:
-        raise Error(f"{name}: {fraction} of every head is rotary, expected 0 to 1")
+        raise Error(f"{name}: rotary_pct or partial_rotary_factor is {fraction}, expected 0 to 1")
     rotary_dims = int(hidden // n_heads * fraction)
     if rotary_dims % 2:
         raise Error(
