@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcomp.errors import Error, reason
+from llmcomp.errors import Error, named, reason
 
 PROTOCOLS = ("lossless", "published")
 STREAM_CHUNK = -1  # the chunk number of a row that covers all chunks of a data set as one stream (baselines)
@@ -237,6 +237,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """Whatever pyarrow and pandas run into with a file that is damaged or holds something else, as an `Error`."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - Path's raise for long names
+            raise Error(f"{path}: not a regular file")  # a pipe or a device might never end
         yield
     except Error:
         raise
@@ -256,7 +258,7 @@ def _read_file(path: Path) -> pd.DataFrame:
         rows = table.replace_schema_metadata(None).to_pandas()
     found = (table.schema.metadata or {}).get(_FORMAT_KEY)
     if found not in _FORMATS:
-        told = "no mark of llmcomp" if found is None else f"format {found.decode(errors='replace')}"
+        told = "no mark of llmcomp" if found is None else f"format {named(found.decode(errors='replace'))}"
         known = " or ".join(known.decode() for known in _FORMATS)
         raise Error(f"{path}: not a file of llmcomp's rows: found {told}, expected format {known}")
     for field in table.schema:

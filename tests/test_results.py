@@ -204,6 +204,13 @@ def test_more_rows_than_a_cell_has_are_not_read(tmp_path, monkeypatch):
         results.read_rows(path)
 
 
+def test_metadata_of_what_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.parquet")
+    for read in (results.read_metadata, results.read_rows):
+        with pytest.raises(Error, match="not a regular file"):
+            read(tmp_path / "pipe.parquet")
+
+
 def test_names_that_are_too_long(tmp_path):
     with pytest.raises(Error, match="no such file"):
         results.read_rows(tmp_path / ("x" * 300))
@@ -314,3 +321,9 @@ def test_cells_are_told_apart_by_attention_and_not_by_batches():
 def test_cells_of_older_tables():
     cells = results.cells(make_rows()).drop(columns="attention")
     assert results.cells(cells)["attention"].tolist() == [""]
+
+
+def test_a_pipe_among_the_results_is_an_error(tmp_path):
+    os.mkfifo(tmp_path / "rows.parquet")
+    with pytest.raises(Error, match=r"rows\.parquet: not a regular file"):
+        results.read_rows(tmp_path)

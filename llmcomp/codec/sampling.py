@@ -25,6 +25,7 @@ from llmcomp.codec.segments import windowed_model
 from llmcomp.codec.windows import WindowedModel, plan_windows
 from llmcomp.data.tokenizers import AnyTokenizer, Tokens
 from llmcomp.errors import Error
+from llmcomp.float_state import ieee_state
 from llmcomp.models.adapter import ModelTraits
 from llmcomp.models.load import load_model
 
@@ -207,6 +208,7 @@ def _columns(
                 logits = session.step(tokens[:, at])
 
 
+@ieee_state()
 def _at_temperature(logits: Any, temperature: float) -> Any:
     if temperature == 1:
         return logits

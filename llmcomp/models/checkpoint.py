@@ -15,6 +15,7 @@ import numpy as np
 
 from llmcomp.checked_json import INDEX_BYTES_MAX, Members, is_file_name, parse_object, read_object
 from llmcomp.errors import Error, named, shown
+from llmcomp.float_state import ieee_state
 
 _LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _DIMENSIONS_MAX = 8
@@ -87,6 +88,7 @@ def tensor_shapes(config: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]
     ]
 
 
+@ieee_state()
 def _parse_config(config: Mapping[str, Any], name: str) -> NeoxConfig:
     """Defaults are those of transformers' GPTNeoXConfig, which leaves them out of the file."""
     members = Members(config, name)
