@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcomp import coding
+from llmcomp.checked_json import read_object
 from llmcomp.coding import cuda
 from llmcomp.data.tokenizers import Tokenized
 from llmcomp.errors import Error, named, reason, shown
@@ -433,11 +434,7 @@ def _refuse_code(folder: Path) -> None:
     for that kind of model."""
     if (folder / "adapter_config.json").exists():
         raise Error(f"{folder}: adapter_config.json names another model to load; {_TRUST}")
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return  # transformers says what is wrong with it
-    pending = [config]
+    pending: list[Any] = [read_object(folder / "config.json")]
     while pending:
         value = pending.pop()
         if isinstance(value, list):
