@@ -1,4 +1,4 @@
-"""Tables of held-out errors: the 75 published cells and the pico suite, every modality, every form, joint laws; seconds.
+"""Tables of held-out errors: the 75 published cells and the pico suite, every modality, form and joint law; seconds.
 
 Run: python benchmarks/bench_holdout.py. Each size (and step) after the third is predicted from all before it; "inside"
 counts cells in their 95 % predictive interval. Seconds are process time: one core, whatever else the machine does.
@@ -41,7 +41,7 @@ def main() -> None:
     start = time.process_time()
     text = published().query("modality == 'text'")
     law = fit_scaling_law(text)
-    law.ci, law.holdout("params"), law.holdout("step"), law.report()  # noqa: B018
+    law.ci, law.holdout("params"), law.holdout("step"), law.report()
     print(f"Fit with 1,000 resamples, intervals, both hold-outs and report: {time.process_time() - start:.1f} s")
 
 

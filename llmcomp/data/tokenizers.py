@@ -21,12 +21,13 @@ byte. One side bit tells the decoder; input without missing bytes, thus all vali
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,12 +35,15 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from llmcomp.errors import Error
+from llmcomp.checked_json import TOKENIZER_BYTES_MAX, Members, parse_object, read_bytes
+from llmcomp.errors import Error, named, reason, shown
 
 MIN_TEXT_CHARACTERS = 8
 # Bounds the memory of one call into the tokenizer library; see `_text_pieces` for where a longer text is cut.
 MAX_PIECE_SYMBOLS = 65_536
 _TEXT = re.compile(rf"[^\udc80-\udcff]{{{MIN_TEXT_CHARACTERS},}}")
+_IDS_MAX = 1 << 24
+_ADDED_FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
 _START_TOKENS = ("<|endoftext|>", "<|begin_of_text|>", "<s>")
 Tokens = npt.NDArray[np.int32]
 
@@ -89,7 +93,7 @@ class Tokenizer:
         self.file_sha256 = hashlib.sha256(tokenizer_json).hexdigest()
         vocab: dict[str, int] = description["model"]["vocab"]
         added = description.get("added_tokens") or []
-        self._bytes_of, self._lengths = _token_bytes(vocab, added, origin)
+        self._bytes_of, self._lengths = _token_bytes(vocab, added)
         self.vocab_size = len(self._lengths)
         self.n_own_tokens = len(vocab)
         ids = vocab | {token["content"]: token["id"] for token in added}
@@ -102,10 +106,7 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
         """Read a `tokenizer.json`."""
-        try:
-            return cls(Path(path).read_bytes(), str(path))
-        except OSError as error:
-            raise Error(f"{path}: cannot read the tokenizer: {error.strerror or error}") from error
+        return cls(read_bytes(path, TOKENIZER_BYTES_MAX), str(path))
 
     @classmethod
     def from_bytes(cls, tokenizer_json: bytes) -> Tokenizer:
@@ -156,10 +157,12 @@ class Tokenizer:
         No start or end tokens are added, as in the published computation.
         """
         if self._as_published is None:
-            self._as_published = tokenizers.Tokenizer.from_str(self._json.decode())
+            with _library_errors(self._origin):
+                self._as_published = tokenizers.Tokenizer.from_str(self._json.decode())
             self._as_published.no_truncation()
             self._as_published.no_padding()
-        return np.array(next(_encode(self._as_published, [text])), np.int32)
+        with _library_errors(self._origin):
+            return np.array(next(_encode(self._as_published, [text])), np.int32)
 
     def _encode_text_stretch(self, text: str) -> Iterator[Tokens]:
         pieces = list(_text_pieces(text))
@@ -302,12 +305,8 @@ class Tokenized:
         """The model's tokenizer; `Error` where it is of a kind that cannot carry any bytes."""
         if self._tokenizer_path is None:
             return ByteTokenizer()
-        path = Path(self._tokenizer_path)
-        try:
-            content = _Content(path.read_bytes())
-        except OSError as error:
-            raise Error(f"{path}: cannot read the tokenizer: {error.strerror or error}") from error
-        content.origin = str(path)
+        content = _Content(read_bytes(self._tokenizer_path, TOKENIZER_BYTES_MAX))
+        content.origin = str(self._tokenizer_path)
         return _shared_tokenizer(content)
 
     @functools.cached_property
@@ -375,29 +374,74 @@ def _encode(tokenizer: tokenizers.Tokenizer, pieces: list[str]) -> Iterator[list
 
 
 def _parse(tokenizer_json: bytes, origin: str) -> dict[str, Any]:
-    try:
-        description = json.loads(tokenizer_json)
-        model = description["model"]
-        kind, vocab = model["type"], model["vocab"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise Error(f"{origin}: not a Hugging Face tokenizer.json: {error!r}") from error
-    if kind != "BPE" or not isinstance(vocab, dict):
-        raise Error(f"{origin}: the tokenizer's model is {kind}, expected BPE over bytes")
-    pre_tokenizers = [step["type"] for step in _pre_tokenizer_steps(description)]
-    if "ByteLevel" not in pre_tokenizers:
-        found = ", ".join(pre_tokenizers) or "none"
-        raise Error(f"{origin}: the tokenizer's pre-tokenisers are {found}; expected ByteLevel among them")
+    """The content of a tokenizer.json whose every field that is read here is of its type."""
+    described = f"{origin}: not a Hugging Face tokenizer.json"
+    description = parse_object(tokenizer_json, described)
+    model = Members(description, described).members("model")
+    kind = model.text("type")
+    if kind != "BPE":
+        raise Error(f"{origin}: the tokenizer's model is {named(kind)}, expected BPE over bytes")
+    _check_vocab(model.object("vocab"), origin)
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        if model.get(option):
-            raise Error(f"{origin}: the tokenizer's BPE has {option} = {model[option]!r}, expected none")
+        if value := description["model"].get(option):
+            raise Error(f"{origin}: the tokenizer's BPE has {option} = {shown(value)}, expected none")
+    if description["model"].get("ignore_merges") is not None:
+        model.flag("ignore_merges")
+    for merge in model.array("merges"):
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise Error(f"{origin}: merges has {shown(merge)}, expected pairs of strings")
+    _check_added(description, origin)
+    pre_tokenizers = [step["type"] for step in _pre_tokenizer_steps(description, origin)]
+    if "ByteLevel" not in pre_tokenizers:
+        found = ", ".join(map(named, pre_tokenizers)) or "none"
+        raise Error(f"{origin}: the tokenizer's pre-tokenisers are {found}; expected ByteLevel among them")
     return description
 
 
-def _pre_tokenizer_steps(description: dict[str, Any]) -> list[dict[str, Any]]:
-    first = description.get("pre_tokenizer")
-    if first is None:
+def _check_vocab(vocab: Mapping[str, Any], origin: str) -> None:
+    entries = Members(vocab, f"{origin}: vocab")
+    for entry in vocab:
+        entries.integer(entry, highest=_IDS_MAX - 1)
+    if not vocab or len(set(vocab.values())) != len(vocab):
+        raise Error(f"{origin}: {len(vocab)} entries of vocab have {len(set(vocab.values()))} ids, expected one each")
+
+
+def _check_added(description: dict[str, Any], origin: str) -> None:
+    if description.get("added_tokens") is None:
+        return
+    for number, token in enumerate(Members(description, origin).array("added_tokens")):
+        if not isinstance(token, dict):
+            raise Error(f"{origin}: added_tokens has {shown(token)}, expected objects")
+        members = Members(token, f"{origin}: added_tokens[{number}]")
+        members.integer("id", highest=_IDS_MAX - 1)
+        members.text("content")
+        for flag in _ADDED_FLAGS:
+            members.flag(flag, False)
+
+
+def _pre_tokenizer_steps(description: dict[str, Any], origin: str = "") -> list[dict[str, Any]]:
+    if description.get("pre_tokenizer") is None:
         return []
-    return first["pretokenizers"] if first["type"] == "Sequence" else [first]
+    first = Members(description, origin).members("pre_tokenizer")
+    steps = [description["pre_tokenizer"]]
+    if first.text("type") == "Sequence":
+        steps = list(first.array("pretokenizers"))
+    for step in steps:
+        if not isinstance(step, dict) or not isinstance(step.get("type"), str):
+            raise Error(f"{origin}: pre_tokenizer has {shown(step)}, expected an object with a type")
+    return steps
+
+
+@contextlib.contextmanager
+def _library_errors(origin: str) -> Iterator[None]:
+    """The tokenizers library raises bare Exception for what it cannot read, and panics, which are no Exception."""
+    try:
+        yield
+    except (Error, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise Error(f"{origin}: the tokenizers library cannot read it: {reason(error)}") from error
 
 
 def _without_prefix_space(description: dict[str, Any]) -> list[dict[str, Any]]:
@@ -413,12 +457,11 @@ def _fingerprint(description: dict[str, Any]) -> str:
     """The same for files that differ only in how versions of the library write the same tokenizer."""
     model = description["model"]
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    flags = ("special", "single_word", "lstrip", "rstrip", "normalized")
     canonical = {
         "model": {"vocab": model["vocab"], "merges": merges, "ignore_merges": bool(model.get("ignore_merges"))},
         "pre_tokenizer": _without_prefix_space(description),
         "added_tokens": sorted(
-            [token["id"], token["content"], *(bool(token.get(flag)) for flag in flags)]
+            [token["id"], token["content"], *(bool(token.get(flag)) for flag in _ADDED_FLAGS)]
             for token in description.get("added_tokens") or []
         ),
     }
@@ -426,7 +469,7 @@ def _fingerprint(description: dict[str, Any]) -> str:
 
 
 def _token_bytes(
-    vocab: dict[str, int], added: Iterable[dict[str, Any]], origin: str
+    vocab: dict[str, int], added: Iterable[dict[str, Any]]
 ) -> tuple[dict[int, bytes], npt.NDArray[np.int64]]:
     """({id: bytes} of the tokens that carry bytes, int64 [vocab_size] of the lengths of all tokens' texts)."""
     bytes_of: dict[int, bytes] = {}
@@ -439,11 +482,9 @@ def _token_bytes(
     for added_token in added:
         token, content = added_token["id"], added_token["content"].encode()
         texts[token] = bytes_of[token] = content
-        if added_token["special"]:
+        if added_token.get("special"):
             del bytes_of[token]
-    vocab_size = 1 + max(*vocab.values(), *texts)
-    if min(vocab.values()) < 0 or vocab_size > 1 << 24:
-        raise Error(f"{origin}: token ids reach from {min(vocab.values())} to {vocab_size - 1}; expected 0 to 2^24 - 1")
+    vocab_size = 1 + max([*vocab.values(), *texts])
     lengths = np.zeros(vocab_size, np.int64)
     for token, text in texts.items():
         lengths[token] = len(text)
@@ -460,15 +501,13 @@ def _text_tokenizer(description: dict[str, Any], origin: str) -> tokenizers.Toke
         "truncation": None,
         "padding": None,
     }
-    try:
+    with _library_errors(origin):
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(changed))
-    except Exception as error:  # the library raises bare Exception for whatever it cannot read
-        raise Error(f"{origin}: the tokenizers library cannot read it: {error}") from error
     tokenizer.encode_special_tokens = True
     for token in description.get("added_tokens") or []:
         found = tokenizer.token_to_id(token["content"])
         if found != token["id"]:
             raise Error(
-                f"{origin}: added token {token['content']!r} has id {token['id']}, the library gives it {found}"
+                f"{origin}: added token {shown(token['content'])} has id {token['id']}, the library gives it {found}"
             )
     return tokenizer

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llmcomp.errors import Error
+from llmcomp.errors import Error, shown
 from llmcomp.models.adapter import ModelTraits
 from llmcomp.models.memory import host_memory
 from llmcomp.models.protocol import as_model
@@ -82,7 +82,7 @@ def load_source(source: ModelSource, engine: str = "exact", **options: Any) -> A
         )
     if architecture != "gpt_neox":
         raise Error(
-            f"{source.label} is a {architecture!r} model, the {engine} engine computes 'gpt_neox' only; "
+            f"{source.label} is a {shown(architecture)} model, the {engine} engine computes 'gpt_neox' only; "
             "engine='torch' runs any causal model of transformers"
         )
     check_options(engine, options)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import operator
 import os
 import re
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from llmcomp import pico
-from llmcomp.errors import Error
-from llmcomp.float_state import ieee_state
+from llmcomp.checked_json import is_file_name, read_bytes, read_object
+from llmcomp.errors import Error, shown
 from llmcomp.models import hub
 from llmcomp.models.hub import DownloadNeeded, SourceFile, hub_cached, hub_download, hub_listing
 from llmcomp.models.lock import Lock, LockedFile, LockedRevision
@@ -32,6 +31,7 @@ _INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r"(model|pytorch_model)-(\d+)-of-(\d+)\.(safetensors|bin)")
 _STEP_FOLDER = re.compile(r"(?:step|checkpoint-)(\d+)")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_REF_BYTES_MAX = 1 << 12
 _HASH_BLOCK_BYTES = 1 << 22
 # Of a weight as the suites store it (float16), for the size of what is not there yet.
 _WEIGHT_BYTES = 2
@@ -90,17 +90,13 @@ class ModelSource:
             raise Error(f"{self.label}: the hub states no digest of {file.name}")
         return _file_digest(self.folder / file.name)
 
-    @ieee_state()
     def read_config(self) -> dict[str, Any]:
         """The checkpoint's config.json; of a hub checkpoint only that file is downloaded."""
         path = self.folder / "config.json" if self.folder else self._fetch_named("config.json")
         try:
-            config = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise Error(f"{self.label}: {path} cannot be read as JSON: {error}") from None
-        if not isinstance(config, dict):
-            raise Error(f"{self.label}: {path} holds a {type(config).__name__}, expected an object")
-        return config
+            return read_object(path)
+        except Error as error:
+            raise Error(f"{self.label}: {error}") from None
 
     def find_tokenizer(self) -> Path | None:
         """The checkpoint's tokenizer.json; of a hub checkpoint only that file is downloaded. None: it has none."""
@@ -164,7 +160,7 @@ def find_model(
     """
     text = os.fspath(name)
     step = None if step is None else as_step(step)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 - Path's raises for an unknown user
     # Path.is_dir raises for a name that is too long.
     is_folder = os.path.isdir(path)  # noqa: PTH112
     if isinstance(name, os.PathLike) or path.is_absolute() or text.startswith((".", "~")):
@@ -352,7 +348,11 @@ def _source_in(name: str, step: int | None, folder: Path) -> ModelSource:
 
 def _cached_snapshot(path: Path, revision: str) -> Path:
     ref = path / "refs" / revision
-    commit = ref.read_text("utf-8").strip() if ref.is_file() else revision
+    commit = revision
+    if ref.is_file():
+        commit = read_bytes(ref, _REF_BYTES_MAX).decode("utf-8", "replace").strip()
+        if not is_file_name(commit):
+            raise Error(f"{ref}: found {shown(commit)}, expected the name of a commit")
     snapshot = path / "snapshots" / commit
     if not snapshot.is_dir():
         known = sorted(str(found.relative_to(path / "refs")) for found in (path / "refs").rglob("*") if found.is_file())

@@ -247,4 +247,7 @@ def load_exact(
     an `Int8Model`. Raises `Error`.
     """
     found = read_checkpoint(folder, name=name, step=step, tokenizer_path=tokenizer_path, weights=weights)
-    return (Int8Model if engine == Int8Model.engine else ExactModel)(**found)
+    try:
+        return (Int8Model if engine == Int8Model.engine else ExactModel)(**found)
+    except MemoryError:
+        raise Error(f"{folder}: the model takes more memory than there is") from None
