@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from llmcomp.data.tokenizers import AnyTokenizer, Tokens
+from llmcomp.data.tokenizers import AnyTokenizer
+from llmcomp.data.vocabulary import Tokens
 from llmcomp.errors import Error
 
 

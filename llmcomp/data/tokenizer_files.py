@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from llmcomp.checked_json import CONFIG_BYTES_MAX, TOKENIZER_BYTES_MAX, read_bytes, read_object
 from llmcomp.data.start_token import StartHints
-from llmcomp.errors import Error, shown
+from llmcomp.errors import Error, reason
 
 # What may make a tokenizer besides tokenizer.json, and what is read beside it.
 OTHER_FORMS = ("vocab.json", "merges.txt", "tokenizer.model")
@@ -110,8 +110,7 @@ def _converted(path: Path) -> bytes:
     try:
         return tokenizer_conversion.tokenizer_json(path.parent)
     except Exception as error:  # whatever a library raises for a file, and ImportError for one that is missing
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Error(
-            f"{path}: transformers cannot read this tokenizer ({shown(first)[1:-1]}): put a tokenizer.json beside it, or "
+            f"{path}: transformers cannot read this tokenizer ({reason(error)}): put a tokenizer.json beside it, or "
             "pip install sentencepiece tiktoken protobuf if one is missing"
         ) from None

@@ -29,6 +29,7 @@ def load_model(
     attention: str | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Load a model: a bundled pico model, a Hugging Face folder or hub name, or any object with logits() and session().
 
@@ -37,13 +38,14 @@ def load_model(
     integers: other logits, its own archives (`exact.Int8Model`). `engine="torch"` runs any causal model of
     transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32", "bfloat16", "float16") with `attention`
     ("sdpa", "eager"); what it promises is written in `engine_torch`. `step` None means the last step of a
-    known suite. An object that is a model already is returned unchanged. Raises `Error`, also for want of a device.
+    known suite. `tokenizer`: a file or folder to read it from instead of the model's own, or "bytes": tokens 0 to 255
+    are then bytes, whatever the folder holds. An object that is a model already is returned unchanged. Raises `Error`, also for want of a device.
     """
     if not isinstance(name, (str, os.PathLike)):
         return _on_device(as_model(name), device)
     options = {"device": device, "dtype": dtype, "attention": attention}
     check_options(engine, options)
-    source = find_model(name, step, revision=revision, cache_dir=cache_dir)
+    source = find_model(name, step, revision=revision, cache_dir=cache_dir).with_tokenizer(tokenizer)
     return load_source(source, engine, **options)
 
 
@@ -57,7 +59,7 @@ def load_source(source: ModelSource, engine: str = "exact", **options: Any) -> A
         if architecture == "gpt_neox":
             options["digest"] = functools.partial(_stored_digest, source)
         return engine_torch.load_torch(
-            folder, name=source.name, step=source.step, tokenizer_path=source.tokenizer_path, **options
+            folder, name=source.name, step=source.step, tokenizer_path=source.tokenizer_option, **options
         )
     if architecture != "gpt_neox":
         raise Error(
@@ -125,7 +127,7 @@ def stage_source(source: ModelSource, engine: str = "exact", **options: Any) -> 
         folder,
         name=source.name,
         step=source.step,
-        tokenizer_path=source.tokenizer_path,
+        tokenizer_path=source.tokenizer_option,
         weights=weights,
         **options,
     )
@@ -146,7 +148,7 @@ def _load_exact(source: ModelSource, engine: str, device: str) -> Any:
         engine=engine,
         name=source.name,
         step=source.step,
-        tokenizer_path=source.tokenizer_path,
+        tokenizer_path=source.tokenizer_option,
         weights=_pickled_weights(source, folder),
     )
 
