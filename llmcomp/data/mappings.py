@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,11 @@ def prefix_of(tokenizer: AnyTokenizer) -> bytes:
     """What the tokenizer puts before text in training and mapping "bytes" may put before data; mostly nothing."""
     prefix: bytes = getattr(tokenizer, "prefix", b"")
     return prefix
+
+
+def has_prefix_before(tokenizer: Any, data: bytes) -> bool:
+    """Whether the tokenizer, one with a prefix, puts it before `data`."""
+    return bool(tokenizer.takes_prefix(data))
 
 
 class ByteEncoder(Protocol):
@@ -55,7 +60,7 @@ class _Bytes:
     def encode(self, data: bytes, tokenizer: AnyTokenizer) -> Encoded:
         if prefix := prefix_of(tokenizer):
             tokens, side = np.empty(0, np.int32), b"\0"
-            if tokenizer.takes_prefix(data):  # type: ignore[attr-defined] - what has a prefix has this
+            if has_prefix_before(tokenizer, data):
                 tokens = tokenizer.encode_bytes(prefix + data)
                 side = b"\x80" if len(tokens) <= len(data) else side
             return Encoded(tokens if side == b"\x80" else tokenizer.encode_bytes(data), side, 1, len(data))

@@ -26,17 +26,18 @@ def find_start_token(
     that of a special token: configurations have defaults that mean nothing.
     """
     first = _template_start(content.get("post_processor"))
+    bos, eos = hints.bos or "", hints.eos or ""
     if first in ids:
         return ids[first], f"{first}, which tokenizer.json puts before every text"
-    if hints.bos in ids:
-        return ids[hints.bos], f"{hints.bos}, bos_token of tokenizer_config.json"
+    if bos in ids:
+        return ids[bos], f"{bos}, bos_token of tokenizer_config.json"
     if name := next((name for name in _NAMES if name in ids), None):
         return ids[name], f"{name}, by its name: the tokenizer's files name no start token"
     texts = {token: text for text, token in ids.items()}
     if hints.bos_id in special:
         return hints.bos_id, f"{texts[hints.bos_id]}, bos_token_id of config.json"
-    if hints.eos in ids:
-        return ids[hints.eos], f"{hints.eos} stands in, the end token: the model has no start token"
+    if eos in ids:
+        return ids[eos], f"{eos} stands in, the end token: the model has no start token"
     if hints.eos_id in special:
         return hints.eos_id, f"{texts[hints.eos_id]} stands in, the end token: the model has no start token"
     return None, "token 0 stands in: the tokenizer's files name neither a start nor an end token"

@@ -64,10 +64,18 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _start_hints(settings: Mapping[str, Any], config: Mapping[str, Any]) -> StartHints:
-    texts = [_content(settings.get(key)) for key in ("bos_token", "eos_token")]
-    ids = [config.get(key) for key in ("bos_token_id", "eos_token_id")]
-    ids = [token[0] if isinstance(token, list) and token else token for token in ids]
-    return StartHints(*texts, *(token if type(token) is int else None for token in ids))
+    return StartHints(
+        _content(settings.get("bos_token")),
+        _content(settings.get("eos_token")),
+        _id(config.get("bos_token_id")),
+        _id(config.get("eos_token_id")),
+    )
+
+
+def _id(token: Any) -> int | None:
+    """A token's id, which is itself or the first of a list."""
+    token = token[0] if isinstance(token, list) and token else token
+    return token if type(token) is int else None
 
 
 def _content(token: Any) -> str | None:

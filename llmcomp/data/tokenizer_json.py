@@ -19,10 +19,10 @@ from llmcomp.errors import Error, named, reason, shown
 
 _IDS_MAX = 1 << 24
 _ADDED_FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
-_REFUSED_MODELS = {
-    "Unigram": "its pieces have probabilities and no merges",
-    "WordPiece": "it drops the spaces between words",
-    "WordLevel": "it has whole words only",
+_WHY_REFUSED = {
+    "Unigram": ": its pieces with probabilities are not known here",
+    "WordPiece": ": it drops spaces, which no decoder brings back",
+    "WordLevel": ": it has whole words only, and no tokens for other bytes",
 }
 PREFIX_ALWAYS, PREFIX_UNLESS_SPACE = "always", "unless space"
 
@@ -60,8 +60,10 @@ def parse(tokenizer_json: bytes, origin: str) -> Description:
     # GPT-2's own file, of 2019, does not name the kind.
     kind = "BPE" if "type" not in model and "merges" in model else model.text("type")
     if kind != "BPE":
-        why = f" ({_REFUSED_MODELS[kind]})" if kind in _REFUSED_MODELS else ""
-        raise Error(f"{origin}: the tokenizer's model is {named(kind)}{why}, expected BPE over bytes or byte fallback")
+        raise Error(
+            f"{origin}: the tokenizer's model is {named(kind)}, expected BPE over bytes or with byte fallback"
+            f"{_WHY_REFUSED.get(kind, '')}"
+        )
     _check_model(content["model"], model, origin)
     _check_added(content, origin)
     vocab, added = content["model"]["vocab"], content.get("added_tokens") or []

@@ -230,7 +230,9 @@ class ByteTokenizer:
     """The tokenizer of a model that has none: a token is a byte, and nothing stands before the first."""
 
     vocab_size = 256
+    kind, left_out, prefix = "bytes", (), b""
     bos_token: int | None = None
+    bos_reason = "token 0 stands in: tokens are bytes"
     fingerprint = hashlib.sha256(b'{"model":{"type":"bytes"}}').hexdigest()
 
     def token_bytes(self, token: int) -> bytes:

@@ -39,7 +39,8 @@ def load_model(
     transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32", "bfloat16", "float16") with `attention`
     ("sdpa", "eager"); what it promises is written in `engine_torch`. `step` None means the last step of a
     known suite. `tokenizer`: a file or folder to read it from instead of the model's own, or "bytes": tokens 0 to 255
-    are then bytes, whatever the folder holds. An object that is a model already is returned unchanged. Raises `Error`, also for want of a device.
+    are then bytes, whatever the folder holds. An object that is a model already is returned unchanged. Raises `Error`,
+    also for want of a device.
     """
     if not isinstance(name, (str, os.PathLike)):
         return _on_device(as_model(name), device)
