@@ -1,4 +1,4 @@
-"""Other forms of tokenizers as tokenizer.json, by transformers (with sentencepiece or tiktoken); nothing else."""
+"""Other forms of tokenizers as tokenizer.json, by transformers (with tiktoken); nothing else."""
 
 from __future__ import annotations
 

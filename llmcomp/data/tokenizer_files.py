@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmcomp.checked_json import CONFIG_BYTES_MAX, TOKENIZER_BYTES_MAX, read_bytes, read_object
+from llmcomp.data import sentencepiece_model
 from llmcomp.data.start_token import StartHints
 from llmcomp.errors import Error, reason
 
@@ -43,8 +44,9 @@ def find_tokenizer_file(folder: str | os.PathLike[str]) -> Path:
 def read_tokenizer_files(path: str | os.PathLike[str]) -> TokenizerFiles:
     """The tokenizer in a file that `find_tokenizer_file` may give, or in any other file of tokenizer.json's form.
 
-    `Error` for files that cannot be read, and where a library that is needed is not installed: vocab.json of another
-    class than GPT-2's and tokenizer.model are read by transformers, with sentencepiece or tiktoken.
+    `Error` for files that cannot be read, and where a library that is needed is not installed: transformers reads the
+    vocab.json of other classes than GPT-2's and, with tiktoken, the ranks in a tokenizer.model that is not
+    SentencePiece's.
     """
     path = Path(path)
     settings, config = (_optional(path.parent / name) for name in (SETTINGS, "config.json"))
@@ -53,7 +55,9 @@ def read_tokenizer_files(path: str | os.PathLike[str]) -> TokenizerFiles:
         is_gpt2 |= "tokenizer_class" not in settings and config.get("model_type") in _GPT2_MODELS
         content = _gpt2_json(path.parent, settings) if is_gpt2 else _converted(path)
     elif path.name == OTHER_FORMS[2]:
-        content = _converted(path)
+        content = read_bytes(path, TOKENIZER_BYTES_MAX)
+        is_known = sentencepiece_model.is_sentencepiece(content)
+        content = sentencepiece_model.tokenizer_json(content, str(path)) if is_known else _converted(path)
     else:
         content = read_bytes(path, TOKENIZER_BYTES_MAX)
     return TokenizerFiles(content, str(path), _start_hints(settings, config))
@@ -113,12 +117,12 @@ def _converted(path: Path) -> bytes:
     except ImportError as error:
         raise Error(
             f"{path}: this form of a tokenizer is read by transformers, which cannot be imported ({error}): "
-            'pip install "llmcomp[torch]" sentencepiece tiktoken, or put a tokenizer.json beside it'
+            'pip install "llmcomp[torch]" tiktoken, or put a tokenizer.json beside it'
         ) from None
     try:
         return tokenizer_conversion.tokenizer_json(path.parent)
     except Exception as error:  # whatever a library raises for a file, and ImportError for one that is missing
         raise Error(
             f"{path}: transformers cannot read this tokenizer ({reason(error)}): put a tokenizer.json beside it, or "
-            "pip install sentencepiece tiktoken protobuf if one is missing"
+            "pip install tiktoken if that is missing"
         ) from None

@@ -149,14 +149,29 @@ def test_fingerprints_that_archives_may_hold(pythia_tokenizer: Tokenizer) -> Non
         assert Tokenizer.from_file(path_of(name)).fingerprint.startswith(start)
 
 
-@pytest.mark.parametrize(("name", "library"), [("llama-2", "sentencepiece"), ("llama-3", "tiktoken")])
-def test_tokenizer_model_through_installed_libraries(name: str, library: str, tmp_path: Path) -> None:
+def with_tokenizer_model(name: str, folder: Path) -> Tokenizer:
+    shutil.copy(path_of(name).with_name("tokenizer.model"), folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return Tokenizer.from_file(folder / "tokenizer.model")
+
+
+def test_tokenizer_model_of_sentencepiece(tmp_path: Path) -> None:
+    """The same vocabulary and merges as those of the file that was published beside it."""
+    tokenizer = with_tokenizer_model("llama-2", tmp_path)
+    expected = Tokenizer.from_file(path_of("llama-2"))
+    assert (tokenizer.bos_token, tokenizer.prefix, tokenizer.left_out) == (1, b" ", ())
+    found, published = (json.loads(t.__reduce__()[1][0])["model"] for t in (tokenizer, expected))
+    assert found["vocab"] == published["vocab"]
+    assert sorted(map(" ".join, found["merges"])) == sorted(published["merges"])
+    text = (DATA / "enwik8.head").read_bytes()[:200_000]
+    for data in (text, text[1:50], np.random.default_rng(1).bytes(5000)):
+        assert check_inverse(tokenizer, data).tokens.tolist() == check_inverse(expected, data).tokens.tolist()
+    assert tokenizer.encode_text("a  b").tolist() == expected.encode_text("a  b").tolist()
+
+
+def test_tokenizer_model_of_ranks(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    pytest.importorskip(library)
-    pytest.importorskip("google.protobuf")
-    shutil.copy(path_of(name).with_name("tokenizer.model"), tmp_path)
-    config = {"llama-2": {"model_type": "llama", "bos_token_id": 1}, "llama-3": {"model_type": "llama"}}[name]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    found, expected = Tokenizer.from_file(tmp_path / "tokenizer.model"), Tokenizer.from_file(path_of(name))
+    pytest.importorskip("tiktoken")
+    tokenizer, expected = with_tokenizer_model("llama-3", tmp_path), Tokenizer.from_file(path_of("llama-3"))
     for data in (b"The other theory, \xc3\xa9t\xc3\xa9.\n" * 9, np.random.default_rng(1).bytes(500)):
-        assert check_inverse(found, data).tokens.tolist() == check_inverse(expected, data).tokens.tolist()
+        assert check_inverse(tokenizer, data).tokens.tolist() == check_inverse(expected, data).tokens.tolist()

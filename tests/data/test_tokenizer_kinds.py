@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import re
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -414,7 +415,7 @@ def test_a_tokenizer_that_is_named(tmp_path: Path) -> None:
 
 def test_a_form_that_needs_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = model_folder(tmp_path / "model", 300)
-    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    (folder / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
     model = llmcomp.load_model(str(folder))
     real = builtins.__import__
 
@@ -431,3 +432,54 @@ def test_a_form_that_needs_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyP
     pytest.importorskip("transformers")
     with pytest.raises(Error, match=r"tokenizer\.model: transformers cannot read this tokenizer"):
         _ = llmcomp.load_model(str(folder)).tokenizer
+
+
+def field(number: int, value: int | bytes) -> bytes:
+    """Of a protocol buffer; lengths and numbers below 2^14."""
+    head = number << 3 | (0 if isinstance(value, int) else 2)
+    n = value if isinstance(value, int) else len(value)
+    size = bytes([n]) if n < 128 else bytes([n & 127 | 128, n >> 7])
+    return bytes([head]) + size + (b"" if isinstance(value, int) else value)
+
+
+def sentencepiece_file(description: dict[str, Any], algorithm: int = 2, **normalizer: int) -> bytes:
+    """The tokenizer as SentencePiece writes it: scores fall with the ids, which are in the order of merging."""
+    content = b""
+    for text, token in sorted(description["model"]["vocab"].items(), key=lambda item: item[1]):
+        kind = {"<unk>": 2, "<s>": 3, "</s>": 3}.get(text, 6 if text in BYTE_TEXTS else 1)
+        content += field(1, field(1, text.encode()) + b"\x15" + struct.pack("<f", -token) + field(3, kind))
+    content += field(2, field(3, algorithm))
+    return content + field(3, b"".join(field(int(number[1:]), value) for number, value in normalizer.items()))
+
+
+def test_tokenizer_model(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", 500, model_type="gpt_neox")
+    description = DESCRIPTIONS["legacy"]
+    (folder / "tokenizer.model").write_bytes(sentencepiece_file(description, _4=0))
+    tokenizer = llmcomp.load_model(str(folder)).tokenizer
+    assert (tokenizer.bos_token, tokenizer.prefix, tokenizer.left_out) == (1, b" ", ())
+    for data in NASTY.values():
+        assert check_inverse("bytes", tokenizer, data).tolist() == check_inverse("bytes", LEGACY, data).tolist()
+    (folder / "tokenizer.model").write_bytes(sentencepiece_file(description, _3=0))
+    assert Tokenizer.from_file(folder / "tokenizer.model").prefix == b""
+    assert Tokenizer.from_file(folder / "tokenizer.model").left_out == ("Replace",)
+    (folder / "tokenizer.model").write_bytes(sentencepiece_file(description, 1))
+    with pytest.raises(Error, match=r"tokenizer\.model: the tokenizer's model is Unigram, expected BPE"):
+        Tokenizer.from_file(folder / "tokenizer.model")
+
+
+def test_a_damaged_tokenizer_model(tmp_path: Path) -> None:
+    whole, path = sentencepiece_file(DESCRIPTIONS["legacy"]), tmp_path / "tokenizer.model"
+    draw = random.Random(5)
+    cut = [whole[:n] for n in (2, 9, len(whole) // 2, len(whole) - 1)]
+    flipped = [bytearray(whole) for _ in range(60)]
+    for content in flipped:
+        content[draw.randrange(1, len(content))] ^= 1 << draw.randrange(8)
+    for content in (*cut, *flipped):
+        path.write_bytes(content)
+        try:
+            tokenizer = Tokenizer.from_file(path)
+        except Error as error:
+            assert "tokenizer.model: " in str(error)
+        else:
+            check_inverse("bytes", tokenizer, b"the other \xff theory")
