@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmcomp.errors import Error, named, shown
+from llmcomp.float_state import ieee_state
 
 # Far above what is in use: configurations take kilobytes, tokenizers up to 35 MB, indices of shards up to 10 MB.
 CONFIG_BYTES_MAX = 1 << 24
@@ -54,6 +55,7 @@ def read_bytes(path: str | os.PathLike[str], bytes_max: int) -> bytes:
     return content
 
 
+@ieee_state()
 def parse_object(content: bytes, origin: str, what: str = "") -> dict[str, Any]:
     """The JSON object that UTF-8 text holds; `what` names it in messages where it is a part of `origin`.
 

@@ -37,7 +37,7 @@ def shown(value: Any) -> str:
     try:
         text = repr(value)
     except (ValueError, RecursionError, MemoryError):  # an int of more digits than Python writes
-        return f"a {type(value).__name__}"
+        return f"of type {type(value).__name__}"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcomp.errors import Error, reason
+from llmcomp.errors import Error, named, reason
 
 PROTOCOLS = ("lossless", "published")
 STREAM_CHUNK = -1  # the chunk number of a row that covers all chunks of a data set as one stream (baselines)
@@ -237,6 +237,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """Whatever pyarrow and pandas run into with a file that is damaged or holds something else, as an `Error`."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - Path's raise for long names
+            raise Error(f"{path}: not a regular file")  # a pipe or a device might never end
         yield
     except Error:
         raise
@@ -252,12 +254,18 @@ def _read_file(path: Path) -> pd.DataFrame:
                 raise Error(f"{path}: {parquet.metadata.num_rows:,} rows, expected at most {_ROWS_MAX:,}")
             table = parquet.read()
         table.validate(full=True)  # damaged text is found here, not where it is first used
-        rows = table.to_pandas(ignore_metadata=True)
+        # Without what pandas may have written about its own types: columns are what this module says.
+        rows = table.replace_schema_metadata(None).to_pandas()
     found = (table.schema.metadata or {}).get(_FORMAT_KEY)
     if found not in _FORMATS:
-        told = "no mark of llmcomp" if found is None else f"format {found.decode(errors='replace')}"
+        told = "no mark of llmcomp" if found is None else f"format {named(found.decode(errors='replace'))}"
         known = " or ".join(known.decode() for known in _FORMATS)
         raise Error(f"{path}: not a file of llmcomp's rows: found {told}, expected format {known}")
+    for field in table.schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+        if ROW_COLUMNS.get(field.name, ("", ""))[0] == "string" and not is_text:
+            raise Error(f"{path}: rows: column {field.name} is {kind}, expected string")
     try:
         with _reading(path):
             return check_rows(rows)

@@ -7,6 +7,8 @@
 
 #include <string.h>
 
+#include "core/base/ieee.h"
+
 #define N_GLOBAL_TENSORS 4
 #define N_LAYER_TENSORS 12
 /* Weights of the host. */
@@ -240,7 +242,7 @@ static int model_fill(const module_state_t *state, cuda_model_object_t *self, ho
     return 0;
 }
 
-static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+static PyObject *make_model(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     module_state_t *state = PyType_GetModuleState(type);
     PyObject *arrays;
     int device;
@@ -259,6 +261,14 @@ static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *ke
     if (take_weights(state->error, &host, arrays) < 0 || model_fill(state, self, &host) < 0) Py_CLEAR(self);
     host_weights_release(&host);
     return (PyObject *)self;
+}
+
+/* The numbers of the configuration are rounded and compared on their way in. */
+static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    lmc_float_state_t saved = lmc_float_state_enter();
+    PyObject *self = make_model(type, arguments, keywords);
+    lmc_float_state_leave(saved);
+    return self;
 }
 
 static void model_dealloc(PyObject *object) {

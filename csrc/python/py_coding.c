@@ -101,7 +101,8 @@ static PyObject *encode_intervals(PyObject *module, PyObject *arguments) {
     for (int i = 0; i < 3; i++) {
         if (i == 0) shape[0] = PyObject_Length(objects[0]);
         if (shape[0] < 0) goto done;
-        arrays[i] = lmc_py_integers_parse(state->error, objects[i], names[i], 1, shape);
+        /* lmc_encoder_put checks each triple again as it takes it. */
+        arrays[i] = lmc_py_integers_borrow(state->error, objects[i], names[i], 1, shape);
         if (arrays[i] == NULL) goto done;
     }
     lmc_py_triple_t triple = {(PyObject *)arrays[0], (PyObject *)arrays[1], (PyObject *)arrays[2]};

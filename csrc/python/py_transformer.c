@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#include "core/base/ieee.h"
+
 /* A pass over more sequences than fit this workspace runs a few sequences at a time; Ctrl-C is heard in
  * between. */
 #define PASS_WORKSPACE_BYTES ((size_t)32 << 20)
@@ -32,7 +34,8 @@ static int take_tensor(PyObject *error, PyObject *object, Py_ssize_t index, size
                        lmc_transformer_tensor_t *tensor) {
     *tensor = (lmc_transformer_tensor_t){.dtype = LMC_FLOAT32};
     if (object == Py_None) return 0;
-    if (!PyArray_Check(object) || dtype_of((PyArrayObject *)object) < 0) {
+    int dtype = PyArray_Check(object) ? dtype_of((PyArrayObject *)object) : -1;
+    if (dtype < 0) {
         PyErr_Format(error, "tensor %zd is no array of float32, float16 or uint16 (bfloat16)", index);
         return -1;
     }
@@ -44,7 +47,7 @@ static int take_tensor(PyObject *error, PyObject *object, Py_ssize_t index, size
         return -1;
     }
     tensor->data = PyArray_DATA(array);
-    tensor->dtype = (lmc_dtype_t)dtype_of(array);
+    tensor->dtype = (lmc_dtype_t)dtype;
     return 0;
 }
 
@@ -153,7 +156,7 @@ static int model_fill(PyObject *error, transformer_model_object_t *self,
     return raise_status(error, status);
 }
 
-static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+static PyObject *make_model(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     lmc_module_state_t *state = lmc_py_state_of_type(type);
     lmc_transformer_config_t config = {0};
     PyObject *arrays;
@@ -169,6 +172,14 @@ static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *ke
         return NULL;
     }
     return (PyObject *)self;
+}
+
+/* The numbers of the configuration are rounded and compared on their way in. */
+static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    lmc_float_state_t saved = lmc_float_state_enter();
+    PyObject *self = make_model(type, arguments, keywords);
+    lmc_float_state_leave(saved);
+    return self;
 }
 
 static void model_dealloc(PyObject *object) {
@@ -195,13 +206,13 @@ static PyArrayObject *parse_token_rows(PyObject *error, const lmc_transformer_co
         Py_DECREF(array);
         return NULL;
     }
-    if ((size_t)PyArray_DIM(array, 1) > config->context_length) {
-        PyErr_Format(error, "%zd tokens a sequence; the context of the model holds %zu",
-                     (Py_ssize_t)PyArray_DIM(array, 1), config->context_length);
+    npy_intp shape[2] = {PyArray_DIM(array, 0), PyArray_DIM(array, 1)};
+    if ((size_t)shape[1] > config->context_length) {
+        PyErr_Format(error, "%zd tokens a sequence; the context of the model holds %zu", (Py_ssize_t)shape[1],
+                     config->context_length);
         Py_DECREF(array);
         return NULL;
     }
-    npy_intp shape[2] = {PyArray_DIM(array, 0), PyArray_DIM(array, 1)};
     PyArrayObject *integers = lmc_py_integers_parse(error, (PyObject *)array, name, 2, shape);
     Py_DECREF(array);
     return integers;

@@ -142,6 +142,8 @@ def _results(args: argparse.Namespace) -> Any:
 def compress(args: argparse.Namespace) -> int:
     from llmcomp.codec.files import Skipped
 
+    if args.output and args.stdout:
+        raise Error("-c and -o both say where to write: leave one out")
     if args.output and len(args.file) > 1:
         raise Error(f"-o names one file, but there are {len(args.file)} files to read")
     if args.list:
@@ -159,7 +161,7 @@ def compress(args: argparse.Namespace) -> int:
     status, reports = 0, []
     for file in args.file:
         try:
-            reports.append(_convert(file, model, decompress, args))
+            reports.append(_convert_or_ask(file, model, decompress, args))
         except Skipped as error:
             status = status or complain(error, 2)
         except Error as error:
@@ -177,13 +179,35 @@ def _naming(file: str, error: Error) -> str:
     return text if text.startswith((f"{file}:", f"{file} ", f"{file}.llmc")) else f"{file}: {text}"
 
 
-def _convert(file: str, model: Any, decompress: bool, args: argparse.Namespace) -> Any:
+def _convert_or_ask(file: str, model: Any, decompress: bool, args: argparse.Namespace) -> Any:
+    """One file; what an archive has to download for itself is asked for, where a person can be."""
+    from llmcomp.models.hub import DownloadNeeded
+
+    try:
+        return _convert(file, model, decompress, args, args.download)
+    except DownloadNeeded as error:
+        if "-" in args.file or not _is_agreed(_naming(file, error)):
+            raise
+    return _convert(file, model, decompress, args, download=True)
+
+
+def _is_agreed(question: str) -> bool:
+    """A yes at a terminal, which both streams must be; the one place where an answer is read from standard input."""
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+        return False
+    print(f"llmcomp: {question}. Download it now? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _convert(file: str, model: Any, decompress: bool, args: argparse.Namespace, download: bool) -> Any:
     """One file; gzip's rule: the input goes when the output stands, unless it is to be kept or has another name."""
     from llmcomp.codec import files
 
     output = "-" if args.stdout else args.output
     # Of a model that the archive names; any other was loaded there.
     options: dict[str, Any] = {"progress": not args.quiet, "device": args.device if model is None else None}
+    if decompress:
+        options["download"] = download
     if args.test:
         return files.test_file(file, model, **options)
     options |= {"output": output, "force": args.force}
@@ -380,6 +404,8 @@ def data_check(args: argparse.Namespace) -> int:
 def complain(error: object, status: int) -> int:
     """One line on stderr; returns the status."""
     text = " ".join(str(error).split()) or type(error).__name__
+    # Names in files of others may hold what a terminal takes for commands.
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     print(f"llmcomp: {text}", file=sys.stderr)
     return status
 

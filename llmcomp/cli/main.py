@@ -23,7 +23,10 @@ _INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return its exit status."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    args = parser.parse_args(argv)
+    _refuse_options_as_files(parser, args, argv)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # File names may hold what the terminal's encoding has not.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -43,6 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             interrupted = isinstance(error, KeyboardInterrupt)
             return cli_commands.complain("interrupted" if interrupted else error, _INTERRUPTED if interrupted else 1)
+
+
+def _refuse_options_as_files(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """argparse takes "-9" and "-x y" for files; a file with such a name comes behind "--", as for every command."""
+    n_options = argv.index("--") if "--" in argv else len(argv)
+    for word in argv[:n_options]:
+        if word.startswith("-") and word != "-" and word in _files(args):
+            hint = "there are no levels, -m chooses a model" if word[1:].isdecimal() else "a file comes behind --"
+            parser.error(f"unrecognized arguments: {word} ({hint})")
+
+
+def _files(args: argparse.Namespace) -> Sequence[str]:
+    found = getattr(args, "file", ())
+    return [found] if isinstance(found, str) else found
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -72,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="list, download and check data sets")
     _add_data(data.add_subparsers(title="actions", metavar="ACTION", required=True), add)
     score = add("score", cli_commands.score, "score one model on one data set, one row a chunk")
-    score.add_argument("model", help="a name, a folder or a name of the Hugging Face hub")
+    score.add_argument("model", help="a name, a folder (./NAME) or a name of the Hugging Face hub")
     score.add_argument("--step", type=int, help="training step (default: the last)")
     score.add_argument("--verify", action="store_true", help="decode every payload again")
     score.add_argument("--out", metavar="FILE", help="write the rows as Parquet")
@@ -158,7 +175,9 @@ def _add_engine(parser: Any) -> None:
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--suite", choices=("pico", "pythia"), help="all models and steps of a suite (default: pico)")
-    which.add_argument("--model", action="append", help="a name, a folder or a name of the hub; may be repeated")
+    which.add_argument(
+        "--model", action="append", help="a name, a folder (./NAME) or a name of the hub; may be repeated"
+    )
     parser.add_argument("--step", action="append", type=int, metavar="N", help="training step; may be repeated")
     _add_scoring(parser, several=True)
     parser.add_argument("--baselines", action="store_true", help="add gzip, xz, PNG, FLAC, random models, ...")
@@ -229,6 +248,9 @@ def _add_archive(parser: argparse.ArgumentParser, compress: bool) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="overwrite, take links")
     parser.add_argument("-c", "--stdout", action="store_true", help="write to standard output, keep the input files")
     parser.add_argument("-o", "--output", metavar="FILE", help="write to FILE, keep the input file")
+    parser.add_argument(
+        "--download", action="store_true", help="let an archive download the model that it names from the hub"
+    )
     parser.add_argument("--salvage", action="store_true", help="write the intact segments of a damaged archive")
     parser.add_argument("--mapping", choices=("bytes", "latin1", "shift", "ascii"), default="bytes")
     parser.add_argument("--overlap", type=int, metavar="N", help="tokens of the window before that a window sees")

@@ -27,6 +27,7 @@ from llmcomp.data.mappings import get_mapping
 from llmcomp.data.tokenizers import AnyTokenizer
 from llmcomp.data.vocabulary import Tokens
 from llmcomp.errors import Error
+from llmcomp.float_state import ieee_state
 from llmcomp.models.adapter import ModelTraits
 from llmcomp.models.load import load_model
 
@@ -209,6 +210,7 @@ def _columns(
                 logits = session.step(tokens[:, at])
 
 
+@ieee_state()
 def _at_temperature(logits: Any, temperature: float) -> Any:
     if temperature == 1:
         return logits

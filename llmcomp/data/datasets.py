@@ -243,8 +243,8 @@ def _resolve(spec: str) -> tuple[str, Path, str, str]:
         if name not in _MODALITY_OF_NAME or not file:
             raise DatasetError(f"{spec!r}: expected NAME=PATH, NAME one of {', '.join(_MODALITY_OF_NAME)}")
         origin, licence = _PUBLISHED[name][1:] if name in _PUBLISHED else ("files of the user", "")
-        path = Path(os.path.expanduser(file))  # noqa: PTH111 - Path's raises for an unknown user
-        return name, path, f"{origin}; read from {Path(file).name}", licence
+        named_path = Path(os.path.expanduser(file))  # noqa: PTH111 - Path's raises for an unknown user
+        return name, named_path, f"{origin}; read from {Path(file).name}", licence
     if name in _PUBLISHED:
         path = download.fetched_path(name)
         if path is None:

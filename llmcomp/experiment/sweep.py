@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import queue
+import stat
 import sys
 import tempfile
 import uuid
@@ -21,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -344,7 +345,7 @@ def _locked(folder: Path) -> Iterator[None]:
         raise Error(f"{folder}: another sweep of this process is at work here")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = _open_lock(path)
     except OSError as error:
         raise Error(f"{folder}: cannot write results there: {error.strerror or error}") from error
     with file:
@@ -354,6 +355,16 @@ def _locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             _locked_here.discard(path)
+
+
+def _open_lock(path: Path) -> IO[str]:
+    """The lock is written to, and in a folder from elsewhere it may be a link to what is not the sweep's, or a pipe."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(handle)
+        raise Error(f"{path}: expected a file of its own, found a link or something else: remove it")
+    return os.fdopen(handle, "a+")
 
 
 def _take(file: Any, folder: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from llmcomp.checked_json import INDEX_BYTES_MAX, Members, is_file_name, parse_object, read_object
 from llmcomp.data.tokenizer_files import find_tokenizer_file
 from llmcomp.errors import Error, named, shown
+from llmcomp.float_state import ieee_state
 
 _LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _DIMENSIONS_MAX = 8
@@ -87,6 +88,7 @@ def tensor_shapes(config: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]
     ]
 
 
+@ieee_state()
 def _parse_config(config: Mapping[str, Any], name: str) -> NeoxConfig:
     """Defaults are those of transformers' GPTNeoXConfig, which leaves them out of the file."""
     members = Members(config, name)
@@ -102,7 +104,7 @@ def _parse_config(config: Mapping[str, Any], name: str) -> NeoxConfig:
         raise Error(f"{name}: hidden_size {hidden} is no multiple of num_attention_heads {n_heads}")
     fraction, base = _parse_rotary(config, name)
     if not 0 <= fraction <= 1:
-        raise Error(f"{name}: {fraction} of every head is rotary, expected 0 to 1")
+        raise Error(f"{name}: rotary_pct or partial_rotary_factor is {fraction}, expected 0 to 1")
     rotary_dims = int(hidden // n_heads * fraction)
     if rotary_dims % 2:
         raise Error(

@@ -16,6 +16,10 @@ class HubUnreachable(Error):
     """The hub did not answer, and what was asked for is not in the cache."""
 
 
+class DownloadNeeded(Error):
+    """A model that a file names is not in the cache: it is downloaded only if the user says so."""
+
+
 class SourceFile(NamedTuple):
     """One file of a checkpoint. `digest` is None until somebody needs it (local files are hashed then)."""
 
@@ -40,6 +44,14 @@ def hub_listing(repo: str, commit: str, label: str) -> dict[str, SourceFile] | N
         )
         for file in info.siblings or ()
     }
+
+
+def hub_cached(repo: str, filename: str, revision: str) -> Path | None:
+    """Where the cache has a file, or None; the hub is not asked."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, filename, constants.HF_HUB_CACHE, revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def hub_download(repo: str, filename: str, revision: str, cache_dir: Path | None) -> Path:

@@ -11,6 +11,7 @@ import hashlib
 import operator
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +22,8 @@ from llmcomp.checked_json import is_file_name, read_bytes, read_object
 from llmcomp.data.tokenizer_files import OTHER_FORMS, SETTINGS, find_tokenizer_file
 from llmcomp.data.tokenizers import BYTES
 from llmcomp.errors import Error, shown
-from llmcomp.models.hub import SourceFile, hub_download, hub_listing
-from llmcomp.models.registry import check_step, list_models, near_names
+from llmcomp.models.hub import DownloadNeeded, SourceFile, hub_cached, hub_download, hub_listing
+from llmcomp.models.registry import ModelEntry, check_step, list_models, near_names
 
 _WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 _INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -31,6 +32,8 @@ _STEP_FOLDER = re.compile(r"(?:step|checkpoint-)(\d+)")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _REF_BYTES_MAX = 1 << 12
 _HASH_BLOCK_BYTES = 1 << 22
+# Of a weight as the suites store it (float16), for the size of what is not there yet.
+_WEIGHT_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -142,27 +145,60 @@ def find_model(
 ) -> ModelSource:
     """Where a checkpoint is and what it weighs; of a hub checkpoint only config.json is downloaded.
 
-    `name` is a bundled model, a folder, a name of the registry with or without its owner, or "owner/model" on the hub
-    (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` are respected). `step` chooses the revision "step<step>"
-    there; `revision` names any other branch, tag or commit. Raises `Error` for whatever cannot be found.
+    `name` is a folder where it says so: an `os.PathLike`, or text that is absolute or begins with "." or "~". Any other
+    text is a bundled model, a name of the registry with or without its owner, or "owner/model" on the hub
+    (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` are respected), whatever lies in the working directory;
+    only what has the form of none of these may be a folder there. Where such a name is also that of a folder, a
+    warning says how to name the folder. `step` chooses the revision "step<step>" on the hub; `revision` names any other
+    branch, tag or commit. Raises `Error` for whatever cannot be found.
     """
     text = os.fspath(name)
     step = None if step is None else as_step(step)
-    if text in pico.MODEL_STEPS:
-        return _bundled_source(text, step)
     path = Path(os.path.expanduser(text))  # noqa: PTH111 - Path's raises for an unknown user
-    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-        return _folder_source(path, step, revision)
+    # Path.is_dir raises for a name that is too long.
+    is_folder = os.path.isdir(path)  # noqa: PTH112
     if isinstance(name, os.PathLike) or path.is_absolute() or text.startswith((".", "~")):
+        if is_folder:
+            return _folder_source(path, step, revision)
         found = "a file, not a folder" if os.path.lexists(path) else "nothing"
         raise Error(f"no model folder at {text}: found {found}, expected config.json and model.safetensors in a folder")
     entry = next((entry for entry in list_models() if text in (entry.name, entry.name.rpartition("/")[2])), None)
     if entry is None and not _HUB_NAME.fullmatch(text):
+        if is_folder:
+            return _folder_source(path, step, revision)
         raise Error(f"no model is called {text!r}{near_names(text)}; see `llmcomp models`")
-    if entry is not None and revision is None:
-        step = entry.steps[-1] if step is None else step
-        check_step(entry.name, step, entry.steps)
-    return _hub_source(entry.name if entry else text, step, revision, Path(cache_dir) if cache_dir else None)
+    if is_folder:
+        where = "of the Hugging Face hub" if entry is None else "of the registry"
+        warnings.warn(f"{text} is taken for the model {where}; the folder is called ./{text}", stacklevel=2)
+    if entry is None:
+        return _hub_source(text, step, revision, Path(cache_dir) if cache_dir else None)
+    return _entry_source(entry, step, revision, Path(cache_dir) if cache_dir else None)
+
+
+def find_registered(name: str, step: int | None = None, *, download: bool = False) -> ModelSource:
+    """Where a model is that a file names: bundled or in the hub's cache, and nowhere else.
+
+    A name from a file is a whole name of the registry, never a folder and no other name of the hub. What the cache
+    lacks is looked up on the hub, and downloaded when it is loaded, only with `download`; without it nothing is
+    requested and `DownloadNeeded` names the model and about how large it is.
+    """
+    entry = next((entry for entry in list_models() if entry.name == name), None)
+    if entry is None:
+        raise Error(f"no model of the registry is called {name!r}")
+    if download or entry.bundled:
+        return _entry_source(entry, step, None, None)
+    step = entry.steps[-1] if step is None else step
+    check_step(entry.name, step, entry.steps)
+    config = hub_cached(entry.name, "config.json", f"step{step}")
+    with contextlib.suppress(Error):
+        files = _folder_files(config.parent, entry.name) if config is not None else ()
+        if config is not None and any(file.name == "tokenizer.json" for file in files):
+            return ModelSource(entry.name, step, files, folder=config.parent)
+    size = f"{_WEIGHT_BYTES * entry.params / 1e9:.2g} GB"
+    raise DownloadNeeded(
+        f"the model {entry.name} step {step} is not on this machine, and its download (about {size}) needs your word: "
+        "--download, or its name with --model (in Python download=True)"
+    )
 
 
 def as_step(step: Any) -> int:
@@ -171,6 +207,15 @@ def as_step(step: Any) -> int:
         return operator.index(step)
     except TypeError:
         raise Error(f"step is {step!r}, expected an integer") from None
+
+
+def _entry_source(entry: ModelEntry, step: int | None, revision: str | None, cache_dir: Path | None) -> ModelSource:
+    if entry.bundled:
+        return _bundled_source(entry.name, step)
+    if revision is None:
+        step = entry.steps[-1] if step is None else step
+        check_step(entry.name, step, entry.steps)
+    return _hub_source(entry.name, step, revision, cache_dir)
 
 
 def _bundled_source(name: str, step: int | None) -> ModelSource:

@@ -34,6 +34,7 @@ from llmcomp.coding import cuda
 from llmcomp.errors import CorruptArchive, Error
 from llmcomp.models.adapter import AdaptedModel
 from llmcomp.models.checkpoint import Tensor
+from llmcomp.models.engines import cuda as engine_cuda
 from llmcomp.models.engines.cuda import CudaInt8Model, CudaModel
 from llmcomp.models.engines.exact import ExactModel, Int8Model
 
@@ -98,6 +99,22 @@ def test_logits_are_those_of_the_cpu(variant: str, engine: str) -> None:
     cpu, device = make_pair(engine=engine, **VARIANTS[variant])
     tokens, lengths = draw(cpu, 4, 40), [40, 0, 17, 1]
     assert_same_bits(device.logits(tokens, lengths), cpu.logits(tokens, lengths))
+
+
+def test_what_is_checked_is_what_the_device_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller's arrays change right after the check, as another thread may have it."""
+    cpu, device = make_pair()
+    tokens, targets, lengths = draw(cpu, 4, 40), draw(cpu, 4, 40), np.array([40, 0, 17, 1])
+    expected = cpu.intervals(tokens.copy(), targets.copy(), lengths.copy())
+    check = engine_cuda._check_tokens
+
+    def check_and_change(*arguments: Any) -> None:
+        check(*arguments)
+        tokens[:], targets[:], lengths[:] = -7, 1 << 40, 1 << 40
+
+    monkeypatch.setattr(engine_cuda, "_check_tokens", check_and_change)
+    for found, wanted in zip(device.intervals(tokens, targets.copy(), lengths), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -85,7 +85,7 @@ def changed_json(content: Any, rng: random.Random) -> bytes:
             case 3:
                 other, other_key = _somewhere(found, rng)
                 place[key] = json.loads(json.dumps(other[other_key]))
-            case 4 if type(place[key]) in (int, float):
+            case 4 if type(place[key]) in (int, float) and abs(place[key]) < 2**64:
                 place[key] += rng.choice((-1, 1, 0.5, 1000))
             case _:
                 place[key] = copy.deepcopy(rng.choice(VALUES))

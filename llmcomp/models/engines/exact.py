@@ -19,6 +19,7 @@ import numpy.typing as npt
 from llmcomp import _core
 from llmcomp.data.tokenizers import Tokenized
 from llmcomp.errors import Error
+from llmcomp.float_state import ieee_state
 from llmcomp.models.checkpoint import (
     Tensor,
     _canonical_tensors,
@@ -88,6 +89,7 @@ class ExactModel(Tokenized):
         return _tensors_sha256(self._tensors)
 
     @functools.cached_property
+    @ieee_state()
     def fingerprint(self) -> str:
         facts = {
             "arithmetic": ARITHMETIC,
