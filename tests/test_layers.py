@@ -78,7 +78,13 @@ C_ROOMS: dict[str, set[str]] = {
 }
 # What only some rooms may include of the world outside.
 OUTSIDE = {"Python.h": {"python"}, "numpy": {"python"}, "cuda_runtime": {"python", "cuda/coding", "cuda/transformer"}}
-TORCH_FILES = {"models/engines/torch.py", "pico/train.py", "pico/vocabularies.py", "pico/muon.py"}
+TORCH_FILES = {
+    "data/tokenizer_conversion.py",
+    "models/engines/torch.py",
+    "pico/train.py",
+    "pico/vocabularies.py",
+    "pico/muon.py",
+}
 
 Edges = Mapping[str, set[str]]
 

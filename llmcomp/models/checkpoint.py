@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmcomp.checked_json import INDEX_BYTES_MAX, Members, is_file_name, parse_object, read_object
+from llmcomp.data.tokenizer_files import find_tokenizer_file
 from llmcomp.errors import Error, named, shown
 from llmcomp.float_state import ieee_state
 
@@ -64,8 +65,7 @@ def read_checkpoint(
     config = read_object(folder / "config.json")
     if weights is None:
         weights = _read_weights(folder)
-    own = folder / "tokenizer.json"
-    tokenizer_path = tokenizer_path or (own if own.is_file() else None)
+    tokenizer_path = tokenizer_path or find_tokenizer_file(folder)
     found = {"config": config, "weights": weights, "name": name or folder.name, "step": step}
     return {**found, "tokenizer_path": tokenizer_path}
 

@@ -19,6 +19,8 @@ from typing import Any
 
 from llmcomp import pico
 from llmcomp.checked_json import is_file_name, read_bytes, read_object
+from llmcomp.data.tokenizer_files import OTHER_FORMS, SETTINGS, find_tokenizer_file
+from llmcomp.data.tokenizers import BYTES
 from llmcomp.errors import Error, shown
 from llmcomp.models import hub
 from llmcomp.models.hub import DownloadNeeded, SourceFile, hub_cached, hub_download, hub_listing
@@ -51,6 +53,7 @@ class ModelSource:
     tokenizer_path: Path | None = None
     # What a suite says of it, if it is of one.
     checkpoint: Checkpoint | None = None
+    has_byte_tokens: bool = False  # asked for, or of a bundled model
 
     @property
     def n_params(self) -> int | None:
@@ -75,6 +78,8 @@ class ModelSource:
         lines = [f"{file.name} {self._digest(file)}" for file in sorted(self.files)]
         if self.tokenizer_path is not None:
             lines.append(f"tokenizer.json {_file_digest(self.tokenizer_path)}")
+        elif self.has_byte_tokens and any(file.name == "tokenizer.json" for file in self.files):
+            lines.append("tokenizer.json is not used: tokens are bytes")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @functools.cached_property
@@ -98,11 +103,34 @@ class ModelSource:
         except Error as error:
             raise Error(f"{self.label}: {error}") from None
 
+    @property
+    def tokenizer_option(self) -> Path | str | None:
+        """What an engine is told of the tokenizer: a file, "bytes", or None for that of the checkpoint's folder."""
+        return BYTES if self.has_byte_tokens else self.tokenizer_path
+
     def find_tokenizer(self) -> Path | None:
-        """The checkpoint's tokenizer.json; of a hub checkpoint only that file is downloaded. None: it has none."""
-        if self.tokenizer_path is not None or not any(file.name == "tokenizer.json" for file in self.files):
+        """The file that the tokenizer is read from; of a hub checkpoint only such files are downloaded. None: it has
+        none."""
+        names = {file.name for file in self.files}
+        if self.has_byte_tokens or self.tokenizer_path is not None or not names & {"tokenizer.json", *OTHER_FORMS}:
             return self.tokenizer_path
-        return self.folder / "tokenizer.json" if self.folder else self._fetch_named("tokenizer.json")
+        if self.folder is not None:
+            return find_tokenizer_file(self.folder)
+        beside = [self._fetch_named(name) for name in sorted(names & {"tokenizer.json", *OTHER_FORMS, SETTINGS})]
+        return find_tokenizer_file(beside[0].parent)
+
+    def with_tokenizer(self, tokenizer: str | os.PathLike[str] | None) -> ModelSource:
+        """The same checkpoint with the tokenizer in a file, or with "bytes" as tokens; None changes nothing."""
+        if tokenizer is None:
+            return self
+        if tokenizer == BYTES:
+            return replace(self, tokenizer_path=None, has_byte_tokens=True)
+        path = Path(tokenizer)
+        if path.is_dir():
+            path = find_tokenizer_file(path)
+        if not path.is_file():
+            raise Error(f'{path}: no tokenizer there; expected a file, its folder or "{BYTES}"')
+        return replace(self, tokenizer_path=path, has_byte_tokens=False)
 
     def fetch(self) -> Path:
         """The folder with all files of the checkpoint; downloads what is not in the cache."""
@@ -308,10 +336,16 @@ def _bundled_source(name: str, step: int | None) -> ModelSource:
     check_step(name, step, pico.MODEL_STEPS[name])
     folder = pico.suite_folder(name, step)
     files = _folder_files(folder, f"{name} step {step}")
-    model = find_entry(name)
-    checkpoint = _checkpoint_at(model, step) if model else None
-    where: Any = {"folder": folder, "tokenizer_path": pico.tokenizer_path_of(name), "checkpoint": checkpoint}
-    return ModelSource(name, step, files, **where)
+    model, path = find_entry(name), pico.tokenizer_path_of(name)
+    return ModelSource(
+        name,
+        step,
+        files,
+        folder=folder,
+        tokenizer_path=path,
+        checkpoint=_checkpoint_at(model, step) if model else None,
+        has_byte_tokens=path is None,
+    )
 
 
 def _folder_source(path: Path, step: int | None, revision: str | None) -> ModelSource:
@@ -372,7 +406,8 @@ def checkpoint_files(names: Iterable[str], label: str) -> list[str]:
     present = set(names)
     if "config.json" not in present:
         raise Error(f"{label} holds no config.json: not a model in Hugging Face's layout")
-    chosen = ["config.json", *(["tokenizer.json"] if "tokenizer.json" in present else [])]
+    tokenizer = ("tokenizer.json",) if "tokenizer.json" in present else OTHER_FORMS
+    chosen = ["config.json", *(file for file in (*tokenizer, SETTINGS) if file in present)]
     for whole, index in zip(_WEIGHT_NAMES, _INDEX_NAMES, strict=True):
         if whole in present:
             return [*chosen, whole]

@@ -91,14 +91,10 @@ class ExactModel(Tokenized):
     @functools.cached_property
     @ieee_state()
     def fingerprint(self) -> str:
-        try:
-            tokenizer = self.tokenizer.fingerprint
-        except Error:
-            tokenizer = None
         facts = {
             "arithmetic": ARITHMETIC,
             "config": self.config._asdict(),
-            "tokenizer": tokenizer,
+            "tokenizer": self.tokenizer_fingerprint,
             "vocab_size": self.vocab_size,
             "weights": self.weights_sha256,
         }

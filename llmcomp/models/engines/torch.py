@@ -30,6 +30,7 @@ import numpy.typing as npt
 from llmcomp import coding
 from llmcomp.checked_json import read_object
 from llmcomp.coding import cuda
+from llmcomp.data.tokenizer_files import find_tokenizer_file
 from llmcomp.data.tokenizers import Tokenized
 from llmcomp.errors import Error, named, reason, shown
 from llmcomp.models.memory import PassMemory, host_memory
@@ -109,7 +110,7 @@ class TorchModel(Tokenized):
         on_cuda = self.device.startswith("cuda")
         facts = {
             "weights": self.weights_sha256,
-            "tokenizer": self.tokenizer.fingerprint,
+            "tokenizer": self.tokenizer_fingerprint,
             "config": self.module.config.to_json_string(),
             "device": torch.cuda.get_device_name(self.device)
             if on_cuda
@@ -414,8 +415,7 @@ def load_torch(
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
         raise Error(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}")
-    own = folder / "tokenizer.json"
-    tokenizer_path = tokenizer_path or (own if own.is_file() else None)
+    tokenizer_path = tokenizer_path or find_tokenizer_file(folder)
     if device.startswith("cuda") and not cuda.is_built():
         warnings.warn(
             "this llmcomp was built without its CUDA part: logits are copied to the processor to be coded, which is "
