@@ -52,6 +52,7 @@ class ModelTraits(NamedTuple):
     weights_hash: bytes  # of `fingerprint`; zeros: equality is then by name, and the caller's promise
     tokenizer: Any  # ByteTokenizer()
     engine: str  # ""
+    arithmetic: int
     context_length: int  # 2,048
     vocab_size: int  # the tokenizer's, where that is not larger
     bos_token: int  # the tokenizer's, else 0
@@ -68,6 +69,7 @@ class ModelTraits(NamedTuple):
             weights_hash=_hash_prefix(fingerprint, container.WEIGHTS_HASH_BYTES),
             tokenizer=tokenizer,
             engine=str(getattr(model, "engine", "") or ""),
+            arithmetic=int(getattr(model, "arithmetic", ARITHMETIC)),
             context_length=int(getattr(model, "context_length", 0) or CONTEXT_LENGTH_DEFAULT),
             vocab_size=min(int(tokenizer.vocab_size), int(getattr(model, "vocab_size", tokenizer.vocab_size))),
             bos_token=int(bos_token if bos_token is not None else getattr(model, "bos_token", None) or 0),
@@ -129,7 +131,7 @@ def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: i
         revision=traits.revision,
         weights_hash=traits.weights_hash,
         tokenizer_hash=_hash_prefix(traits.tokenizer.fingerprint, container.TOKENIZER_HASH_BYTES),
-        arithmetic_version=ARITHMETIC,
+        arithmetic_version=traits.arithmetic,
         engine=ENGINE_CODES[traits.engine],
         mapping=mapping,
         context_length=context_length,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmcomp.errors import Error
+from llmcomp.models.families import FAMILIES
 from llmcomp.models.memory import host_memory
 from llmcomp.models.protocol import as_model
 from llmcomp.models.sources import ModelSource, find_model
@@ -21,7 +23,7 @@ ENGINES = ("exact", "exact-int8", "torch")
 def load_model(
     name: Any,
     step: int | None = None,
-    engine: str = "exact",
+    engine: str | None = None,
     *,
     device: str | None = None,
     dtype: str | None = None,
@@ -31,19 +33,37 @@ def load_model(
 ) -> Any:
     """Load a model: a bundled pico model, a Hugging Face folder or hub name, or any object with logits() and session().
 
-    `engine="exact"` computes GPT-NeoX models bit for bit alike on every machine: in the C core, or with `device="cuda"`
-    ("cuda:1", ...) by kernels for a CUDA device (`engine_cuda`). So does "exact-int8", with linear maps in 8-bit
-    integers: other logits, its own archives (`exact.Int8Model`). `engine="torch"` runs any causal model of
-    transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32", "bfloat16", "float16") with `attention`
-    ("sdpa", "eager"); what it promises is written in `engine_torch`. `step` None means the last step of a
-    known suite. An object that is a model already is returned unchanged. Raises `Error`, also for want of a device.
+    `engine="exact"` computes the families of `families.FAMILIES` bit for bit alike on every machine: in the C core, or,
+    GPT-NeoX models, with `device="cuda"` ("cuda:1", ...) by kernels for a CUDA device (`engines.cuda`). So does
+    "exact-int8", with linear maps in 8-bit integers: other logits, its own archives (`exact.Int8Model`).
+    `engine="torch"` runs any causal model of transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32",
+    "bfloat16", "float16") with `attention` ("sdpa", "eager"); what it promises is written in `engines.torch`. `engine`
+    None is "exact" for a family that this engine knows, else "torch", with a warning that says so. `step` None means
+    the last step of a known suite. An object that is a model already is returned unchanged. Raises `Error`, also for
+    want of a device.
     """
     if not isinstance(name, (str, os.PathLike)):
         return _on_device(as_model(name), device)
     options = {"device": device, "dtype": dtype, "attention": attention}
-    check_options(engine, options)
+    if engine is not None:
+        check_options(engine, options)
     source = find_model(name, step, revision=revision, cache_dir=cache_dir)
+    if engine is None:
+        engine = _choose_engine(source)
+        check_options(engine, options)
     return load_source(source, engine, **options)
+
+
+def _choose_engine(source: ModelSource) -> str:
+    architecture = source.read_config().get("model_type")
+    if architecture in FAMILIES:
+        return "exact"
+    warnings.warn(
+        f"{source.label} is a {architecture!r} model, which the exact engine does not know: engine='torch' runs it; "
+        "what it codes decodes only with the same machine, library and batch",
+        stacklevel=3,
+    )
+    return "torch"
 
 
 def load_source(source: ModelSource, engine: str = "exact", **options: Any) -> Any:
@@ -58,9 +78,9 @@ def load_source(source: ModelSource, engine: str = "exact", **options: Any) -> A
         return engine_torch.load_torch(
             folder, name=source.name, step=source.step, tokenizer_path=source.tokenizer_path, **options
         )
-    if architecture != "gpt_neox":
+    if architecture not in FAMILIES:
         raise Error(
-            f"{source.label} is a {architecture!r} model, the {engine} engine computes 'gpt_neox' only; "
+            f"{source.label} is a {architecture!r} model, the {engine} engine computes {', '.join(FAMILIES)}; "
             "engine='torch' runs any causal model of transformers"
         )
     check_options(engine, options)
