@@ -109,3 +109,4 @@ fuzz-short: $(FUZZ_TARGETS:%=$(CHECK_DIR)/fuzz_address/%)
 
 include csrc/check/engine.mk
 include csrc/check/archive.mk
+include csrc/check/pool.mk

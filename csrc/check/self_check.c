@@ -378,8 +378,33 @@ static void check_float_state(void) {
         CHECK((_mm_getcsr() & 0x8040u) == 0x8040u, "%s: the caller's state is given back", backend->name);
         _mm_setcsr(_mm_getcsr() & ~0x8040u);
         CHECK(memcmp(found, expected, sizeof found) == 0, "%s: flush to zero", backend->name);
+        _mm_setcsr(_mm_getcsr() & ~0x1F80u); /* all traps */
+        state_case(backend, found);
+        CHECK((_mm_getcsr() & 0x1F80u) == 0, "%s: the caller's traps are given back", backend->name);
+        _mm_setcsr(0x1F80u);
+        CHECK(memcmp(found, expected, sizeof found) == 0, "%s: traps", backend->name);
 #endif
     }
+}
+
+#if defined(__x86_64__)
+static void start_task(void *argument, size_t task, size_t slot) {
+    (void)argument, (void)task, (void)slot;
+}
+#endif
+
+/* Workers are born with the state of the thread that starts them, here of the first call with so many
+ * threads. */
+static void check_float_state_of_workers(void) {
+#if defined(__x86_64__)
+    lmc_executor_t many = lmc_executor_threads(40);
+    stream_test_t test = {{lmc_backend_at(lmc_backend_count() - 1), &many}, 31, 4000};
+    unsigned saved = _mm_getcsr();
+    _mm_setcsr((saved & ~0x1F80u) | 0x4000u); /* all traps, rounding upward */
+    many.run(&many, many.n_slots, start_task, NULL);
+    _mm_setcsr(saved);
+    run_streams(&test);
+#endif
 }
 
 /* Errors. */
@@ -503,6 +528,7 @@ int main(int n_arguments, char **arguments) {
     check_short_weights();
     check_streams();
     check_many_callers();
+    check_float_state_of_workers();
     check_float_state();
     check_coder_errors();
     printf("self_check:");

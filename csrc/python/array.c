@@ -153,7 +153,11 @@ static int has_even_rows(PyArrayObject *array, npy_intp *row_stride) {
 int lmc_py_logits_parse(PyObject *error, PyObject *object, size_t vocab_size, lmc_py_logits_t *logits) {
     int is_bfloat16;
     npy_intp row_stride;
-    PyArrayObject *array = array_of_logits(error, object, &is_bfloat16);
+    PyArrayObject *given = array_of_logits(error, object, &is_bfloat16);
+    if (given == NULL) return -1;
+    /* A view of our own: the caller's array may get another shape or dtype while it is in use. */
+    PyArrayObject *array = (PyArrayObject *)PyArray_View(given, NULL, &PyArray_Type);
+    Py_DECREF(given);
     if (array == NULL) return -1;
     if (!has_even_rows(array, &row_stride)) {
         PyArray_Descr *native = PyArray_DescrNewByteorder(PyArray_DESCR(array), NPY_NATIVE);
@@ -187,31 +191,20 @@ void lmc_py_logits_release(lmc_py_logits_t *logits) {
 
 /* Integers and masks. */
 
-PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const char *name, int n_dims,
-                                     const npy_intp *shape) {
-    PyArrayObject *array = (PyArrayObject *)PyArray_FROM_O(object);
-    if (array == NULL) return NULL;
-    int is_empty_list = PyArray_SIZE(array) == 0; /* np.asarray([]) has dtype float64 */
-    if (!PyTypeNum_ISINTEGER(PyArray_TYPE(array)) && !is_empty_list) {
-        PyErr_Format(error, "%s have dtype %S; expected integers", name, PyArray_DESCR(array));
-        Py_DECREF(array);
-        return NULL;
-    }
-    int same = PyArray_NDIM(array) == n_dims;
-    for (int d = 0; same && d < n_dims; d++)
-        same = PyArray_DIM(array, d) == shape[d];
-    if (!same) {
-        PyObject *found = PyObject_GetAttrString((PyObject *)array, "shape");
-        PyObject *expected = PyArray_IntTupleFromIntp(n_dims, shape);
-        if (found != NULL && expected != NULL) {
-            PyErr_Format(error, "%s have shape %S; expected %S", name, found, expected);
-        }
-        Py_XDECREF(found);
-        Py_XDECREF(expected);
-        Py_DECREF(array);
-        return NULL;
-    }
-    /* uint64 above 2^63 wraps to a negative number, which is no token either: its bits are read in place. */
+/* The one way in for numbers that are checked and then used as indices or sizes: a copy that is ours alone,
+ * C-contiguous and of this type, before anything is checked. The caller may have threads, or an __array__ of
+ * a later argument, that change the array's elements or its shape meanwhile. A new reference; steals `array`.
+ */
+static PyArrayObject *own_copy(PyArrayObject *array, int type_number) {
+    PyObject *copy = PyArray_FromArray(array, PyArray_DescrFromType(type_number),
+                                       NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST | NPY_ARRAY_ENSURECOPY |
+                                           NPY_ARRAY_ENSUREARRAY);
+    Py_DECREF(array);
+    return (PyArrayObject *)copy;
+}
+
+/* As own_copy, of int64, but the caller's memory where it has that form already, or that of uint64. */
+static PyArrayObject *int64_in_place(PyArrayObject *array) {
     if (PyTypeNum_ISUNSIGNED(PyArray_TYPE(array)) && PyArray_ITEMSIZE(array) == 8 &&
         PyArray_ISNOTSWAPPED(array)) {
         PyObject *view = PyArray_View(array, PyArray_DescrFromType(NPY_INT64), &PyArray_Type);
@@ -223,6 +216,47 @@ PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const ch
         PyArray_FromArray(array, PyArray_DescrFromType(NPY_INT64), NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST);
     Py_DECREF(array);
     return (PyArrayObject *)integers;
+}
+
+static int check_shape(PyObject *error, PyArrayObject *array, const char *name, int n_dims,
+                       const npy_intp *shape) {
+    int same = PyArray_NDIM(array) == n_dims;
+    for (int d = 0; same && d < n_dims; d++)
+        same = PyArray_DIM(array, d) == shape[d];
+    if (same) return 0;
+    PyObject *found = PyObject_GetAttrString((PyObject *)array, "shape");
+    PyObject *expected = PyArray_IntTupleFromIntp(n_dims, shape);
+    if (found != NULL && expected != NULL)
+        PyErr_Format(error, "%s have shape %S; expected %S", name, found, expected);
+    Py_XDECREF(found);
+    Py_XDECREF(expected);
+    return -1;
+}
+
+static PyArrayObject *parse_integers(PyObject *error, PyObject *object, const char *name, int n_dims,
+                                     const npy_intp *shape, int in_place) {
+    PyArrayObject *array = (PyArrayObject *)PyArray_FROM_O(object);
+    if (array == NULL) return NULL;
+    int is_empty_list = PyArray_SIZE(array) == 0; /* np.asarray([]) has dtype float64 */
+    if (!PyTypeNum_ISINTEGER(PyArray_TYPE(array)) && !is_empty_list) {
+        PyErr_Format(error, "%s have dtype %S; expected integers", name, PyArray_DESCR(array));
+        Py_DECREF(array);
+        return NULL;
+    }
+    /* uint64 above 2^63 wraps to a negative number, which is no token either. */
+    array = in_place ? int64_in_place(array) : own_copy(array, NPY_INT64);
+    if (array != NULL && check_shape(error, array, name, n_dims, shape) < 0) Py_CLEAR(array);
+    return array;
+}
+
+PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const char *name, int n_dims,
+                                     const npy_intp *shape) {
+    return parse_integers(error, object, name, n_dims, shape, 0);
+}
+
+PyArrayObject *lmc_py_integers_borrow(PyObject *error, PyObject *object, const char *name, int n_dims,
+                                      const npy_intp *shape) {
+    return parse_integers(error, object, name, n_dims, shape, 1);
 }
 
 int lmc_py_rows_parse(PyObject *error, PyObject *logits_object, PyObject *tokens_object, size_t vocab_size,
@@ -240,16 +274,15 @@ int lmc_py_mask_parse(PyObject *error, PyObject *object, npy_intp n, PyArrayObje
     if (object == NULL || object == Py_None) return 0;
     PyArrayObject *array = (PyArrayObject *)PyArray_FROM_O(object);
     if (array == NULL) return -1;
+    if (PyArray_TYPE(array) == NPY_BOOL && (array = own_copy(array, NPY_BOOL)) == NULL) return -1;
     if (PyArray_TYPE(array) != NPY_BOOL || PyArray_NDIM(array) != 1 || PyArray_DIM(array, 0) != n) {
         PyErr_Format(error, "active has dtype %S and %d dimensions; expected bool [%zd]",
                      PyArray_DESCR(array), PyArray_NDIM(array), (Py_ssize_t)n);
         Py_DECREF(array);
         return -1;
     }
-    /* A copy: who takes part must stay the same from the checks to the end of a call. */
-    *mask = (PyArrayObject *)PyArray_FromArray(array, NULL, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_ENSURECOPY);
-    Py_DECREF(array);
-    return *mask == NULL ? -1 : 0;
+    *mask = array;
+    return 0;
 }
 
 int lmc_py_vocab_size_parse(PyObject *error, PyObject *object, size_t *vocab_size) {

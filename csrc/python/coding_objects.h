@@ -32,7 +32,8 @@ int lmc_py_intervals_of(PyObject *error, const lmc_py_logits_t *logits, PyArrayO
 int lmc_py_encoder_reserve(lmc_encoder_t *stream, size_t n_symbols);
 
 typedef struct lmc_py_decoder {
-    PyObject_HEAD PyObject *payloads; /* a tuple of bytes, which hold what the streams read */
+    PyObject_HEAD
+    PyObject *payloads; /* a tuple of bytes, which hold what the streams read */
     lmc_decoder_t *streams;
     size_t vocab_size; /* 0: all logits */
     atomic_flag in_use;

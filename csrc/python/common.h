@@ -50,18 +50,23 @@ typedef struct lmc_py_logits {
 } lmc_py_logits_t;
 
 /* Takes a NumPy array or an object with __dlpack__ on the CPU: without a copy where each row is contiguous
- * and the rows are evenly spaced. vocab_size 0 means the length of the last axis. -1 with an exception set on
- * failure. */
+ * and the rows are evenly spaced; the core bears that others change logits while it reads them, not that they
+ * free them. vocab_size 0 means the length of the last axis. -1 with an exception set on failure. */
 int lmc_py_logits_parse(PyObject *error, PyObject *object, size_t vocab_size, lmc_py_logits_t *logits);
 void lmc_py_logits_release(lmc_py_logits_t *logits);
 
-/* int64, C-contiguous, of the shape that is expected; a new reference. */
+/* int64, C-contiguous, of the shape that is expected: a copy, so that what is checked is what is used,
+ * whatever other threads do to the caller's array. A new reference. */
 PyArrayObject *lmc_py_integers_parse(PyObject *error, PyObject *object, const char *name, int n_dims,
                                      const npy_intp *shape);
+/* As lmc_py_integers_parse, but perhaps the caller's own memory: who takes these copies them before checking
+ * them. */
+PyArrayObject *lmc_py_integers_borrow(PyObject *error, PyObject *object, const char *name, int n_dims,
+                                      const npy_intp *shape);
 /* Logits, and tokens of their shape without the last axis; both are released by the caller. */
 int lmc_py_rows_parse(PyObject *error, PyObject *logits_object, PyObject *tokens_object, size_t vocab_size,
                       lmc_py_logits_t *logits, PyArrayObject **tokens);
-/* bool, C-contiguous, [n]; None gives NULL without an exception. */
+/* bool, C-contiguous, [n], a copy as well; None gives NULL without an exception. */
 int lmc_py_mask_parse(PyObject *error, PyObject *object, npy_intp n, PyArrayObject **mask);
 /* None -> 0; else an int of 1 ... LMC_VOCAB_SIZE_MAX. */
 int lmc_py_vocab_size_parse(PyObject *error, PyObject *object, size_t *vocab_size);

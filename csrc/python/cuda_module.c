@@ -49,7 +49,8 @@ void lmc_py_device_free(int device, void *memory) {
 /* Buffer: device memory with an owner. */
 
 typedef struct buffer_object {
-    PyObject_HEAD void *data;
+    PyObject_HEAD
+    void *data;
     Py_ssize_t n_bytes;
     int device;
 } buffer_object_t;

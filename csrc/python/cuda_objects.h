@@ -36,12 +36,14 @@ static inline void device_leave(int device, int saved) {
 #define ON_DEVICE(ERROR, DEVICE, RESULT, CALL)                                                               \
     do {                                                                                                     \
         int on_device_saved, on_device_status;                                                               \
-        Py_BEGIN_ALLOW_THREADS on_device_status = device_enter((DEVICE), &on_device_saved);                  \
+        Py_BEGIN_ALLOW_THREADS                                                                               \
+        on_device_status = device_enter((DEVICE), &on_device_saved);                                         \
         if (on_device_status == cudaSuccess) {                                                               \
             on_device_status = (CALL);                                                                       \
             device_leave((DEVICE), on_device_saved);                                                         \
         }                                                                                                    \
-        Py_END_ALLOW_THREADS(RESULT) = on_device_status == cudaSuccess ? 0 : -1;                             \
+        Py_END_ALLOW_THREADS(RESULT)                                                                         \
+        = on_device_status == cudaSuccess ? 0 : -1;                                                          \
         if (on_device_status != cudaSuccess) lmc_py_raise_cuda((ERROR), on_device_status);                   \
     } while (0)
 

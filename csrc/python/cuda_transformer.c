@@ -3,14 +3,11 @@
  * cuda_transformer_session.c. */
 #include "python/cuda_transformer_objects.h"
 #include "python/transformer_config.h"
+#include "core/base/size.h"
 
 #include <string.h>
 
-#define ALIGNMENT 256
-
-static size_t round_up(size_t n) {
-    return (n + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-}
+#include "core/base/ieee.h"
 
 /* Weights of the host. */
 
@@ -90,7 +87,7 @@ typedef struct upload_plan {
 
 static const void *place(upload_plan_t *plan, const void *data, size_t n_bytes) {
     size_t at = plan->used;
-    plan->used += round_up(n_bytes);
+    plan->used += lmc_round_up(n_bytes, LMC_DEVICE_ALIGNMENT);
     if (plan->base == NULL) return NULL;
     if (plan->status == cudaSuccess)
         plan->status = cudaMemcpy(plan->base + at, data, n_bytes, cudaMemcpyHostToDevice);
@@ -111,7 +108,7 @@ static lmc_transformer_tensor_t place_codes(upload_plan_t *plan, lmc_transformer
                                             size_t n_rows, size_t n_k) {
     size_t at = plan->used, n_bytes = matrix_bytes(tensor, n_rows, n_k);
     lmc_transformer_tensor_t codes = {NULL, tensor.dtype};
-    plan->used += round_up(lmc_cuda_int8_weights_bytes(n_rows, n_k));
+    plan->used += lmc_round_up(lmc_cuda_int8_weights_bytes(n_rows, n_k), LMC_DEVICE_ALIGNMENT);
     if (n_bytes > plan->passage_bytes) plan->passage_bytes = n_bytes;
     if (plan->base == NULL) return codes;
     if (plan->status == cudaSuccess)
@@ -168,9 +165,11 @@ static int model_fill(const module_state_t *state, cuda_model_object_t *self, ho
     lmc_transformer_weights_t placed;
     memset(&placed, 0, sizeof placed);
     lmc_status_t status;
-    Py_BEGIN_ALLOW_THREADS status = lmc_cuda_transformer_model_prepare(
-        &host->config, &host->weights, host->tables, host->tables_bytes, &model);
-    Py_END_ALLOW_THREADS if (status != LMC_OK) {
+    Py_BEGIN_ALLOW_THREADS
+    status = lmc_cuda_transformer_model_prepare(&host->config, &host->weights, host->tables,
+                                                host->tables_bytes, &model);
+    Py_END_ALLOW_THREADS
+    if (status != LMC_OK) {
         PyErr_SetString(state->error, lmc_status_message(status));
         return -1;
     }
@@ -199,7 +198,7 @@ static int model_fill(const module_state_t *state, cuda_model_object_t *self, ho
     return 0;
 }
 
-static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+static PyObject *make_model(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     module_state_t *state = PyType_GetModuleState(type);
     static char *names[] = {"device", "config", "tensors", "layers", NULL};
     PyObject *of_config, *of_model, *of_layers;
@@ -225,6 +224,14 @@ static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *ke
         Py_CLEAR(self);
     host_weights_release(&host);
     return (PyObject *)self;
+}
+
+/* The numbers of the configuration are rounded and compared on their way in. */
+static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    lmc_float_state_t saved = lmc_float_state_enter();
+    PyObject *self = make_model(type, arguments, keywords);
+    lmc_float_state_leave(saved);
+    return self;
 }
 
 static void model_dealloc(PyObject *object) {

@@ -6,7 +6,8 @@
 #include "python/cuda_objects.h"
 
 typedef struct cuda_model_object {
-    PyObject_HEAD lmc_transformer_model_t placed;
+    PyObject_HEAD
+    lmc_transformer_model_t placed;
     lmc_transformer_layer_t *layers; /* of the host, with pointers of the device: placed points to it */
     void *memory;
     size_t n_bytes;

@@ -2,6 +2,7 @@
  * its own on which everything runs. Calls return before the device is done; `check` waits.
  * llmcomp/models/engines/cuda.py checks the arguments and lets in one thread at a time; pointers of the
  * device are Python integers here. */
+#include "core/base/size.h"
 #include "python/cuda_transformer_objects.h"
 
 #include <string.h>
@@ -14,7 +15,8 @@ typedef struct step_graph {
 } step_graph_t;
 
 typedef struct cuda_session_object {
-    PyObject_HEAD cuda_model_object_t *owner;
+    PyObject_HEAD
+    cuda_model_object_t *owner;
     lmc_cuda_transformer_cache_t cache;
     lmc_cuda_transformer_work_t work;
     uint64_t *error;
@@ -30,23 +32,19 @@ static module_state_t *state_of(PyObject *object) {
 
 /* Making one. */
 
-#define ALIGNMENT 256
-static size_t round_up(size_t n) {
-    return (n + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-}
-
 static int session_begin(cuda_session_object_t *self, uint32_t n_layers, uint32_t n_streams,
                          uint32_t n_tokens, uint32_t n_rows, size_t work_bytes) {
     const lmc_transformer_config_t *config = &self->owner->placed.config;
     char *base = self->memory;
     self->error = (uint64_t *)(void *)base;
-    lmc_cuda_transformer_work_init(config, n_rows, base + ALIGNMENT, &self->work);
+    lmc_cuda_transformer_work_init(config, n_rows, base + LMC_DEVICE_ALIGNMENT, &self->work);
     int status = cudaStreamCreateWithFlags(&self->stream, cudaStreamNonBlocking);
     if (status == cudaSuccess) status = lmc_cuda_error_clear(self->error, self->stream);
     if (status == cudaSuccess)
         status = lmc_cuda_transformer_cache_init(config, n_layers, n_streams, n_tokens,
-                                                 base + ALIGNMENT + round_up(work_bytes), &self->cache,
-                                                 self->stream);
+                                                 base + LMC_DEVICE_ALIGNMENT +
+                                                     lmc_round_up(work_bytes, LMC_DEVICE_ALIGNMENT),
+                                                 &self->cache, self->stream);
     return status;
 }
 
@@ -64,7 +62,7 @@ PyObject *lmc_py_cuda_model_session(PyObject *object, PyObject *arguments) {
     self->owner = owner;
     size_t cache_bytes = lmc_cuda_transformer_cache_bytes(config, n_layers, n_streams, n_tokens);
     size_t work_bytes = lmc_cuda_transformer_work_bytes(config, n_rows);
-    self->n_bytes = ALIGNMENT + round_up(work_bytes) + cache_bytes;
+    self->n_bytes = LMC_DEVICE_ALIGNMENT + lmc_round_up(work_bytes, LMC_DEVICE_ALIGNMENT) + cache_bytes;
     result = lmc_py_device_allocate(state, owner->device, self->n_bytes, "keys, values and work of a session",
                                     &self->memory);
     if (result == 0) {

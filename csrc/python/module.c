@@ -4,7 +4,10 @@
 
 #include <stdatomic.h>
 
-/* Settings: a default for the process, an override for the thread (use_backend, use_threads). */
+#include "core/base/ieee.h"
+
+/* Settings: a default for the process, from when the module is loaded, an override for the thread
+ * (use_backend, use_threads). */
 
 static _Atomic(const lmc_backend_t *) default_backend;
 static atomic_size_t default_threads = 1;
@@ -40,17 +43,6 @@ static PyObject *backend_names(PyObject *module, PyObject *unused) {
     return names;
 }
 
-static PyObject *set_default(PyObject *module, PyObject *arguments) {
-    const char *name;
-    Py_ssize_t n_threads;
-    if (!PyArg_ParseTuple(arguments, "sn", &name, &n_threads)) return NULL;
-    const lmc_backend_t *backend = find_backend(module, name);
-    if (backend == NULL) return NULL;
-    atomic_store(&default_backend, backend);
-    atomic_store(&default_threads, n_threads < 1 ? 1 : (size_t)n_threads);
-    Py_RETURN_NONE;
-}
-
 static PyObject *set_override(PyObject *module, PyObject *arguments) {
     const char *name;
     Py_ssize_t n_threads;
@@ -75,14 +67,44 @@ static PyObject *context_in_use(PyObject *module, PyObject *unused) {
     return Py_BuildValue("sn", lmc_backend_name(context.backend), (Py_ssize_t)executor.n_slots);
 }
 
+/* The float state, for code of Python that makes floats on which bits depend: llmcomp/float_state.py. */
+
+#define CAPSULE_STATE "llmcomp_float_state"
+
+static void free_state(PyObject *capsule) {
+    PyMem_Free(PyCapsule_GetPointer(capsule, CAPSULE_STATE));
+}
+
+static PyObject *float_state_enter(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    lmc_float_state_t *saved = PyMem_Malloc(sizeof *saved);
+    if (saved == NULL) return PyErr_NoMemory();
+    PyObject *capsule = PyCapsule_New(saved, CAPSULE_STATE, free_state);
+    if (capsule == NULL)
+        PyMem_Free(saved);
+    else
+        *saved = lmc_float_state_enter();
+    return capsule;
+}
+
+static PyObject *float_state_leave(PyObject *module, PyObject *capsule) {
+    (void)module;
+    const lmc_float_state_t *saved = PyCapsule_GetPointer(capsule, CAPSULE_STATE);
+    if (saved == NULL) return NULL;
+    lmc_float_state_leave(*saved);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"backend_names", backend_names, METH_NOARGS,
      "Names of the backends that this machine can run, slowest first."},
-    {"set_default", set_default, METH_VARARGS,
-     "set_default(backend, n_threads): for all threads without an override."},
     {"set_override", set_override, METH_VARARGS,
      "set_override(backend | None, n_threads | 0): for this thread."},
     {"override_in_use", override_in_use, METH_NOARGS, "The arguments of this thread's last set_override."},
+    {"float_state_enter", float_state_enter, METH_NOARGS,
+     "Sets this thread's float state to that of the core; returns what it was."},
+    {"float_state_leave", float_state_leave, METH_O,
+     "float_state_leave(state): sets it back to what float_state_enter returned."},
     {"context_in_use", context_in_use, METH_NOARGS,
      "(backend, n_threads) of a call made now from this thread."},
     {NULL, NULL, 0, NULL},
@@ -99,6 +121,27 @@ lmc_module_state_t *lmc_py_state_of_type(PyTypeObject *type) {
     return module == NULL ? NULL : PyModule_GetState(module);
 }
 
+/* llmcomp/settings.py reads the environment and raises llmcomp.Error where that makes no sense. */
+static int take_defaults(PyObject *module) {
+    PyObject *settings = PyImport_ImportModule("llmcomp.settings"), *names = backend_names(module, NULL);
+    PyObject *found = NULL;
+    const char *name;
+    Py_ssize_t n_threads;
+    if (settings != NULL && names != NULL)
+        found = PyObject_CallMethod(settings, "core_defaults", "(O)", names);
+    Py_XDECREF(settings);
+    Py_XDECREF(names);
+    if (found == NULL) return -1;
+    const lmc_backend_t *backend =
+        PyArg_ParseTuple(found, "sn;core_defaults", &name, &n_threads) ? find_backend(module, name) : NULL;
+    if (backend != NULL) {
+        atomic_store(&default_backend, backend);
+        atomic_store(&default_threads, (size_t)n_threads);
+    }
+    Py_DECREF(found);
+    return backend == NULL ? -1 : 0;
+}
+
 static int module_exec(PyObject *module) {
     lmc_module_state_t *state = PyModule_GetState(module);
     if (PyArray_ImportNumPyAPI() < 0) return -1;
@@ -107,7 +150,7 @@ static int module_exec(PyObject *module) {
     state->error = PyObject_GetAttrString(errors, "Error");
     Py_DECREF(errors);
     if (state->error == NULL) return -1;
-    atomic_store(&default_backend, lmc_backend_at(lmc_backend_count() - 1));
+    if (take_defaults(module) < 0) return -1;
     if (PyModule_AddIntConstant(module, "VOCAB_SIZE_MAX", (long)LMC_VOCAB_SIZE_MAX) < 0) return -1;
     if (lmc_py_add_coding(module) < 0 || lmc_py_add_transformer(module) < 0) return -1;
     return lmc_py_add_softmax(module);

@@ -24,10 +24,11 @@ int lmc_py_intervals_of(PyObject *error, const lmc_py_logits_t *logits, PyArrayO
     lmc_context_t context = lmc_py_context(&executor);
     lmc_status_t status;
     size_t error_row = 0;
-    Py_BEGIN_ALLOW_THREADS status =
-        lmc_intervals(&context, &logits->rows, token_data, active, lmc_py_uint64_data(triple->start),
-                      lmc_py_uint64_data(triple->freq), lmc_py_uint64_data(triple->total), &error_row);
-    Py_END_ALLOW_THREADS if (status == LMC_OK) return 0;
+    Py_BEGIN_ALLOW_THREADS
+    status = lmc_intervals(&context, &logits->rows, token_data, active, lmc_py_uint64_data(triple->start),
+                           lmc_py_uint64_data(triple->freq), lmc_py_uint64_data(triple->total), &error_row);
+    Py_END_ALLOW_THREADS
+    if (status == LMC_OK) return 0;
     lmc_py_raise_status(error, status, error_row, token_data, logits->rows.vocab_size);
     return -1;
 }
@@ -77,9 +78,11 @@ static PyObject *encode_stream(PyObject *error, const lmc_py_triple_t *triple, s
     if (lmc_py_encoder_reserve(&stream, n_symbols) < 0) return NULL;
     const uint64_t *start = lmc_py_uint64_data(triple->start), *freq = lmc_py_uint64_data(triple->freq);
     const uint64_t *total = lmc_py_uint64_data(triple->total);
-    Py_BEGIN_ALLOW_THREADS status = lmc_encoder_put(&stream, n_symbols, start, freq, total, &error_index);
+    Py_BEGIN_ALLOW_THREADS
+    status = lmc_encoder_put(&stream, n_symbols, start, freq, total, &error_index);
     if (status == LMC_OK) status = lmc_encoder_end(&stream);
-    Py_END_ALLOW_THREADS PyObject *payload = NULL;
+    Py_END_ALLOW_THREADS
+    PyObject *payload = NULL;
     if (status != LMC_OK)
         lmc_py_raise_status(error, status, error_index, NULL, 0);
     else
@@ -98,7 +101,8 @@ static PyObject *encode_intervals(PyObject *module, PyObject *arguments) {
     for (int i = 0; i < 3; i++) {
         if (i == 0) shape[0] = PyObject_Length(objects[0]);
         if (shape[0] < 0) goto done;
-        arrays[i] = lmc_py_integers_parse(state->error, objects[i], names[i], 1, shape);
+        /* lmc_encoder_put checks each triple again as it takes it. */
+        arrays[i] = lmc_py_integers_borrow(state->error, objects[i], names[i], 1, shape);
         if (arrays[i] == NULL) goto done;
     }
     lmc_py_triple_t triple = {(PyObject *)arrays[0], (PyObject *)arrays[1], (PyObject *)arrays[2]};
@@ -162,9 +166,11 @@ static PyObject *decode(PyObject *module, PyObject *arguments) {
     lmc_context_t context = lmc_py_context(&executor);
     lmc_decoder_t stream;
     lmc_status_t status;
-    Py_BEGIN_ALLOW_THREADS lmc_decoder_init(&stream, payload.buf, (size_t)payload.len);
+    Py_BEGIN_ALLOW_THREADS
+    lmc_decoder_init(&stream, payload.buf, (size_t)payload.len);
     status = lmc_decode_stream(&context, &logits.rows, &stream, search, token_data, &error_row);
-    Py_END_ALLOW_THREADS if (status != LMC_OK) {
+    Py_END_ALLOW_THREADS
+    if (status != LMC_OK) {
         Py_CLEAR(tokens);
         lmc_py_raise_status(state->error, status, error_row, NULL, 0);
     }

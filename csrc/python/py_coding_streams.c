@@ -7,7 +7,8 @@
 /* Encoder. */
 
 typedef struct encoder_object {
-    PyObject_HEAD Py_ssize_t n_streams;
+    PyObject_HEAD
+    Py_ssize_t n_streams;
     lmc_encoder_t *streams;
     size_t vocab_size; /* 0: the length of the last axis */
     int is_finished;
@@ -319,9 +320,11 @@ static PyObject *pull_step(PyObject *error, lmc_py_decoder_t *self, const lmc_py
         return NULL;
     }
     int32_t *token_data = (int32_t *)PyArray_DATA((PyArrayObject *)tokens);
-    Py_BEGIN_ALLOW_THREADS status =
+    Py_BEGIN_ALLOW_THREADS
+    status =
         lmc_decode_step(&context, &logits->rows, active, self->streams, searches, token_data, &error_row);
-    Py_END_ALLOW_THREADS PyMem_RawFree(searches);
+    Py_END_ALLOW_THREADS
+    PyMem_RawFree(searches);
     if (status != LMC_OK) {
         Py_DECREF(tokens);
         return lmc_py_raise_status(error, status, error_row, NULL, 0);

@@ -18,9 +18,10 @@ static PyObject *log2_softmax(PyObject *module, PyObject *arguments) {
         lmc_executor_t executor;
         lmc_context_t context = lmc_py_context(&executor);
         lmc_status_t status;
-        Py_BEGIN_ALLOW_THREADS status =
-            lmc_log2_softmax(&context, &logits.rows, token_data, found_data, &error_row);
-        Py_END_ALLOW_THREADS if (status != LMC_OK) {
+        Py_BEGIN_ALLOW_THREADS
+        status = lmc_log2_softmax(&context, &logits.rows, token_data, found_data, &error_row);
+        Py_END_ALLOW_THREADS
+        if (status != LMC_OK) {
             Py_CLEAR(found);
             lmc_py_raise_status(state->error, status, error_row, token_data, logits.rows.vocab_size);
         }

@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#include "core/base/ieee.h"
+
 /* A pass over more sequences than fit this workspace runs a few sequences at a time; Ctrl-C is heard in
  * between. */
 #define PASS_WORKSPACE_BYTES ((size_t)32 << 20)
@@ -33,7 +35,8 @@ typedef struct array_taker {
 static int take_array(void *taker, const char *name, PyObject *object, size_t n_elements,
                       lmc_transformer_tensor_t *tensor) {
     array_taker_t *self = (array_taker_t *)taker;
-    if (!PyArray_Check(object) || dtype_of((PyArrayObject *)object) < 0) {
+    int dtype = PyArray_Check(object) ? dtype_of((PyArrayObject *)object) : -1;
+    if (dtype < 0) {
         PyErr_Format(self->error, "tensor %s is no array of float32, float16 or uint16 (bfloat16)", name);
         return -1;
     }
@@ -45,7 +48,7 @@ static int take_array(void *taker, const char *name, PyObject *object, size_t n_
         return -1;
     }
     tensor->data = PyArray_DATA(array);
-    tensor->dtype = (lmc_dtype_t)dtype_of(array);
+    tensor->dtype = (lmc_dtype_t)dtype;
     return PyList_Append(self->arrays, object);
 }
 
@@ -69,9 +72,11 @@ static int quantise(PyObject *error, const lmc_context_t *context, transformer_m
         return -1;
     }
     lmc_status_t status;
-    Py_BEGIN_ALLOW_THREADS status =
+    Py_BEGIN_ALLOW_THREADS
+    status =
         lmc_int8_weights_quantise(context, config, &given, self->codes, codes_bytes, self->layers, weights);
-    Py_END_ALLOW_THREADS return raise_status(error, status);
+    Py_END_ALLOW_THREADS
+    return raise_status(error, status);
 }
 
 /* The arrays that int8 leaves in use. */
@@ -100,16 +105,17 @@ static int model_fill(PyObject *error, transformer_model_object_t *self,
     lmc_context_t context = lmc_py_context(&executor);
     if (config->int8 && quantise(error, &context, self, config, &weights) < 0) return -1;
     lmc_status_t status;
-    Py_BEGIN_ALLOW_THREADS status =
-        lmc_transformer_model_init(&context, config, &weights, self->tables, tables_bytes, &self->model);
-    Py_END_ALLOW_THREADS if (raise_status(error, status) < 0) return -1;
+    Py_BEGIN_ALLOW_THREADS
+    status = lmc_transformer_model_init(&context, config, &weights, self->tables, tables_bytes, &self->model);
+    Py_END_ALLOW_THREADS
+    if (raise_status(error, status) < 0) return -1;
     if (!config->int8) return 0;
     self->arrays = arrays_of_rows(of_model);
     Py_DECREF(taker.arrays);
     return self->arrays == NULL ? -1 : 0;
 }
 
-static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+static PyObject *make_model(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     lmc_module_state_t *state = lmc_py_state_of_type(type);
     lmc_transformer_config_t config = {0};
     static char *names[] = {"config", "tensors", "layers", NULL};
@@ -129,6 +135,14 @@ static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *ke
         return NULL;
     }
     return (PyObject *)self;
+}
+
+/* The numbers of the configuration are rounded and compared on their way in. */
+static PyObject *model_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    lmc_float_state_t saved = lmc_float_state_enter();
+    PyObject *self = make_model(type, arguments, keywords);
+    lmc_float_state_leave(saved);
+    return self;
 }
 
 static void model_dealloc(PyObject *object) {
@@ -155,13 +169,13 @@ static PyArrayObject *parse_token_rows(PyObject *error, const lmc_transformer_co
         Py_DECREF(array);
         return NULL;
     }
-    if ((size_t)PyArray_DIM(array, 1) > config->context_length) {
-        PyErr_Format(error, "%zd tokens a sequence; the context of the model holds %zu",
-                     (Py_ssize_t)PyArray_DIM(array, 1), config->context_length);
+    npy_intp shape[2] = {PyArray_DIM(array, 0), PyArray_DIM(array, 1)};
+    if ((size_t)shape[1] > config->context_length) {
+        PyErr_Format(error, "%zd tokens a sequence; the context of the model holds %zu", (Py_ssize_t)shape[1],
+                     config->context_length);
         Py_DECREF(array);
         return NULL;
     }
-    npy_intp shape[2] = {PyArray_DIM(array, 0), PyArray_DIM(array, 1)};
     PyArrayObject *integers = lmc_py_integers_parse(error, (PyObject *)array, name, 2, shape);
     Py_DECREF(array);
     return integers;
@@ -261,10 +275,11 @@ static int run_pass(PyObject *error, transformer_model_object_t *self, const lmc
     for (size_t first = 0; first < batch->n_sequences && status == LMC_OK && !interrupted;
          first += per_wave) {
         size_t left = batch->n_sequences - first;
-        Py_BEGIN_ALLOW_THREADS status =
-            run_wave(&context, &self->model, batch, sink, first, left < per_wave ? left : per_wave, workspace,
-                     workspace_bytes, &error_row);
-        Py_END_ALLOW_THREADS interrupted = PyErr_CheckSignals() < 0;
+        Py_BEGIN_ALLOW_THREADS
+        status = run_wave(&context, &self->model, batch, sink, first, left < per_wave ? left : per_wave,
+                          workspace, workspace_bytes, &error_row);
+        Py_END_ALLOW_THREADS
+        interrupted = PyErr_CheckSignals() < 0;
     }
     PyMem_RawFree(workspace);
     if (interrupted) return -1;

@@ -113,9 +113,10 @@ static int session_run_step(PyObject *error, transformer_session_object_t *self,
         0)
         return -1;
     if (session_has_room(self, active, 1, &stream)) {
-        Py_BEGIN_ALLOW_THREADS status = lmc_transformer_step(&context, model, &self->cache, token_data,
-                                                             active, (float *)PyArray_DATA(logits),
-                                                             self->workspace, self->workspace_bytes, &stream);
+        Py_BEGIN_ALLOW_THREADS
+        status = lmc_transformer_step(&context, model, &self->cache, token_data, active,
+                                      (float *)PyArray_DATA(logits), self->workspace, self->workspace_bytes,
+                                      &stream);
         Py_END_ALLOW_THREADS
     }
     if (status != LMC_OK) raise_session_error(error, self, status, stream, (long long)token_data[stream]);
@@ -178,9 +179,10 @@ static int session_run_decode(PyObject *error, transformer_session_object_t *sel
         return -1;
     }
     if (session_has_room(self, chain.active, n_steps, &stream)) {
-        Py_BEGIN_ALLOW_THREADS status = lmc_transformer_decode(
-            &context, model, &self->cache, &chain, n_steps, (int32_t *)PyArray_DATA(found), self->workspace,
-            self->workspace_bytes, &stream);
+        Py_BEGIN_ALLOW_THREADS
+        status = lmc_transformer_decode(&context, model, &self->cache, &chain, n_steps,
+                                        (int32_t *)PyArray_DATA(found), self->workspace,
+                                        self->workspace_bytes, &stream);
         Py_END_ALLOW_THREADS
     }
     if (status != LMC_OK) raise_session_error(error, self, status, stream, (long long)chain.tokens[stream]);
@@ -238,9 +240,10 @@ static int session_run_prefill(PyObject *error, transformer_session_object_t *se
                       lmc_transformer_prefill_bound(&model->config, n_tokens, executor.n_slots)) < 0)
         return -1;
     if (n_tokens <= self->n_tokens - self->cache.positions[stream]) {
-        Py_BEGIN_ALLOW_THREADS status = lmc_transformer_prefill(
-            &context, model, &self->cache, stream, token_data, n_tokens, (float *)PyArray_DATA(logits),
-            self->workspace, self->workspace_bytes, &error_row);
+        Py_BEGIN_ALLOW_THREADS
+        status = lmc_transformer_prefill(&context, model, &self->cache, stream, token_data, n_tokens,
+                                         (float *)PyArray_DATA(logits), self->workspace,
+                                         self->workspace_bytes, &error_row);
         Py_END_ALLOW_THREADS
     }
     if (status == LMC_ERROR_CAPACITY)

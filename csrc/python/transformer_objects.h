@@ -9,7 +9,8 @@
 #include "llmcomp/transformer.h"
 
 typedef struct transformer_model_object {
-    PyObject_HEAD lmc_transformer_model_t model;
+    PyObject_HEAD
+    lmc_transformer_model_t model;
     lmc_transformer_layer_t *layers;
     void *tables;
     void *codes;      /* of the matrices, where these are 8-bit integers */
@@ -17,7 +18,8 @@ typedef struct transformer_model_object {
 } transformer_model_object_t;
 
 typedef struct transformer_session_object {
-    PyObject_HEAD transformer_model_object_t *owner;
+    PyObject_HEAD
+    transformer_model_object_t *owner;
     lmc_transformer_cache_t cache;
     size_t n_tokens;
     void *memory, *workspace;

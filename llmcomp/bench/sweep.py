@@ -34,14 +34,16 @@ from llmcomp.codec.segments import MAPPING_DEFAULT, OVERLAP_SHARE_DEFAULT
 from llmcomp.codec.windows import WindowedModel
 from llmcomp.data import mappings, tokenizers
 from llmcomp.data.datasets import load_dataset
-from llmcomp.data.token_cache import PUBLISHED, TokenCache
+from llmcomp.data.mappings import ByteEncoder
+from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
 from llmcomp.experiment.load_ahead import LoadAhead
 from llmcomp.models import checkpoint, load, registry, sources
+from llmcomp.models.adapter import AdaptedModel
 from llmcomp.models.graph import Graph
 from llmcomp.models.memory import MaxMemory
 from llmcomp.scoring.background import in_background
-from llmcomp.scoring.published import PublishedSum
+from llmcomp.scoring.published import MAX_TOKENS, PublishedSum, PublishedTokens
 
 CHUNK_BYTES = 2048
 N_CHUNKS = 2048
@@ -66,7 +68,7 @@ _GROUP_CHUNKS = 128
 _LOOP_CHUNKS, _OWN_CHUNKS = 2, 8
 _PEAK_WIDTH = {"cpu": 1024, "cuda": 8192}
 _RANDOM_VALUES = 1_000_003
-# cpu: the processor time of all threads, for a processor on which other work runs; of a card it tells nothing.
+# cpu: the processor time of all threads, for a processor on which other work runs; of a device it says nothing.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Parts whose sum is the seconds; coding has a thread of its own.
 PARTS = ("loading", "tokenising", "forward", "intervals", "other")
@@ -137,7 +139,7 @@ class SweepBenchmark:
 
 
 class _Stopwatch:
-    """Seconds by part of the work: by the card's own clock for what the torch engine gives to one, else by the host's.
+    """Seconds by part of the work: by the device's own clock for what torch gives to one, else by the host's.
 
     Only `total` waits for the device, so that what overlaps still does.
     """
@@ -146,14 +148,14 @@ class _Stopwatch:
         self._now = CLOCKS[clock]
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._device = device if engine == "torch" else "cpu"
-        self._on_card: Any = None
+        self._on_device: Any = None
         if self._device.startswith("cuda"):
             from llmcomp.models.engines.torch import DeviceStopwatch
 
-            self._on_card = DeviceStopwatch(self._device)
+            self._on_device = DeviceStopwatch(self._device)
 
     def part(self, name: str) -> contextlib.AbstractContextManager[None]:
-        return self.host_part(name) if self._on_card is None else self._on_card.part(name)
+        return self.host_part(name) if self._on_device is None else self._on_device.part(name)
 
     @contextlib.contextmanager
     def host_part(self, name: str) -> Iterator[None]:
@@ -172,15 +174,15 @@ class _Stopwatch:
             self._wait()
 
     def _wait(self) -> None:
-        if self._on_card is not None:
+        if self._on_device is not None:
             from llmcomp.models.engines.torch import wait_for
 
             wait_for(self._device)
 
     @property
     def seconds(self) -> dict[str, float]:
-        if self._on_card is not None:
-            for name, seconds in self._on_card.seconds().items():
+        if self._on_device is not None:
+            for name, seconds in self._on_device.seconds().items():
                 self._seconds[name] += seconds
         return {name: self._seconds[name] for name in ("all", "forward", "intervals", "coding")}
 
@@ -220,13 +222,13 @@ def run_sweep_benchmark(
 ) -> SweepBenchmark:
     """Run the shapes of `suite` ("pythia", "pico") under both protocols with random weights and tokens, and time it.
 
-    `n_sizes` smallest models, `n_checkpoints` of each, `n_chunks` chunks of each of three data sets: by default all, 5
-    and 2,048 on a card, and 1 of each on a CPU. Engine options as in `load_model`, `max_memory` as in `score`. `clock`:
+    `n_sizes` smallest models, `n_checkpoints` of each, `n_chunks` chunks of each of three data sets: by default all,
+    5 and 2,048 on a device, 1 of each on a CPU. Engine options as in `load_model`, `max_memory` as in `score`. `clock`:
     "wall", or "cpu" (CLOCKS). Raises `Error` as those, and for a clock that is none or tells nothing.
     """
     on_card = (device or "cpu").startswith("cuda")
     if clock not in CLOCKS or (on_card and clock != "wall"):
-        raise Error(f"clock is {clock!r}; expected one of {', '.join(CLOCKS)}, and wall for a card")
+        raise Error(f"clock is {clock!r}; expected one of {', '.join(CLOCKS)}, and wall for a device")
     configs = suite_configs(suite)
     n_chunks = n_chunks or (N_CHUNKS if on_card else 1)
     n_checkpoints = n_checkpoints or (len(registry.SUITES[suite].steps) if on_card else 1)
@@ -390,13 +392,13 @@ def _score(
     """As `score` does, but that all logits are symbols: there is no tokenizer to say otherwise. Returns batch_rows."""
     scorer: PublishedSum | WindowedModel
     if protocol == "published":
-        limit = min(mappings.PUBLISHED_MAX_TOKENS, model.context_length)
-        scorer = published = PublishedSum(model, model.n_logits, max_memory)
+        limit = min(MAX_TOKENS, model.context_length)
+        scorer = published = PublishedSum(AdaptedModel(model), max_memory)
         for _ in in_background(groups, lambda streams: published.start([stream[:limit] for stream in streams])):
             pass
         return scorer.batch_rows
     scorer = windowed = WindowedModel(
-        model,
+        AdaptedModel(model),
         vocab_size=model.n_logits,
         bos_token=0,
         context_length=model.context_length,
@@ -459,7 +461,7 @@ def pico_tokens() -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {protocol: {} for protocol in PROTOCOLS}
     for modality in ("text", "image", "speech"):
         chunks = load_dataset(modality, progress=False).chunks
-        published = [min(len(mappings.published_tokens(chunk, tokenizer)[0]), limit) for chunk in chunks]
+        published = [min(len(PublishedTokens().encode(chunk, tokenizer).tokens), limit) for chunk in chunks]
         lossless = [len(mappings.get_mapping("bytes").encode(chunk, tokenizer).tokens) for chunk in chunks]
         counts["published"][modality] = round(sum(published) / len(chunks))
         counts["lossless"][modality] = round(sum(lossless) / len(chunks))
@@ -469,7 +471,7 @@ def pico_tokens() -> dict[str, dict[str, int]]:
 def tokenising_seconds(protocol: str, n_chunks: int, clock: str = "wall") -> float:
     """What the tokens of `n_chunks` chunks of three data sets take, going by the bundled samples and tokenizer."""
     tokenizer = tokenizers.Tokenizer.from_file(pico.tokenizer_path())
-    mapping = PUBLISHED if protocol == "published" else MAPPING_DEFAULT
+    mapping: ByteEncoder = PublishedTokens() if protocol == "published" else mappings.get_mapping(MAPPING_DEFAULT)
     seconds = 0.0
     for modality in ("text", "image", "speech"):
         chunks = list(load_dataset(modality, progress=False).chunks)[:_TOKENISED_CHUNKS]
@@ -524,7 +526,7 @@ def _peak(device: str, dtype: str | None, now: Callable[[], float]) -> tuple[flo
 
 
 def _peak_bytes(device: str) -> int:
-    """On a card the most that tensors took since the last call; on a CPU the most of the whole process so far."""
+    """On a device the most that tensors took since the last call; on a CPU the most of the whole process so far."""
     if device.startswith("cuda"):
         from llmcomp.models.engines.torch import device_peak_bytes
 

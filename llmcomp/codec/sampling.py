@@ -21,10 +21,12 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from llmcomp import coding
-from llmcomp.codec.segments import ModelTraits, windowed_model
+from llmcomp.codec.segments import windowed_model
 from llmcomp.codec.windows import WindowedModel, plan_windows
 from llmcomp.data.tokenizers import AnyTokenizer, Tokens
 from llmcomp.errors import Error
+from llmcomp.float_state import ieee_state
+from llmcomp.models.adapter import ModelTraits
 from llmcomp.models.load import load_model
 
 # range >= 32 behind every token (FORMAT.md 3.1), so that a step reads at most 7 bytes; 8 are read at the start.
@@ -206,6 +208,7 @@ def _columns(
                 logits = session.step(tokens[:, at])
 
 
+@ieee_state()
 def _at_temperature(logits: Any, temperature: float) -> Any:
     if temperature == 1:
         return logits

@@ -20,13 +20,12 @@ from llmcomp import coding
 from llmcomp.codec import container
 from llmcomp.codec.container import Header, ModelId, Segment
 from llmcomp.codec.windows import WindowedModel
-from llmcomp.data import mappings, tokenizers
+from llmcomp.data import mappings
 from llmcomp.data.mappings import Encoded
 from llmcomp.errors import CorruptArchive, Error, ModelMismatch
-from llmcomp.models.engines.exact import ARITHMETIC
+from llmcomp.models.adapter import AdaptedModel, ModelTraits
 from llmcomp.models.load import load_model
 from llmcomp.models.memory import MaxMemory
-from llmcomp.models.protocol import as_model
 from llmcomp.models.registry import list_models
 
 # Codes of engines in an archive; 0 is any object with logits() and session() that names no engine.
@@ -35,49 +34,8 @@ MAPPING_DEFAULT = "bytes"
 # Chosen by benchmarks/bench_archive.py --overlaps: a quarter of the context saves 1.6 % of enwik8 and takes 1.4 times
 # as long to decode, half of it 1.8 % and 1.9 times (benchmarks/results/archive.md).
 OVERLAP_SHARE_DEFAULT = 0.25
-CONTEXT_LENGTH_DEFAULT = 2048
-LANES_DEFAULT = 32
 # The side byte of mapping bytes with a vocabulary that lacks some.
 _NO_STAND_INS, _STAND_INS = b"\x00", b"\x80"
-
-
-# What is needed of a model.
-
-
-class ModelTraits(NamedTuple):
-    """What the codec needs to know of a model; attributes that a model does not have get the defaults named here."""
-
-    name: str  # its class's name
-    revision: str  # "step<step>", else ""
-    weights_hash: bytes  # of `fingerprint`; zeros: equality is then by name, and the caller's promise
-    tokenizer: Any  # ByteTokenizer()
-    engine: str  # ""
-    arithmetic: int
-    context_length: int  # 2,048
-    vocab_size: int  # the tokenizer's, where that is not larger
-    bos_token: int  # the tokenizer's, else 0
-
-    @classmethod
-    def of(cls, model: Any) -> ModelTraits:
-        tokenizer = getattr(model, "tokenizer", None) or tokenizers.ByteTokenizer()
-        fingerprint = getattr(model, "fingerprint", None)
-        step = getattr(model, "step", None)
-        bos_token = getattr(tokenizer, "bos_token", None)
-        return cls(
-            name=str(getattr(model, "name", "") or type(model).__name__),
-            revision="" if step is None else f"step{step}",
-            weights_hash=_hash_prefix(fingerprint, container.WEIGHTS_HASH_BYTES),
-            tokenizer=tokenizer,
-            engine=str(getattr(model, "engine", "") or ""),
-            arithmetic=int(getattr(model, "arithmetic", ARITHMETIC)),
-            context_length=int(getattr(model, "context_length", 0) or CONTEXT_LENGTH_DEFAULT),
-            vocab_size=min(int(tokenizer.vocab_size), int(getattr(model, "vocab_size", tokenizer.vocab_size))),
-            bos_token=int(bos_token if bos_token is not None else getattr(model, "bos_token", None) or 0),
-        )
-
-    @property
-    def label(self) -> str:
-        return f"{self.name} {self.revision}".strip()
 
 
 def _hash_prefix(fingerprint: str | None, n_bytes: int) -> bytes:
@@ -129,7 +87,7 @@ def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: i
     return ModelId(
         name=traits.name,
         revision=traits.revision,
-        weights_hash=traits.weights_hash,
+        weights_hash=_hash_prefix(traits.fingerprint, container.WEIGHTS_HASH_BYTES),
         tokenizer_hash=_hash_prefix(traits.tokenizer.fingerprint, container.TOKENIZER_HASH_BYTES),
         arithmetic_version=traits.arithmetic,
         engine=ENGINE_CODES[traits.engine],
@@ -145,10 +103,11 @@ def windowed_model(
     model: Any, overlap: int | None = None, context_length: int | None = None, max_memory: MaxMemory = None
 ) -> WindowedModel:
     """`model` with the windows that archives are coded with; None: the defaults."""
-    traits = ModelTraits.of(model)
+    adapted = model if isinstance(model, AdaptedModel) else AdaptedModel(model)
+    traits = adapted.traits
     context_length = traits.context_length if context_length is None else context_length
     return WindowedModel(
-        model,
+        adapted,
         vocab_size=traits.vocab_size,
         bos_token=traits.bos_token,
         context_length=context_length,
@@ -210,16 +169,17 @@ class SegmentCodec:
         *,
         max_memory: MaxMemory = None,
     ):
-        self.traits = ModelTraits.of(as_model(model))
+        adapted = AdaptedModel(model)
+        self.traits = adapted.traits
         self._mapping = mappings.get_mapping(mapping)
-        self._model = windowed_model(model, overlap, context_length, max_memory)
+        self._model = windowed_model(adapted, overlap, context_length, max_memory)
         if is_stepwise is not None:
             self._model.is_stepwise = is_stepwise
         context_length, overlap = self._model.context_length, self._model.overlap
         self.identity = _identity(self.traits, mappings.MAPPINGS.index(mapping), context_length, overlap)
         # A vocabulary that has no token for some bytes: one side bit a segment tells whether stand-ins are in use.
         self._has_stand_ins = mapping == "bytes" and self.traits.tokenizer.needs_stand_ins(bytes(range(256)))
-        self._lanes = _default_lanes(model, context_length)
+        self._lanes = adapted.lanes(context_length)
 
     @classmethod
     def for_archive(cls, header: Header, model: Any = None, device: str | None = None) -> SegmentCodec | None:
@@ -283,6 +243,8 @@ class SegmentCodec:
     def decode_segments(self, segments: Sequence[Segment], on_step: Callable[[int], Any] | None = None) -> list[bytes]:
         """The contents of an archive's segments, stored ones included; CorruptArchive names the first that fails."""
         coded = [segment for segment in segments if not segment.stored]
+        for segment in coded:
+            self._check_form(segment)
         try:
             contents = self.decode([s.payload for s in coded], [s.n_bytes for s in coded], on_step)
         except CorruptArchive as error:
@@ -295,10 +257,24 @@ class SegmentCodec:
         return [segment.payload if segment.stored else next(decoded) for segment in segments]
 
     def _side(self, payload: bytes, n_bytes: int) -> bytes:
-        length = {"bytes": int(self._has_stand_ins), "latin1": 0}.get(self._mapping.name, -(-n_bytes // 8))
-        if len(payload) < length or (self._has_stand_ins and payload[:1] not in (_NO_STAND_INS, _STAND_INS)):
-            raise CorruptArchive(f"a payload of {len(payload)} bytes does not begin with its {length} side bytes")
-        return payload[:length]
+        """The side bytes of a payload; CorruptArchive where its form is one that no encoder writes."""
+        n_bits = {"bytes": int(self._has_stand_ins), "latin1": 0}.get(self._mapping.name, n_bytes)
+        length = -(-n_bits // 8)
+        side, stream = payload[:length], payload[length:]
+        if len(side) < length or (side and side[-1] % (1 << 8 * length - n_bits)):
+            raise CorruptArchive(
+                f"a payload of {len(payload)} bytes does not begin with {n_bits} side bits in whole bytes"
+            )
+        if stream.endswith(b"\0") and payload != b"\0":
+            raise CorruptArchive("a stream ends in a zero byte, which an encoder leaves out")
+        return side
+
+    def _check_form(self, segment: Segment) -> None:
+        """CorruptArchive names a segment that no encoder writes; another model is not to blame for it."""
+        try:
+            self._side(segment.payload, segment.n_bytes)
+        except CorruptArchive as error:
+            raise CorruptArchive(f"segment {segment.number} is malformed: {error}") from None
 
     def _uses_stand_ins(self, side: bytes) -> bool:
         return self._has_stand_ins and side == _STAND_INS
@@ -326,11 +302,6 @@ class SegmentCodec:
             return self._mapping.decode(stream, side, n_bytes, self.traits.tokenizer)
         except Error as error:
             raise CorruptArchive(str(error)) from None
-
-
-def _default_lanes(model: Any, context_length: int) -> int:
-    """What the model says of itself, if it does."""
-    return int(model.lanes(context_length)) if hasattr(model, "lanes") else LANES_DEFAULT
 
 
 def _model_of_header(wanted: ModelId, device: str | None) -> Any:

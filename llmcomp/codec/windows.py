@@ -22,11 +22,9 @@ import numpy.typing as npt
 
 from llmcomp import coding
 from llmcomp.errors import CorruptArchive, Error
-from llmcomp.models.memory import MaxMemory, PassMemory, host_memory, is_out_of_memory
+from llmcomp.models.adapter import AdaptedModel, AdaptedSession
+from llmcomp.models.memory import MaxMemory, is_out_of_memory
 
-# A batch holds at most so many bytes of logits where the model has no fused `intervals`, else so many rows.
-BATCH_LOGITS_BYTES = 64 << 20
-BATCH_ROWS = 8192
 # Mapping latin1 needs two bytes of UTF-8, thus at most two tokens, for a byte; no other mapping needs more than one.
 TOKENS_PER_BYTE_MAX = 2
 
@@ -75,18 +73,12 @@ def batch_size(lengths: Sequence[int], rows_max: int) -> int:
 class BatchRows:
     """How many rows (tokens, padding included) a batch of `model` may have: `n`, found once.
 
-    `is_fused`: the model makes its numbers itself; else all `n_logits` logits of a batch exist at once. An engine tells
-    of its memory by `pass_memory()`; of any other model only the logits are known.
+    `is_fused`: the model makes its numbers inside the pass; else all logits of a batch exist at once.
     """
 
-    def __init__(self, model: Any, is_fused: bool, n_logits: int, max_memory: MaxMemory = None):
-        self._release: Callable[[], Any] = getattr(model, "release_memory", lambda: None)
-        rows_max = BATCH_ROWS if is_fused else max(1, BATCH_LOGITS_BYTES // (4 * n_logits))
-        is_told = hasattr(model, "pass_memory")
-        memory = model.pass_memory() if is_told else PassMemory(0, 0, 0, *host_memory(), rows_max)
-        if not is_fused:
-            memory = memory._replace(row_bytes=memory.row_bytes + 4 * n_logits, rows_max=rows_max)
-        self.n = memory.rows(max_memory)
+    def __init__(self, model: AdaptedModel, is_fused: bool, max_memory: MaxMemory = None):
+        self._release = model.release_memory
+        self.n = model.pass_memory(is_fused).rows(max_memory)
 
     def run(self, lengths: Sequence[int], work: Callable[[list[int]], Any]) -> None:
         """Calls `work` with the indices of batch after batch, longest first.
@@ -124,7 +116,7 @@ class WindowedModel:
 
     def __init__(
         self,
-        model: Any,
+        model: AdaptedModel,
         *,
         vocab_size: int,
         bos_token: int,
@@ -140,8 +132,7 @@ class WindowedModel:
         self.is_stepwise = is_stepwise
         self._model = model
         self._bos_token = bos_token
-        self._session: Any = None
-        self._n_session_streams = 0
+        self._session: AdaptedSession | None = None
         self._max_memory = max_memory
         self._rows: BatchRows | None = None
         self._chain: Any = None
@@ -180,8 +171,7 @@ class WindowedModel:
             started.append(self._start_batch([(streams[n], results[n], window) for n, window in chosen]))
 
         if self._rows is None:
-            n_logits = getattr(self._model, "n_logits", self.vocab_size)
-            self._rows = BatchRows(self._model, hasattr(self._model, "intervals"), n_logits, self._max_memory)
+            self._rows = BatchRows(self._model, self._model.has_intervals, self._max_memory)
         self._rows.run([window.stop - window.context_start for _, window in windows], start)
 
         def finish() -> list[npt.NDArray[np.uint64]]:
@@ -205,7 +195,7 @@ class WindowedModel:
             lengths[row] = n = window.stop - window.context_start
             targets[row, :n] = stream[window.context_start : window.stop]
             tokens[row, 1:n] = targets[row, : n - 1]
-        wait = self._start_model(tokens, targets, lengths)
+        wait = self._model.start_intervals(tokens, targets, lengths, self.vocab_size)
 
         def fill() -> None:
             parts = wait()
@@ -214,22 +204,6 @@ class WindowedModel:
                 result[:, window.start : window.stop] = parts[:, row, first:last]
 
         return fill
-
-    def _start_model(self, tokens: Tokens, targets: Tokens, lengths: np.ndarray) -> Callable[[], np.ndarray]:
-        if hasattr(self._model, "start_intervals"):
-            wait = self._model.start_intervals(tokens, targets, lengths, vocab_size=self.vocab_size)
-            return lambda: np.stack(wait())
-        if hasattr(self._model, "intervals"):
-            parts = np.stack(self._model.intervals(tokens, targets, lengths, vocab_size=self.vocab_size))
-        else:
-            parts = self._intervals_of_logits(self._model.logits(tokens), targets, lengths)
-        return lambda: parts
-
-    def _intervals_of_logits(self, logits: Any, targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        parts = np.zeros((3, *targets.shape), np.uint64)
-        for row, n in enumerate(lengths):
-            parts[:, row, :n] = coding.intervals(logits[row, :n], targets[row, :n], self.vocab_size)
-        return parts
 
     def _step_through(self, stream: Tokens, result: np.ndarray) -> None:
         """Fills the result of one stream by the same calls as `decode` of that stream alone."""
@@ -243,21 +217,15 @@ class WindowedModel:
 
     # Decoding.
 
-    def open_window(self, context: np.ndarray) -> tuple[Any, Any]:
+    def open_window(self, context: np.ndarray) -> tuple[AdaptedSession, Any]:
         """A session that has read the start token and `context`, int [B, k], and nothing else; its logits then."""
         session = self._session
-        if session is not None and self._n_session_streams == len(context) and hasattr(session, "reset"):
+        if session is not None and session.n_streams == len(context) and session.reset is not None:
             session.reset()
         else:
             self._session = None
-            self._session = session = self._model.session(len(context))
-            self._n_session_streams = len(context)
-        inputs = np.pad(context, ((0, 0), (1, 0)), constant_values=self._bos_token)
-        if hasattr(session, "prefill") and not self.is_stepwise:
-            return session, np.stack([session.prefill(stream, row) for stream, row in enumerate(inputs)])
-        for column in np.ascontiguousarray(inputs.T):
-            logits = session.step(column)
-        return session, logits
+            self._session = session = self._model.session(len(context), may_prefill=not self.is_stepwise)
+        return session, session.read(np.pad(context, ((0, 0), (1, 0)), constant_values=self._bos_token))
 
     def decode(
         self,
@@ -276,7 +244,7 @@ class WindowedModel:
         if self.is_stepwise and len(payloads) > 1:
             alone = zip(payloads, n_bytes, tables, strict=True)
             return [self.decode([p], [n], token_bytes, [table], on_step)[0] for p, n, table in alone]
-        if hasattr(self._model, "decoding_chain"):
+        if self._model.decodes_in_chains:
             return self._decode_in_chains(payloads, n_bytes, token_bytes, tables, on_step)
         walk = _Walk(n_bytes, token_bytes, tables, on_step)
         decoder = coding.Decoder(payloads, token_bytes.shape[1])
@@ -302,7 +270,7 @@ class WindowedModel:
     ) -> list[Tokens]:
         """By a model that has the decoder beside it: as many streams at once as its device holds."""
         if self._chain_lanes is None:
-            self._chain_lanes = int(self._model.lanes(self.context_length))
+            self._chain_lanes = self._model.lanes(self.context_length)
         n = max(1, min(len(payloads), self._chain_lanes))
         if self._chain is None or self._chain.n_streams < n:
             self._chain = None

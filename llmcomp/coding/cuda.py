@@ -1,4 +1,4 @@
-"""The CUDA device: what this machine has, intervals and code lengths there, and the coder's state on the card.
+"""The CUDA device: what this machine has, intervals and code lengths there, and the coder's state there.
 
 Thin over ``llmcomp._cuda``, which is loaded when the first such array arrives; what an array is, `device_arrays` says.
 Integers are those of the CPU.
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def is_built() -> bool:
-    """Whether this installation has the CUDA part; says nothing of a card or a driver. Loads nothing."""
+    """Whether this installation has the CUDA part; says nothing of a device or a driver. Loads nothing."""
     return importlib.util.find_spec("llmcomp._cuda") is not None
 
 

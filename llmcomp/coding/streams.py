@@ -5,7 +5,7 @@ by IEEE operations in a fixed order, so that every backend, thread count and mac
 """
 
 import contextlib
-import os
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from llmcomp import _core
 from llmcomp.coding import cuda
 from llmcomp.errors import Error
+from llmcomp.float_state import ieee_state
+from llmcomp.settings import check_threads
 
 __all__ = [
     "Decoder",
@@ -62,6 +64,7 @@ def intervals(
     return _core.intervals(logits, tokens, vocab_size)
 
 
+@ieee_state()
 def code_length(logits: Any, tokens: ArrayLike, vocab_size: int | None = None) -> NDArray[np.float64]:
     """Bits that each token costs: ``-log2(freq / total)``, float64 [...]. Arguments and errors as `intervals`."""
     if cuda.is_on_device(logits):
@@ -93,7 +96,8 @@ def encode(logits: Any, tokens: ArrayLike, vocab_size: int | None = None) -> byt
 def decode(payload: bytes, logits: Any, vocab_size: int | None = None) -> NDArray[np.int32]:
     """The tokens, int32 [T], of a payload of `encode`, where all logits [T, V] are known.
 
-    A payload that is not of these logits gives other tokens, never an error: checksums are the archive's task.
+    A payload that is not of these logits, or that is truncated, gives other tokens, never an error. An archive has a
+    length and a checksum beside each payload; who keeps payloads by themselves has to keep these, and T, too.
     """
     if cuda.is_on_device(logits):
         return cuda.decode(payload, logits, vocab_size)
@@ -244,26 +248,9 @@ def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
 
 
 def use_threads(n_threads: int) -> contextlib.AbstractContextManager[None]:
-    """Within ``with use_threads(n):`` calls of this thread are spread over n threads. Results do not depend on n."""
-    if n_threads < 1:
-        raise Error(f"n_threads is {n_threads}; expected 1 or more")
-    return _override(None, n_threads)
+    """Within ``with use_threads(n):`` calls of this thread are spread over n threads. Results do not depend on n.
 
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _set_defaults_from_environment() -> None:
-    name = os.environ.get("LLMCOMP_BACKEND") or backends()[-1]
-    if name not in backends():
-        raise Error(f"LLMCOMP_BACKEND is {name!r}; expected one of {', '.join(backends())}")
-    threads = os.environ.get("LLMCOMP_THREADS") or str(_usable_cpus())
-    if not threads.isdecimal() or int(threads) < 1:
-        raise Error(f"LLMCOMP_THREADS is {threads!r}; expected a number of 1 or more")
-    _core.set_default(name, int(threads))
-
-
-_set_defaults_from_environment()
+    Raises:
+        Error: n is not a number of 1 to 65536.
+    """
+    return _override(None, check_threads("n_threads", operator.index(n_threads)))

@@ -11,8 +11,6 @@ import numpy.typing as npt
 from llmcomp.data.tokenizers import AnyTokenizer, Tokens
 from llmcomp.errors import Error
 
-PUBLISHED_MAX_TOKENS = 1024
-
 
 @dataclass(frozen=True)
 class Encoded:
@@ -24,12 +22,17 @@ class Encoded:
     n_bytes: int
 
 
-class ByteMapping(Protocol):
-    """Bytes -> tokens and side bits, and back; every mapping is an exact inverse for any bytes."""
+class ByteEncoder(Protocol):
+    """Bytes -> tokens and side bits, under a name of its own."""
 
     @property
     def name(self) -> str: ...
     def encode(self, data: bytes, tokenizer: AnyTokenizer) -> Encoded: ...
+
+
+class ByteMapping(ByteEncoder, Protocol):
+    """And back: every mapping is an exact inverse for any bytes."""
+
     def decode(self, tokens: npt.ArrayLike, side: bytes, n_bytes: int, tokenizer: AnyTokenizer) -> bytes: ...
 
 
@@ -103,20 +106,6 @@ def get_mapping(name: str) -> ByteMapping:
     if name not in _MAPPINGS:
         raise Error(f"no mapping is called {name!r}; there are {', '.join(MAPPINGS)}")
     return _MAPPINGS[name]
-
-
-def published_tokens(data: bytes, tokenizer: AnyTokenizer) -> tuple[Tokens, int]:
-    """The published computation's tokens, which do not decode: (int32 [T], bytes covered), T <= 1,024.
-
-    b % 128 drops the top bit without a trace; the text goes through the tokenizer as it is (normaliser, special tokens
-    recognised) and is cut after 1,024 tokens. Covered are the bytes whose tokens were kept.
-    """
-    text = (np.frombuffer(data, np.uint8) & 127).tobytes().decode("ascii")
-    tokens = tokenizer.encode_text(text)
-    kept = tokens[:PUBLISHED_MAX_TOKENS]
-    if len(kept) == len(tokens):
-        return kept, len(data)
-    return kept, min(int(tokenizer.text_lengths(kept).sum()), len(data))
 
 
 def _check_length(mapping: str, what: str, found: int, expected: int) -> None:

@@ -1,6 +1,6 @@
 """Tokens of chunks, made once for all models that share a tokenizer: in memory, and in a folder for many processes.
 
-What the tokens mean is tokens.py's business; nothing here knows models or rows.
+What the tokens mean is the mapping's business; nothing here knows models or rows.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from llmcomp.data.mappings import Encoded, get_mapping, published_tokens
+from llmcomp.data.mappings import ByteEncoder, Encoded
 
-# Beside the mappings of tokens.py: the published computation's tokens, `n_bytes` being the bytes that they cover.
-PUBLISHED = "published"
 _MAX_BYTES = 1 << 28
 # What a chunk takes beside its tokens and side bits.
 _CHUNK_BYTES = 400
@@ -41,16 +39,16 @@ class TokenCache:
         self._n_bytes = 0
         self._lock = threading.Lock()
 
-    def encoded(self, mapping: str, tokenizer: Any, chunks: Sequence[bytes]) -> list[Encoded]:
-        """The tokens of every chunk under a mapping (tokens.MAPPINGS, or PUBLISHED), as the mapping itself makes them.
+    def encoded(self, mapping: ByteEncoder, tokenizer: Any, chunks: Sequence[bytes]) -> list[Encoded]:
+        """The tokens of every chunk under a mapping, as the mapping itself makes them.
 
         Raises what that raises; nothing is kept then.
         """
-        key = _key(mapping, tokenizer, chunks)
+        key = _key(mapping.name, tokenizer, chunks)
         with self._lock:
             found = self._kept.get(key)
             if found is None:
-                found = self._from_folder(key, lambda: _encode(mapping, tokenizer, chunks))
+                found = self._from_folder(key, lambda: [mapping.encode(chunk, tokenizer) for chunk in chunks])
                 self._keep(key, found)
             return found
 
@@ -80,14 +78,6 @@ def _key(mapping: str, tokenizer: Any, chunks: Sequence[bytes]) -> str:
     for chunk in chunks:
         digest.update(len(chunk).to_bytes(8, "little") + chunk)
     return digest.hexdigest()
-
-
-def _encode(mapping: str, tokenizer: Any, chunks: Sequence[bytes]) -> list[Encoded]:
-    if mapping != PUBLISHED:
-        return [get_mapping(mapping).encode(chunk, tokenizer) for chunk in chunks]
-    return [
-        Encoded(kept, b"", 0, covered) for kept, covered in (published_tokens(chunk, tokenizer) for chunk in chunks)
-    ]
 
 
 def _size(group: list[Encoded]) -> int:

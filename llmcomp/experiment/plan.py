@@ -24,6 +24,7 @@ from llmcomp.data import datasets
 from llmcomp.data.mappings import get_mapping
 from llmcomp.errors import Error
 from llmcomp.models import hub, load, registry, sources
+from llmcomp.models.adapter import ModelTraits, is_model, weights_sha256
 from llmcomp.models.engines import exact
 from llmcomp.models.memory import MaxMemory, allowed_bytes, host_memory
 from llmcomp.models.protocol import as_model
@@ -196,7 +197,7 @@ def find_models(
         suite = registry.SUITES[wanted]
         wanted, steps = suite.models, steps or suite.steps
     seen = set()
-    for name in [wanted] if isinstance(wanted, (str, os.PathLike)) or hasattr(wanted, "logits") else wanted:
+    for name in [wanted] if isinstance(wanted, (str, os.PathLike)) or is_model(wanted) else wanted:
         if not isinstance(name, (str, os.PathLike)):
             yield as_model(name), ""
             continue
@@ -295,14 +296,14 @@ def _model_key(model: ModelSource | Any, reason: str, settings: Settings) -> dic
     }
     if isinstance(model, ModelSource):
         return {"model": model.name, "step": model.step, "source": reason or model.identity, **engine}
-    identity = getattr(model, "fingerprint", None) or getattr(model, "weights_sha256", None)
+    traits = ModelTraits.of(model)
+    identity = traits.fingerprint or weights_sha256(model) or None
     if identity is None:
         raise Error(
             f"a {type(model).__name__} has neither fingerprint nor weights_sha256: give it one, a string that tells it "
             "from every other model, so that its finished cells can be known again"
         )
-    name = getattr(model, "name", type(model).__name__)
-    return {"model": name, "step": getattr(model, "step", None), "source": str(identity), **engine}
+    return {"model": traits.name, "step": traits.step, "source": str(identity), **engine}
 
 
 def _cell(out: Path, key: dict[str, Any], n_bytes: int, verify: bool) -> Cell:
@@ -350,7 +351,7 @@ def _others(plan: Plan) -> list[Path]:
 
 def cell_work(job: Job, cell: Cell) -> float:
     """Parameters times bytes."""
-    params = _params(job.model) if isinstance(job.model, ModelSource) else getattr(job.model, "n_params", None) or 1_000
+    params = _params(job.model) if isinstance(job.model, ModelSource) else ModelTraits.of(job.model).n_params or 1_000
     return float(params) * cell.n_bytes
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmcomp.errors import Error
+from llmcomp.float_state import ieee_state
 from llmcomp.models.families import BUFFERS, parse_graph
 from llmcomp.models.graph import Graph, TensorUse
 
@@ -142,6 +143,7 @@ def _widened(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32)
 
 
+@ieee_state()
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmcomp.errors import Error
+from llmcomp.float_state import ieee_state
 from llmcomp.models.config_keys import (
     NO_ROTARY,
     TANH_NAMES,
@@ -589,6 +590,7 @@ BUFFERS = (
 )
 
 
+@ieee_state()
 def parse_graph(config: Mapping[str, Any], name: str) -> Graph:
     """The graph of a model with this config.json; `name` is what errors call it. `Error` for what is not understood."""
     model_type = config.get("model_type")

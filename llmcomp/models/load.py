@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmcomp.errors import Error
+from llmcomp.models.adapter import ModelTraits
 from llmcomp.models.families import FAMILIES
 from llmcomp.models.memory import host_memory
 from llmcomp.models.protocol import as_model
@@ -108,7 +109,7 @@ def check_options(engine: str, options: Mapping[str, Any]) -> None:
 
 def _on_device(model: Any, device: str | None) -> Any:
     """A model that is loaded stays where it is."""
-    found = str(getattr(model, "device", "cpu"))
+    found = ModelTraits.of(model).device
     if device is not None and device not in (found, found.partition(":")[0]):
         raise Error(f"the model is loaded on device {found!r} already, expected {device!r}: load it there by its name")
     return model

@@ -19,6 +19,7 @@ from typing import Any
 
 from llmcomp import pico
 from llmcomp.errors import Error
+from llmcomp.float_state import ieee_state
 from llmcomp.models.hub import SourceFile, hub_download, hub_listing
 from llmcomp.models.registry import check_step, list_models, near_names
 
@@ -76,6 +77,7 @@ class ModelSource:
             raise Error(f"{self.label}: the hub states no digest of {file.name}")
         return _file_digest(self.folder / file.name)
 
+    @ieee_state()
     def read_config(self) -> dict[str, Any]:
         """The checkpoint's config.json; of a hub checkpoint only that file is downloaded."""
         path = self.folder / "config.json" if self.folder else self._download("config.json")

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from llmcomp.codec.segments import MAPPING_DEFAULT, ModelTraits, as_chunks, windowed_model
+from llmcomp.codec.segments import MAPPING_DEFAULT, as_chunks, windowed_model
 from llmcomp.data import mappings
 from llmcomp.errors import Error
+from llmcomp.models.adapter import ModelTraits
 from llmcomp.models.load import load_model
 
 # How many chunks are scored between two updates of the progress bar.

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmcomp import coding
-from llmcomp.codec.segments import MAPPING_DEFAULT, Coded, ModelTraits, SegmentCodec, as_chunks
+from llmcomp.codec.segments import MAPPING_DEFAULT, Coded, SegmentCodec, as_chunks
 from llmcomp.data import mappings
-from llmcomp.data.mappings import Encoded
-from llmcomp.data.token_cache import PUBLISHED, TokenCache
+from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import CorruptArchive, Error
+from llmcomp.models.adapter import ModelTraits, weights_sha256
 from llmcomp.models.load import load_model
 from llmcomp.models.memory import MaxMemory
+from llmcomp.scoring import published
 from llmcomp.scoring.background import in_background
-from llmcomp.scoring.published import PublishedSum
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-PUBLISHED_MAPPING = "ascii"
-PUBLISHED_RATIOS = (0.01, 10.0)
 # How much is scored between two updates of the progress bar.
 _SCORE_BATCH_BYTES = 1 << 18
 
@@ -73,16 +70,16 @@ def score(
     chunks = as_chunks(getattr(chunks, "chunks", chunks))
     if protocol not in results.PROTOCOLS:
         raise Error(f"no protocol is called {protocol!r}; there are {', '.join(results.PROTOCOLS)}")
-    if protocol == "published" and mapping not in (None, PUBLISHED_MAPPING):
-        raise Error(f"the published protocol has mapping {PUBLISHED_MAPPING!r} only, found {mapping!r}")
-    scorer: _LosslessScorer | _PublishedScorer
+    if protocol == "published" and mapping not in (None, published.BYTES_MAPPING):
+        raise Error(f"the published protocol has mapping {published.BYTES_MAPPING!r} only, found {mapping!r}")
+    scorer: _LosslessScorer | published.PublishedScorer
     if protocol == "lossless":
         mapping = mapping or MAPPING_DEFAULT
         codec = SegmentCodec(model, mapping, overlap, is_stepwise=None if verify else False, max_memory=max_memory)
         scorer = _LosslessScorer(codec, mapping, token_cache or TokenCache(), verify)
     else:
-        mapping = PUBLISHED_MAPPING
-        scorer = _PublishedScorer(model, token_cache or TokenCache(), max_memory)
+        mapping = published.BYTES_MAPPING
+        scorer = published.PublishedScorer(model, token_cache or TokenCache(), max_memory)
     rows = _scored(chunks, scorer, progress)
     facts = {"dataset": data, "modality": modality, "protocol": protocol, "mapping": mapping, **_model_facts(model)}
     if not rows:
@@ -90,7 +87,7 @@ def score(
     return results.check_rows(pd.DataFrame(rows).assign(batch_rows=scorer.batch_rows, **facts))
 
 
-def _scored(chunks: Sequence[bytes], scorer: _LosslessScorer | _PublishedScorer, progress: bool) -> list[dict]:
+def _scored(chunks: Sequence[bytes], scorer: _LosslessScorer | published.PublishedScorer, progress: bool) -> list[dict]:
     """Rows of all chunks, with their numbers and their shares of the seconds; rows of dropped chunks are missing."""
     from tqdm.auto import tqdm
 
@@ -135,14 +132,14 @@ def _model_facts(model: Any) -> dict[str, Any]:
     traits = ModelTraits.of(model)
     return {
         "model": traits.name,
-        "params": getattr(model, "n_params", None),
-        "step": getattr(model, "step", None),
+        "params": traits.n_params,
+        "step": traits.step,
         "engine": traits.engine,
         "backend": coding.backend_in_use(),
-        "device": getattr(model, "device", "cpu"),
-        "dtype": getattr(model, "dtype", ""),
-        "attention": getattr(model, "attention", None) or "",
-        "weights_sha256": getattr(model, "weights_sha256", ""),
+        "device": traits.device,
+        "dtype": traits.dtype,
+        "attention": traits.attention,
+        "weights_sha256": weights_sha256(model),
         "version": __version__,
     }
 
@@ -151,7 +148,7 @@ class _LosslessScorer:
     """Chunks as an archive would code them."""
 
     def __init__(self, codec: SegmentCodec, mapping: str, cache: TokenCache, verify: bool):
-        self._codec, self._mapping, self._cache, self._verify = codec, mapping, cache, verify
+        self._codec, self._mapping, self._cache, self._verify = codec, mappings.get_mapping(mapping), cache, verify
 
     @property
     def batch_rows(self) -> int | None:
@@ -177,48 +174,3 @@ class _LosslessScorer:
             }
             for chunk, item in zip(batch, coded, strict=True)
         ]
-
-
-def _warn_of_short_context(traits: ModelTraits) -> None:
-    if traits.context_length < mappings.PUBLISHED_MAX_TOKENS:
-        warnings.warn(
-            f"{traits.label} sees {traits.context_length} tokens: the published protocol is cut there, not at "
-            f"{mappings.PUBLISHED_MAX_TOKENS}; bytes_scored tells what the bits cover",
-            stacklevel=4,
-        )
-
-
-class _PublishedScorer:
-    """The published computation: tokens as published, and their sum of bits."""
-
-    def __init__(self, model: Any, cache: TokenCache, max_memory: MaxMemory):
-        self._traits, self._cache = ModelTraits.of(model), cache
-        _warn_of_short_context(self._traits)
-        self._sum = PublishedSum(model, getattr(model, "n_logits", self._traits.vocab_size), max_memory)
-
-    @property
-    def batch_rows(self) -> int:
-        return self._sum.batch_rows
-
-    def start(self, batch: list[bytes]) -> Callable[[], tuple[list[Encoded], list[float]]]:
-        kept = [self._cut(item) for item in self._cache.encoded(PUBLISHED, self._traits.tokenizer, batch)]
-        wait = self._sum.start([item.tokens for item in kept])
-        return lambda: (kept, wait())
-
-    def _cut(self, item: Encoded) -> Encoded:
-        """What the model sees of a chunk; `n_bytes` are the bytes that it covers."""
-        limit = self._traits.context_length
-        if len(item.tokens) <= limit:
-            return item
-        covered = int(self._traits.tokenizer.text_lengths(item.tokens[:limit]).sum())
-        return Encoded(item.tokens[:limit], b"", 0, min(covered, item.n_bytes))
-
-    def rows(self, batch: list[bytes], found: tuple[list[Encoded], list[float]]) -> list[dict]:
-        rows = []
-        for chunk, kept, ideal_bits in zip(batch, *found, strict=True):
-            ratio = ideal_bits / (8 * len(chunk))
-            row: dict[str, Any] = {"bytes_in": len(chunk), "bytes_scored": kept.n_bytes}
-            row |= {"tokens": max(len(kept.tokens) - 1, 0), "ideal_bits": ideal_bits}
-            row |= {"coded_bytes": None, "side_bits": 0, "ratio": ratio}
-            rows.append({**row, "kept": PUBLISHED_RATIOS[0] < ratio < PUBLISHED_RATIOS[1]})
-        return rows

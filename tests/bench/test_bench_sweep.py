@@ -139,5 +139,5 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "sweep", "--suite", "pico", "--clock", "cpu", "-q"]) == 0
     text = capsys.readouterr().out
     assert "tokens_s" in text and "cpu clock" in text
-    with pytest.raises(Error, match="wall for a card"):
+    with pytest.raises(Error, match="wall for a device"):
         run_sweep_benchmark("pico", device="cuda", clock="cpu")

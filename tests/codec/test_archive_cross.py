@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 
+import archive_oracle
 import dump_model
 import golden_archives as golden
 import pytest
@@ -42,7 +43,8 @@ def test_a_golden_archive_decodes_on_the_machine(decoder, tmp_path):
 
 @pytest.mark.slow
 def test_damage_and_another_model_are_told(decoder, tmp_path):
-    """That the program compares: a flipped bit, and a model with one other weight, must not pass."""
+    """That the program compares: a flipped bit, a model with one other weight, and a byte behind a stream, zero or not,
+    must not pass."""
     if decoder[0].startswith("qemu"):
         pytest.skip("the same program, natively, shows it")
     model, other, damaged = (tmp_path / name for name in ("model", "other", "damaged"))
@@ -52,6 +54,11 @@ def test_damage_and_another_model_are_told(decoder, tmp_path):
     other.write_bytes(weights)
     archive = (golden.FOLDER / "pico-short.llmc").read_bytes()
     damaged.write_bytes(archive[:150] + bytes([archive[150] ^ 1]) + archive[151:])
-    for arguments in ([model, damaged], [other, golden.FOLDER / "pico-short.llmc"]):
+    pairs = [[model, damaged], [other, golden.FOLDER / "pico-short.llmc"]]
+    for surplus in (b"\0", b"\1"):
+        longer = tmp_path / f"longer{surplus.hex()}"
+        longer.write_bytes(archive_oracle.with_payloads(archive, lambda payload, surplus=surplus: payload + surplus))
+        pairs.append([model, longer])
+    for arguments in pairs:
         found = subprocess.run([*decoder, *map(str, arguments)], capture_output=True, check=False, timeout=600)
         assert found.returncode in (1, 2) and found.stdout == b"" and found.stderr

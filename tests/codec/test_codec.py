@@ -25,6 +25,7 @@ from llmcomp.codec.windows import WindowedModel, batch_size, plan_windows
 from llmcomp.data import mappings, tokenizers
 from llmcomp.data.datasets import load_dataset
 from llmcomp.errors import CorruptArchive, Error, ModelMismatch
+from llmcomp.models.adapter import AdaptedModel
 from llmcomp.models.load import load_model
 
 TINY = TinyModel()
@@ -78,7 +79,9 @@ def rows_by_hand(model, stream: np.ndarray, bos: int, context_length: int, overl
 @pytest.mark.parametrize(("context_length", "overlap"), [(24, 0), (24, 5), (24, 23), (7, 3), (1, 0)])
 def test_every_token_is_coded_after_exactly_its_window(context_length, overlap):
     stream = np.frombuffer(TRAINING_TEXT[:120], np.uint8).astype(np.int32)
-    windowed = WindowedModel(TINY, vocab_size=256, bos_token=9, context_length=context_length, overlap=overlap)
+    windowed = WindowedModel(
+        AdaptedModel(TINY), vocab_size=256, bos_token=9, context_length=context_length, overlap=overlap
+    )
     streams = [stream, stream[:1], stream[:50], stream[:0]]
     expected = np.stack(coding.intervals(rows_by_hand(TINY, stream, 9, context_length, overlap), stream))
     for found, part in zip(windowed.intervals(streams), streams, strict=True):
@@ -98,7 +101,7 @@ def test_one_pass_fused_stepwise_and_small_batches_give_the_same_payloads(monkey
     expected = SegmentCodec(TINY, overlap=4).encode(contents)
     assert SegmentCodec(Fused(), overlap=4).encode(contents) == expected
     assert SegmentCodec(TinyModel(engine="torch"), overlap=4).encode(contents) == expected
-    monkeypatch.setattr("llmcomp.codec.windows.BATCH_LOGITS_BYTES", 1)
+    monkeypatch.setattr("llmcomp.models.adapter.BATCH_LOGITS_BYTES", 1)
     assert SegmentCodec(TINY, overlap=4).encode(contents) == expected
     for model in (TINY, Fused(), TinyModel(engine="torch")):
         decoded = SegmentCodec(model, overlap=4).decode(

@@ -124,6 +124,51 @@ CHANGED_MEANWHILE = {
         tokens = np.ones((40, 40), np.int64)
         call, changed, wrong = lambda: model._core.intervals(tokens, np.ones_like(tokens)), tokens[20:], 1 << 40
     """,
+    # Without targets: the message must name the token that was found, which may be right again.
+    "tokens of logits": """
+        tokens = np.ones((40, 40), np.int64)
+        call, changed, wrong = lambda: model._core.logits(tokens), tokens[39:, 39:], 1 << 40
+    """,
+    "targets": """
+        tokens, targets = np.ones((2, 40, 40), np.int64)
+        def call():
+            model._core.log2_probabilities(tokens, targets)
+        changed, wrong = targets[20:], -1 << 40
+    """,
+    "lengths": """
+        tokens, lengths = np.ones((2000, 2), np.int64), np.ones(2000, np.int64)
+        call, changed, wrong = lambda: model._core.logits(tokens, lengths), lengths, 1 << 60
+    """,
+    "tokens of a step": """
+        session, tokens = model._core.session(2000, 16), np.ones(2000, np.int64)
+        def call():
+            session.reset()
+            session.step(tokens)
+        changed, wrong = tokens[1000:], 1 << 40
+    """,
+    "tokens of a prefill": """
+        session, tokens = model._core.session(1, 40), np.ones(40, np.int64)
+        def call():
+            session.reset()
+            session.prefill(0, tokens)
+        changed, wrong = tokens[20:], 1 << 40
+    """,
+    "tokens of a decoder": """
+        session, tokens = model._core.session(500, 16), np.ones(500, np.int64)
+        def call():
+            session.reset()
+            session.decode(llmcomp._core.Decoder([bytes(8)] * 500), tokens, 2)
+        changed, wrong = tokens[250:], 1 << 40
+    """,
+    "pushed intervals": """
+        totals = np.full(3000, 1000)
+        starts, freqs = totals // 2, totals // 100
+        def call():
+            encoder = llmcomp.Encoder(3000)
+            encoder.push_intervals(starts, freqs, totals)
+            assert all(encoder.finish())
+        changed, wrong = totals[1500:], 0
+    """,
     # All streams but the first are full.
     "active": """
         session, active = model.session(2000, 16), np.ones(2000, np.bool_)
@@ -138,6 +183,42 @@ CHANGED_MEANWHILE = {
         changed, wrong = active[1:], False
     """,
 }
+
+
+RESHAPED_MEANWHILE = {
+    "intervals": "llmcomp.intervals(logits, Tokens())",
+    "log2_softmax": "coding.log2_softmax(logits, Tokens())",
+    "encode": "llmcomp.encode(logits, Tokens())",
+    "push": "llmcomp.Encoder(1).push(logits, Tokens())",
+}
+
+
+@pytest.mark.parametrize("what", RESHAPED_MEANWHILE)
+def test_logits_that_change_their_shape_while_tokens_are_read(what):
+    """As many rows as were counted are written: the shape that is compared with the tokens' must be the same."""
+    program = f"""
+        import numpy as np, llmcomp
+        from llmcomp import coding
+        class Tokens:
+            def __array__(self, dtype=None, copy=None):
+                logits.shape = (1, 1 << 21)
+                return np.ones(1, np.int64)
+        logits = np.zeros((1 << 19, 4), np.float32)
+        try:
+            {RESHAPED_MEANWHILE[what]}
+        except llmcomp.Error as error:
+            print(error)
+    """
+    done = run_alone(program)
+    assert done.returncode == 0, done.stderr
+    assert "tokens have shape (1,); expected (524288,)" in done.stdout
+
+
+def run_alone(program):
+    """In a process of its own, which may crash."""
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, timeout=60, check=False, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("what", CHANGED_MEANWHILE)
@@ -166,9 +247,7 @@ def test_arguments_that_change_meanwhile_crash_nothing(what):
         stop.set()
         writer.join()
     """
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, timeout=60, check=False, env=environment, capture_output=True, text=True)
+    done = run_alone(program)
     assert done.returncode == 0, done.stderr
 
 

@@ -18,6 +18,7 @@ TARGETS = [
     pytest.param("fuzz-short", ("clang",), id="fuzz-short"),
     pytest.param("check-sanitize", ("cc", "clang"), id="check-sanitize", marks=slow),
     pytest.param("check-valgrind", ("cc", "valgrind"), id="check-valgrind", marks=slow),
+    pytest.param("check-pool-model", ("cc", "spin"), id="check-pool-model", marks=slow),
     pytest.param("check-binding", ("cc",), id="check-binding", marks=slow),
     pytest.param("check-avx512", ("cc", SIMDE), id="check-avx512", marks=slow),
     pytest.param(

@@ -13,9 +13,10 @@ import pytest
 
 from llmcomp import pico
 from llmcomp.data import mappings, tokenizers
-from llmcomp.data.token_cache import PUBLISHED, TokenCache
+from llmcomp.data.token_cache import TokenCache
 from llmcomp.data.tokenizers import ByteTokenizer, Tokenizer
 from llmcomp.experiment.sweep import sweep
+from llmcomp.scoring.published import PublishedTokens
 
 CHUNKS = [b"The rain in Spain. " * 4, bytes(range(256)), "Grüße".encode() * 9, b"x"]
 
@@ -37,9 +38,10 @@ def same(first: list[mappings.Encoded], second: list[mappings.Encoded]) -> bool:
     )
 
 
-@pytest.mark.parametrize("mapping", mappings.MAPPINGS)
-def test_what_the_mapping_gives(tokenizer: Tokenizer, mapping: str, tmp_path: Path) -> None:
-    expected = [mappings.get_mapping(mapping).encode(chunk, tokenizer) for chunk in CHUNKS]
+@pytest.mark.parametrize("name", mappings.MAPPINGS)
+def test_what_the_mapping_gives(tokenizer: Tokenizer, name: str, tmp_path: Path) -> None:
+    mapping = mappings.get_mapping(name)
+    expected = [mapping.encode(chunk, tokenizer) for chunk in CHUNKS]
     cache = TokenCache(tmp_path)
     assert same(cache.encoded(mapping, tokenizer, CHUNKS), expected)
     assert cache.encoded(mapping, tokenizer, CHUNKS) is cache.encoded(mapping, tokenizer, CHUNKS)
@@ -50,11 +52,10 @@ def test_what_the_mapping_gives(tokenizer: Tokenizer, mapping: str, tmp_path: Pa
 
 def test_what_was_published(tokenizer: Tokenizer, tmp_path: Path) -> None:
     chunks = [*CHUNKS, np.random.default_rng(0).bytes(2000)]
-    expected = [mappings.published_tokens(chunk, tokenizer) for chunk in chunks]
+    expected = [PublishedTokens().encode(chunk, tokenizer) for chunk in chunks]
     for _ in range(2):
-        found = TokenCache(tmp_path).encoded(PUBLISHED, tokenizer, chunks)
-        for item, (kept, covered) in zip(found, expected, strict=True):
-            assert (item.tokens == kept).all() and item.n_bytes == covered
+        found = TokenCache(tmp_path).encoded(PublishedTokens(), tokenizer, chunks)
+        assert same(found, expected)
     assert found[-1].n_bytes < 2000
 
 
@@ -62,16 +63,16 @@ def test_other_tokenizers_mappings_and_chunks_are_others(tokenizer: Tokenizer) -
     cache = TokenCache()
     keys = [("bytes", tokenizer, CHUNKS), ("bytes", ByteTokenizer(), CHUNKS), ("shift", tokenizer, CHUNKS)]
     keys += [("bytes", tokenizer, CHUNKS[:2]), ("bytes", tokenizer, [b"".join(CHUNKS[:2]), *CHUNKS[2:]])]
-    lengths = [[len(item.tokens) for item in cache.encoded(*key)] for key in keys]
+    lengths = [[len(item.tokens) for item in cache.encoded(mappings.get_mapping(name), *key)] for name, *key in keys]
     assert len({tuple(found) for found in lengths}) == len(keys)
 
 
 def test_old_groups_are_dropped(tokenizer: Tokenizer) -> None:
     cache = TokenCache(max_bytes=1500)
-    first = cache.encoded("bytes", tokenizer, CHUNKS[:2])
-    assert cache.encoded("bytes", tokenizer, CHUNKS[:2]) is first
-    cache.encoded("bytes", tokenizer, CHUNKS[2:])
-    assert cache.encoded("bytes", tokenizer, CHUNKS[:2]) is not first
+    first = cache.encoded(mappings.get_mapping("bytes"), tokenizer, CHUNKS[:2])
+    assert cache.encoded(mappings.get_mapping("bytes"), tokenizer, CHUNKS[:2]) is first
+    cache.encoded(mappings.get_mapping("bytes"), tokenizer, CHUNKS[2:])
+    assert cache.encoded(mappings.get_mapping("bytes"), tokenizer, CHUNKS[:2]) is not first
 
 
 @pytest.mark.filterwarnings("ignore:.*tokens. the published protocol is cut there")
@@ -109,7 +110,7 @@ def count_in_a_process(folder: str, log: str) -> bool:
         return real(self, *args)
 
     Tokenizer.encode_bytes = encode_bytes  # type: ignore[method-assign]
-    made = TokenCache(folder).encoded("bytes", Tokenizer.from_file(pico.tokenizer_path()), CHUNKS)
+    made = TokenCache(folder).encoded(mappings.get_mapping("bytes"), Tokenizer.from_file(pico.tokenizer_path()), CHUNKS)
     return len(made) == len(CHUNKS)
 
 

@@ -17,9 +17,10 @@ from real_data import DATA, needs_data
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from llmcomp.data.datasets import load_dataset
-from llmcomp.data.mappings import MAPPINGS, get_mapping, published_tokens
+from llmcomp.data.mappings import MAPPINGS, get_mapping
 from llmcomp.data.tokenizers import MAX_PIECE_SYMBOLS, MIN_TEXT_CHARACTERS, AnyTokenizer, ByteTokenizer, Tokenizer
 from llmcomp.errors import Error
+from llmcomp.scoring.published import PublishedTokens
 
 # The 13 bytes that UTF-8 never uses (RFC 3629, section 1); Pythia's vocabulary lacks them.
 NOT_IN_UTF8 = [0xC0, 0xC1, *range(0xF5, 0x100)]
@@ -337,7 +338,8 @@ def test_published_tokens_are_the_library_s(data: bytes) -> None:
     library = tokenizers.Tokenizer.from_str(FULL_JSON.decode())
     library.enable_truncation(1024)
     expected = library.encode("".join(chr(b % 128) for b in data), add_special_tokens=False)
-    tokens, covered = published_tokens(data, FULL)
+    found = PublishedTokens().encode(data, FULL)
+    tokens, covered = found.tokens, found.n_bytes
     assert tokens.tolist() == expected.ids
     assert covered == expected.offsets[-1][1]
 
@@ -370,7 +372,7 @@ def test_published_coverage_of_real_chunks(
 ) -> None:
     """What was measured before this code was written, on other chunks of the same files."""
     chunks = real_chunks[modality]
-    shares = [published_tokens(chunk, pythia_tokenizer)[1] / len(chunk) for chunk in chunks]
+    shares = [PublishedTokens().encode(chunk, pythia_tokenizer).n_bytes / len(chunk) for chunk in chunks]
     assert np.mean(shares) == pytest.approx(covered, abs=0.02)
     uncut = [len(get_mapping("ascii").encode(chunk, pythia_tokenizer).tokens) for chunk in chunks]
     assert np.mean(uncut) == pytest.approx(n_tokens, rel=0.04)

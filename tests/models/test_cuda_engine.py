@@ -32,7 +32,9 @@ from llmcomp.codec.segments import SegmentCodec
 from llmcomp.codec.windows import WindowedModel
 from llmcomp.coding import cuda
 from llmcomp.errors import CorruptArchive, Error
+from llmcomp.models.adapter import AdaptedModel
 from llmcomp.models.checkpoint import Tensor, core_arguments
+from llmcomp.models.engines import cuda as engine_cuda
 from llmcomp.models.engines.cuda import CudaInt8Model, CudaModel
 from llmcomp.models.engines.exact import ExactModel, Int8Model
 
@@ -97,6 +99,22 @@ def test_logits_are_those_of_the_cpu(variant: str, engine: str) -> None:
     cpu, device = make_pair(engine=engine, **VARIANTS[variant])
     tokens, lengths = draw(cpu, 4, 40), [40, 0, 17, 1]
     assert_same_bits(device.logits(tokens, lengths), cpu.logits(tokens, lengths))
+
+
+def test_what_is_checked_is_what_the_device_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller's arrays change right after the check, as another thread may have it."""
+    cpu, device = make_pair()
+    tokens, targets, lengths = draw(cpu, 4, 40), draw(cpu, 4, 40), np.array([40, 0, 17, 1])
+    expected = cpu.intervals(tokens.copy(), targets.copy(), lengths.copy())
+    check = engine_cuda._check_tokens
+
+    def check_and_change(*arguments: Any) -> None:
+        check(*arguments)
+        tokens[:], targets[:], lengths[:] = -7, 1 << 40, 1 << 40
+
+    monkeypatch.setattr(engine_cuda, "_check_tokens", check_and_change)
+    for found, wanted in zip(device.intervals(tokens, targets.copy(), lengths), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -435,7 +453,9 @@ def test_a_row_without_valid_logits_is_named(engine: str) -> None:
     messages(*pair, "intervals", tokens, np.ones((2, 3), int))
     good = np.zeros((1, 2), int)
     np.testing.assert_array_equal(pair[0].intervals(good, good), pair[1].intervals(good, good))
-    models = [WindowedModel(model, vocab_size=256, bos_token=9, context_length=32, overlap=4) for model in pair]
+    models = [
+        WindowedModel(AdaptedModel(model), vocab_size=256, bos_token=9, context_length=32, overlap=4) for model in pair
+    ]
     for model in models:
         with pytest.raises(Error, match="a logit is NaN"):
             model.decode([b"abc"], [5], np.ones((1, 256), np.int64), [0])
@@ -458,7 +478,7 @@ def test_payloads_of_something_else_are_refused_as_on_the_cpu() -> None:
     payloads, n_bytes = [rng.bytes(40) for _ in range(5)], [90, 90, 30, 90, 90]
     told = []
     for model in (cpu, device):
-        windowed = WindowedModel(model, vocab_size=256, bos_token=0, context_length=32, overlap=4)
+        windowed = WindowedModel(AdaptedModel(model), vocab_size=256, bos_token=0, context_length=32, overlap=4)
         with pytest.raises(CorruptArchive) as caught:
             windowed.decode(payloads, n_bytes, token_bytes, [0] * 5)
         told.append(str(caught.value))
@@ -543,7 +563,8 @@ def test_a_batch_that_does_not_fit_is_halved(
     monkeypatch.setattr(device, "pass_memory", lambda: told._replace(row_bytes=1))
     emulated.memory_bytes = emulated.bytes_in_use + 500 * told.row_bytes + (1 << 20)
     windowed = [
-        WindowedModel(model, vocab_size=256, bos_token=0, context_length=32, overlap=0) for model in (cpu, device)
+        WindowedModel(AdaptedModel(model), vocab_size=256, bos_token=0, context_length=32, overlap=0)
+        for model in (cpu, device)
     ]
     streams = [draw(cpu, 32, seed=i) for i in range(60)]
     found, expected = (model.intervals(streams) for model in reversed(windowed))

@@ -18,10 +18,10 @@ transformers = pytest.importorskip("transformers", reason="the torch engine is a
 from safetensors.torch import save_file  # noqa: E402
 
 from llmcomp import compress, decompress, score  # noqa: E402
-from llmcomp.data.mappings import published_tokens  # noqa: E402
 from llmcomp.errors import Error, ModelMismatch  # noqa: E402
 from llmcomp.models.engines.torch import DeviceStopwatch, TorchModel, published_loop, read_pickled_weights  # noqa: E402
 from llmcomp.models.load import load_model  # noqa: E402
+from llmcomp.scoring.published import PublishedTokens  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -235,7 +235,7 @@ def test_published_rows_equal_the_loop(folder: Path) -> None:
     with pytest.warns(UserWarning, match="128 tokens"):
         rows = score(chunks, model, protocol="published", progress=False)
     for row, chunk in zip(rows.itertuples(), chunks, strict=True):
-        kept = published_tokens(chunk, model.tokenizer)[0][: model.context_length]
+        kept = PublishedTokens().encode(chunk, model.tokenizer).tokens[: model.context_length]
         assert abs(row.ratio - published_loop(model, kept) / (8 * len(chunk))) < 1e-6
 
 

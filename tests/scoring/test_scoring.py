@@ -11,9 +11,10 @@ from tiny_models import TRAINING_TEXT, TinyModel
 
 from llmcomp import coding, load_model, score
 from llmcomp.errors import Error
+from llmcomp.models.adapter import AdaptedModel
 from llmcomp.scoring import background
 from llmcomp.scoring.background import in_background
-from llmcomp.scoring.published import PUBLISHED_CLAMP, PublishedSum
+from llmcomp.scoring.published import CLAMP, PublishedSum
 
 PATIENCE = 20.0
 
@@ -121,9 +122,9 @@ def test_logits_that_are_no_numbers(value: float, message: str) -> None:
 
     streams = [np.arange(n, dtype=np.int32) for n in (9, 2, 7)]
     # The longest comes first in the batch, so that its last row is the shortest stream, of one row: nothing is wrong.
-    PublishedSum(Broken(), 256).bits(streams)
+    PublishedSum(AdaptedModel(Broken())).bits(streams)
     with pytest.raises(Error, match=f"stream 2, row 2: {message}"):
-        PublishedSum(Broken(), 256).bits([streams[0], streams[0], streams[2]])
+        PublishedSum(AdaptedModel(Broken())).bits([streams[0], streams[0], streams[2]])
 
 
 def float64_bits(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -131,7 +132,7 @@ def float64_bits(logits: np.ndarray, targets: np.ndarray) -> float:
     rows = logits.astype(np.float64)
     rows -= rows.max(1, keepdims=True)
     probabilities = np.exp(rows[np.arange(len(targets)), targets]) / np.exp(rows).sum(1)
-    return float(-np.log2(np.maximum(probabilities, PUBLISHED_CLAMP)).sum())
+    return float(-np.log2(np.maximum(probabilities, CLAMP)).sum())
 
 
 class Forgetful(TinyModel):
@@ -150,7 +151,7 @@ class Forgetful(TinyModel):
 def test_the_sum_of_any_model(dtype: str) -> None:
     model, rng = Forgetful(dtype), np.random.default_rng(4)
     streams = [rng.integers(0, 256, n).astype(np.int32) for n in (50, 1, 2, 47, 3)]
-    found = PublishedSum(model, 256).bits(streams)
+    found = PublishedSum(AdaptedModel(model)).bits(streams)
     clamped = 0
     for stream, bits in zip(streams, found, strict=True):
         logits = model.logits(stream[:-1]).astype(np.float32)
@@ -171,7 +172,7 @@ def test_the_sum_of_a_model_that_gives_tensors() -> None:
             return torch.from_numpy(super().logits(tokens)).bfloat16().requires_grad_()
 
     stream = np.arange(40, dtype=np.int32)
-    (found,) = PublishedSum(OfTorch(), 256).bits([stream])
+    (found,) = PublishedSum(AdaptedModel(OfTorch())).bits([stream])
     logits = OfTorch().logits(stream[:-1]).detach().float().numpy()
     assert found == pytest.approx(float64_bits(logits, stream[1:]), abs=1e-4)
 
@@ -181,15 +182,15 @@ def test_the_exact_engines_write_no_logits(engine: str, monkeypatch: pytest.Monk
     model = load_model("pico-13k", engine=engine)
     streams = [model.tokenizer.encode_bytes(chunk) for chunk in CHUNKS]
     expected = [float64_bits(model.logits(stream[None, :-1])[0], stream[1:]) for stream in streams]
-    monkeypatch.setattr(type(model), "logits", None)
-    published = PublishedSum(model, model.n_logits)
+    monkeypatch.setattr(type(model), "logits", lambda *_: pytest.fail("logits were written"))
+    published = PublishedSum(AdaptedModel(model))
     found = published.bits(streams)
     assert found == pytest.approx(expected, abs=2e-6 * max(map(len, streams)))
     # As many rows as the lossless protocol has, whatever the vocabulary.
     assert published.batch_rows == model.pass_memory().rows_max
     for n_threads in (1, 3):
         with coding.use_threads(n_threads):
-            assert [PublishedSum(model, model.n_logits).bits([stream])[0] for stream in streams] == found
+            assert [PublishedSum(AdaptedModel(model)).bits([stream])[0] for stream in streams] == found
 
 
 def test_the_protocols_cannot_share_a_pass() -> None:
@@ -202,5 +203,5 @@ def test_the_protocols_cannot_share_a_pass() -> None:
     for inputs, targets in ((lossless, tokens[None]), (tokens[None, :-1], tokens[None, 1:])):
         _, freq, total = model.intervals(inputs, targets, vocab_size=model.n_logits)
         bits.append(-np.log2(freq[0].astype(np.float64) / total[0].astype(np.float64)))
-    assert bits[1].sum() == pytest.approx(PublishedSum(model, model.n_logits).bits([tokens])[0], rel=1e-5)
+    assert bits[1].sum() == pytest.approx(PublishedSum(AdaptedModel(model)).bits([tokens])[0], rel=1e-5)
     assert abs(bits[0][1:].sum() - bits[1].sum()) > 1

@@ -101,6 +101,31 @@ def read_segments(blob: bytes) -> tuple[dict, list[tuple[int, bool, bytes]], int
     return header, segments, size, digest
 
 
+def with_payloads(blob: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """The archive with other payloads of its coded segments, and the checksums and offsets that these need."""
+    header, segments, size, digest = read_segments(blob)
+    reader = Reader(blob)
+    read_header(reader)
+    tag_bytes = 2 if header["segment_bytes"] <= 2**16 else 3
+    out, entries = blob[: reader.at], b""
+    for number, (n, is_stored, payload) in enumerate(segments):
+        if number and number % 256 == 0:
+            entries += len(out).to_bytes(6, "little")
+        if n < header["segment_bytes"]:
+            out += b"\xff" * tag_bytes + varint_bytes(n)
+        payload = payload if is_stored else change(payload)
+        check = zlib.crc32(payload) ^ zlib.crc32(struct.pack("<IQII", header["H"], number, n, len(payload)))
+        out += (0 if is_stored else len(payload)).to_bytes(tag_bytes, "little") + struct.pack("<I", check) + payload
+    if size % header["segment_bytes"] == 0:
+        out += b"\xff" * tag_bytes + b"\0"
+    tail = entries + struct.pack("<Q", size) + digest
+    return out + tail + struct.pack("<I", zlib.crc32(tail, header["H"]))
+
+
+def varint_bytes(value: int) -> bytes:
+    return bytes([value]) if value < 128 else bytes([value % 128 + 128]) + varint_bytes(value // 128)
+
+
 def decode_stream(
     header: dict, stream: bytes, n_bytes: int, token_bytes: Sequence[bytes | None], start: Callable[[], Step]
 ) -> bytes:
@@ -125,6 +150,7 @@ def decode_stream(
         token = decoder.next([int(w) for w in oracle.weights(row[: header["vocab_size"]])])
         raw = token_bytes[token]
         require(raw is not None and len(tokens) < 2 * n_bytes, "impossible token")
+        assert raw is not None
         tokens.append(token)
         joined += raw
         n_complete += sum(byte < 0xC0 for byte in raw) if is_latin1 else len(raw)
@@ -132,11 +158,28 @@ def decode_stream(
     return joined
 
 
+def cut_payload(payload: bytes, mapping: str, n: int, lacks_bytes: bool) -> tuple[bytes, bytes]:
+    """(side bytes, stream) of a payload of n original bytes."""
+    n_side = {"bytes": int(lacks_bytes), "latin1": 0}.get(mapping, -(-n // 8))
+    side, stream = payload[:n_side], payload[n_side:]
+    require(len(side) == n_side, "too short for its side bytes")
+    if mapping == "bytes":
+        require(side in (b"", b"\x00", b"\x80"), "side byte")
+    elif side and n % 8:
+        require(side[-1] % 2 ** (8 - n % 8) == 0, "a side bit behind the last")
+    require(not stream.endswith(b"\0") or payload == b"\0", "a zero byte behind the stream")
+    return side, stream
+
+
 def undo_mapping(mapping: str, joined: bytes, side: bytes) -> bytes:
     if mapping == "bytes":
         return joined
     if mapping == "latin1":
-        return bytes(ord(character) for character in joined.decode())
+        try:
+            return bytes(ord(character) for character in joined.decode())
+        except ValueError:
+            raise Damaged("not the UTF-8 of characters below U+0100") from None
+    require(max(joined) < 0x80, "a byte of 80 or more")
     bits = [side[i // 8] >> (7 - i % 8) & 1 for i in range(len(joined))]
     if mapping == "shift":
         return bytes(byte * 2 + bit for byte, bit in zip(joined, bits, strict=True))
@@ -154,8 +197,7 @@ def decode(
             out += payload
             continue
         mapping = MAPPINGS[header["mapping"]]
-        n_side = {"bytes": int(bool(stand_ins)), "latin1": 0}.get(mapping, -(-n // 8))
-        side, stream = payload[:n_side], payload[n_side:]
+        side, stream = cut_payload(payload, mapping, n, bool(stand_ins))
         table = list(token_bytes)
         if side == b"\x80" and mapping == "bytes":
             for byte, token in stand_ins.items():
@@ -176,21 +218,39 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def vocabulary(tokenizer: dict) -> tuple[list[bytes | None], dict[int, int]]:
-    """(bytes by token, stand-ins) of the content of a tokenizer.json; special tokens stand for no bytes."""
+    """(bytes by token, stand-ins) of the content of a tokenizer.json: section 5.5. `Damaged` where it is refused."""
     alphabet = byte_alphabet()
     vocab = tokenizer["model"]["vocab"]
     added = {token["id"]: token for token in tokenizer["added_tokens"]}
     table: list[bytes | None] = [None] * (max(*vocab.values(), *added, 0) + 1)
     for text, token in vocab.items():
-        if token not in added:
+        if all(character in alphabet for character in text):
             table[token] = bytes(alphabet[character] for character in text)
     for token, entry in added.items():
-        if not entry["special"]:
-            table[token] = entry["content"].encode()
-    known = {raw: token for token, raw in reversed(list(enumerate(table))) if raw is not None}
-    missing = [byte for byte in range(256) if bytes([byte]) not in known]
-    characters = [chr(code).encode() for code in range(0x80, 0x800)]
-    free = {raw: known[raw] for raw in characters if raw in known and not set(raw) & set(missing)}
-    stand_ins = {byte: free.pop(chr(byte).encode()) for byte in missing if chr(byte).encode() in free}
-    rest = iter(sorted(free.values()))
-    return table, {byte: stand_ins[byte] if byte in stand_ins else next(rest) for byte in missing}
+        table[token] = None if entry["special"] else entry["content"].encode()
+    return table, stand_ins(vocab, table)
+
+
+def stand_ins(vocab: dict[str, int], table: list[bytes | None]) -> dict[int, int]:
+    """Missing byte -> token, by the four steps of section 5.5."""
+    missing = [byte for symbol, byte in byte_alphabet().items() if symbol not in vocab]
+    if not missing:
+        return {}
+    require(sorted(vocab.values()) == list(range(len(vocab))), "gaps in the vocabulary")
+    candidates: list[int] = []
+    for code in range(0x80, 0x800):
+        spelled = bytes([0xC0 + code // 64, 0x80 + code % 64])
+        if spelled in table and not set(spelled) & set(missing):
+            candidates.append(table.index(spelled))
+    found = {}
+    for byte in missing:
+        own = bytes([0xC3, byte - 0x40]) if byte >= 0xC0 else b""
+        token = table.index(own) if own and own in table else -1
+        if token in candidates:
+            found[byte] = token
+            candidates.remove(token)
+    for byte in sorted(set(missing) - set(found)):
+        require(bool(candidates), "too few stand-ins")
+        found[byte] = min(candidates)
+        candidates.remove(found[byte])
+    return found

@@ -192,6 +192,16 @@ class Decoder:
             self.code, self.size = (self.code << 8 | byte) % 2**64, self.size << 8
         return token
 
+    def may_end(self) -> bool:
+        """Whether an encoder writes this payload for the tokens so far."""
+        n, n_moved = len(self.payload), self.position - 8
+        last = self.payload[-1] if n else 1
+        if last == 0 or self.code >= self.size:
+            return False
+        return n <= n_moved or (
+            n == n_moved + 1 and self.code < 2**56 and self.size - self.code <= 2**64 - last * 2**56
+        )
+
 
 def decode(payload: bytes, all_weights: list[list[int]]) -> list[int]:
     """The tokens, one for each list of weights."""

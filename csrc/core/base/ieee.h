@@ -46,14 +46,15 @@ static inline void lmc_float_state_leave(lmc_float_state_t saved) {
 }
 #else
 #include <fenv.h>
-typedef int lmc_float_state_t;
+typedef fenv_t lmc_float_state_t;
 static inline lmc_float_state_t lmc_float_state_enter(void) {
-    int saved = fegetround();
-    fesetround(FE_TONEAREST);
+    fenv_t saved;
+    fegetenv(&saved);
+    fesetenv(FE_DFL_ENV);
     return saved;
 }
 static inline void lmc_float_state_leave(lmc_float_state_t saved) {
-    fesetround(saved);
+    fesetenv(&saved);
 }
 #endif
 

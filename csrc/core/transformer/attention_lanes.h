@@ -34,10 +34,11 @@ static void lmc_find_panel_keys(const lmc_attention_t *attention, size_t positio
     keys->end = position + n_own;
     keys->base = keys->first / LMC_LANES * LMC_LANES;
     for (size_t j = keys->first; j < keys->lead; j++) {
-        LMC_FOR_LANES(lane) keys->lead_masks[j - keys->first][lane] = -(position + lane < j + window);
+        LMC_FOR_LANES (lane)
+            keys->lead_masks[j - keys->first][lane] = -(position + lane < j + window);
     }
     for (size_t j = position; j < keys->end; j++) {
-        LMC_FOR_LANES(lane) {
+        LMC_FOR_LANES (lane) {
             int is_recent = window == 0 || position + lane < j + window;
             keys->own_masks[j - position][lane] = -(is_recent && position + lane >= j);
         }
@@ -48,7 +49,7 @@ static void lmc_find_panel_keys(const lmc_attention_t *attention, size_t positio
 static void lmc_max_masked(const float *scores, size_t n_keys, int32_t masks[][LMC_LANES], lmc_vf *maxima) {
     lmc_vf lowest = lmc_v_set1(-__builtin_inff());
     for (size_t j = 0; j < n_keys; j++) {
-        LMC_FOR_VECTORS(v) {
+        LMC_FOR_VECTORS (v) {
             lmc_vf score = lmc_v_load_f32(scores + j * LMC_LANES + v * LMC_VLEN);
             lmc_vf seen = lmc_v_select(lmc_v_load_f32(masks[j] + v * LMC_VLEN), score, lowest);
             maxima[v] = lmc_v_max(seen, maxima[v]);
@@ -58,21 +59,24 @@ static void lmc_max_masked(const float *scores, size_t n_keys, int32_t masks[][L
 
 static void lmc_max_panel(lmc_panel_keys_t *keys, const float *scores, float *maximum) {
     lmc_vf m[LMC_VECTORS];
-    LMC_FOR_VECTORS(v) m[v] = lmc_v_set1(-__builtin_inff());
+    LMC_FOR_VECTORS (v)
+        m[v] = lmc_v_set1(-__builtin_inff());
     lmc_max_masked(scores + (keys->first - keys->base) * LMC_LANES, keys->lead - keys->first,
                    keys->lead_masks, m);
     for (size_t j = keys->lead - keys->base; j < keys->position - keys->base; j++) {
-        LMC_FOR_VECTORS(v) m[v] = lmc_v_max(lmc_v_load_f32(scores + j * LMC_LANES + v * LMC_VLEN), m[v]);
+        LMC_FOR_VECTORS (v)
+            m[v] = lmc_v_max(lmc_v_load_f32(scores + j * LMC_LANES + v * LMC_VLEN), m[v]);
     }
     lmc_max_masked(scores + (keys->position - keys->base) * LMC_LANES, keys->end - keys->position,
                    keys->own_masks, m);
-    LMC_FOR_VECTORS(v) lmc_v_store_f32(maximum + v * LMC_VLEN, m[v]);
+    LMC_FOR_VECTORS (v)
+        lmc_v_store_f32(maximum + v * LMC_VLEN, m[v]);
 }
 
 static void lmc_add_masked_weights(const float *weights, size_t n_keys, int32_t masks[][LMC_LANES],
                                    lmc_vf *sums) {
     for (size_t j = 0; j < n_keys; j++) {
-        LMC_FOR_VECTORS(v) {
+        LMC_FOR_VECTORS (v) {
             lmc_vf next = lmc_v_add(sums[v], lmc_v_load_f32(weights + j * LMC_LANES + v * LMC_VLEN));
             sums[v] = lmc_v_select(lmc_v_load_f32(masks[j] + v * LMC_VLEN), next, sums[v]);
         }
@@ -91,18 +95,21 @@ static void lmc_weigh_panel(const lmc_attention_t *attention, lmc_panel_keys_t *
     lmc_max_panel(keys, scores, maximum);
     for (size_t i = 0; i < n_weights; i += LMC_LANES) {
         float *score = weights + i;
-        LMC_FOR_LANES(lane)
-        score[lane] = lmc_softmax_weight(score[lane], maximum[lane], rule.scale, rule.floor);
+        LMC_FOR_LANES (lane)
+            score[lane] = lmc_softmax_weight(score[lane], maximum[lane], rule.scale, rule.floor);
     }
     lmc_vf sum[LMC_VECTORS];
-    LMC_FOR_VECTORS(v) sum[v] = lmc_v_set1(0.0f);
+    LMC_FOR_VECTORS (v)
+        sum[v] = lmc_v_set1(0.0f);
     lmc_add_masked_weights(weights, keys->lead - keys->first, keys->lead_masks, sum);
     for (size_t j = keys->lead - keys->base; j < keys->position - keys->base; j++) {
-        LMC_FOR_VECTORS(v) sum[v] = lmc_v_add(sum[v], lmc_v_load_f32(scores + j * LMC_LANES + v * LMC_VLEN));
+        LMC_FOR_VECTORS (v)
+            sum[v] = lmc_v_add(sum[v], lmc_v_load_f32(scores + j * LMC_LANES + v * LMC_VLEN));
     }
     lmc_add_masked_weights(scores + (keys->position - keys->base) * LMC_LANES, keys->end - keys->position,
                            keys->own_masks, sum);
-    LMC_FOR_VECTORS(v) lmc_v_store_f32(sums + v * LMC_VLEN, sum[v]);
+    LMC_FOR_VECTORS (v)
+        lmc_v_store_f32(sums + v * LMC_VLEN, sum[v]);
 }
 
 /* Adds n_keys values to n_dims <= 4 features. A key that a lane does not see takes no part at all: 0 * value
@@ -113,10 +120,11 @@ lmc_add_masked_dims(const float *weights, const float *values, size_t head_dim, 
     lmc_vf sum[4][LMC_VECTORS];
 #pragma GCC unroll 4
     for (size_t d = 0; d < n_dims; d++) {
-        LMC_FOR_VECTORS(v) sum[d][v] = lmc_v_load_f32(output + d * LMC_LANES + v * LMC_VLEN);
+        LMC_FOR_VECTORS (v)
+            sum[d][v] = lmc_v_load_f32(output + d * LMC_LANES + v * LMC_VLEN);
     }
     for (size_t j = 0; j < n_keys; j++) {
-        LMC_FOR_VECTORS(v) {
+        LMC_FOR_VECTORS (v) {
             lmc_vf weight = lmc_v_load_f32(weights + j * LMC_LANES + v * LMC_VLEN),
                    mask = lmc_v_load_f32(masks[j] + v * LMC_VLEN);
 #pragma GCC unroll 4
@@ -128,7 +136,8 @@ lmc_add_masked_dims(const float *weights, const float *values, size_t head_dim, 
     }
 #pragma GCC unroll 4
     for (size_t d = 0; d < n_dims; d++) {
-        LMC_FOR_VECTORS(v) lmc_v_store_f32(output + d * LMC_LANES + v * LMC_VLEN, sum[d][v]);
+        LMC_FOR_VECTORS (v)
+            lmc_v_store_f32(output + d * LMC_LANES + v * LMC_VLEN, sum[d][v]);
     }
 }
 
@@ -196,7 +205,8 @@ static void lmc_attend_panel_run(const lmc_attention_t *attention, const float *
                           keys.own_masks, output);
     for (size_t d = 0; d < head_dim; d++) {
         float *out = output + d * LMC_LANES;
-        LMC_FOR_LANES(lane) out[lane] = lmc_div(out[lane], sums[lane]);
+        LMC_FOR_LANES (lane)
+            out[lane] = lmc_div(out[lane], sums[lane]);
     }
 }
 
@@ -224,7 +234,8 @@ lmc_score_blocks(const float *keys, const float *queries, size_t head_dim, float
     for (size_t q = 0; q < n_queries; q++) {
 #pragma GCC unroll 4
         for (size_t b = 0; b < n_blocks; b++) {
-            LMC_FOR_VECTORS(v) chains[q][b][v] = lmc_v_set1(0.0f);
+            LMC_FOR_VECTORS (v)
+                chains[q][b][v] = lmc_v_set1(0.0f);
         }
     }
     for (size_t d = 0; d < head_dim; d++) {
@@ -236,7 +247,7 @@ lmc_score_blocks(const float *keys, const float *queries, size_t head_dim, float
         for (size_t b = 0; b < n_blocks; b++) {
             const float *key = keys + (b * head_dim + d) * LMC_LANES;
             __builtin_prefetch(ahead + (b * head_dim + d) * LMC_LINE_FLOATS);
-            LMC_FOR_VECTORS(v) {
+            LMC_FOR_VECTORS (v) {
                 lmc_vf x = lmc_v_load_f32(key + v * LMC_VLEN);
 #pragma GCC unroll 4
                 for (size_t q = 0; q < n_queries; q++)
@@ -248,8 +259,8 @@ lmc_score_blocks(const float *keys, const float *queries, size_t head_dim, float
     for (size_t q = 0; q < n_queries; q++) {
 #pragma GCC unroll 4
         for (size_t b = 0; b < n_blocks; b++) {
-            LMC_FOR_VECTORS(v)
-            lmc_v_store_f32(scores + q * stride + b * LMC_LANES + v * LMC_VLEN, chains[q][b][v]);
+            LMC_FOR_VECTORS (v)
+                lmc_v_store_f32(scores + q * stride + b * LMC_LANES + v * LMC_VLEN, chains[q][b][v]);
         }
     }
 }
@@ -290,12 +301,15 @@ static void lmc_weigh_stream(lmc_softmax_rule_t rule, lmc_stream_keys_t keys, fl
         scores[j - keys.base] = -__builtin_inff();
     for (size_t j = keys.end - keys.base; j < keys.stride; j++)
         scores[j] = -__builtin_inff();
-    LMC_FOR_LANES(lane) largest[lane] = -__builtin_inff();
+    LMC_FOR_LANES (lane)
+        largest[lane] = -__builtin_inff();
     for (size_t j = 0; j < keys.stride; j += LMC_LANES) {
-        LMC_FOR_LANES(lane) largest[lane] = lmc_max(scores[j + lane], largest[lane]);
+        LMC_FOR_LANES (lane)
+            largest[lane] = lmc_max(scores[j + lane], largest[lane]);
     }
     maximum = largest[0];
-    LMC_FOR_LANES(lane) maximum = lmc_max(largest[lane], maximum);
+    LMC_FOR_LANES (lane)
+        maximum = lmc_max(largest[lane], maximum);
     for (size_t j = 0; j < keys.stride; j++)
         scores[j] = lmc_softmax_weight(scores[j], maximum, rule.scale, rule.floor);
 }

@@ -4,8 +4,8 @@
 
 #include "core/transformer/forward.h"
 #include "core/base/parallel.h"
+#include "core/base/size.h"
 
-#define LMC_ALIGNMENT 64
 #define LMC_ROWS_PER_TASK 64
 /* Weights of a row that are widened at a time. */
 #define LMC_PIECE 1024
@@ -18,7 +18,7 @@ typedef struct lmc_int8_matrix {
 } lmc_int8_matrix_t;
 
 static size_t aligned(size_t n_bytes) {
-    return (n_bytes + LMC_ALIGNMENT - 1) / LMC_ALIGNMENT * LMC_ALIGNMENT;
+    return lmc_round_up(n_bytes, LMC_HOST_ALIGNMENT);
 }
 
 static size_t matrix_bytes(size_t n_rows, size_t n_k) {
@@ -31,7 +31,7 @@ size_t lmc_int8_weights_bound(const lmc_transformer_config_t *config) {
         lmc_shape_t shape = lmc_layer_slot_shape(config, (lmc_layer_slot_t)slot);
         if (shape.n_columns > 0) layer += matrix_bytes(shape.n_rows, shape.n_columns);
     }
-    return config->n_layers * layer + matrix_bytes(config->n_logits, config->hidden) + LMC_ALIGNMENT;
+    return config->n_layers * layer + matrix_bytes(config->n_logits, config->hidden) + LMC_HOST_ALIGNMENT;
 }
 
 typedef struct lmc_int8_job {
@@ -96,7 +96,7 @@ lmc_status_t lmc_int8_weights_quantise(const lmc_context_t *context, const lmc_t
     if (status != LMC_OK) return status;
     if (memory_bytes < lmc_int8_weights_bound(config)) return LMC_ERROR_CAPACITY;
     if (!lmc_transformer_has_tensors(config, weights)) return LMC_ERROR_ARGUMENT;
-    char *at = (char *)memory + (aligned((uintptr_t)memory) - (uintptr_t)memory);
+    char *at = lmc_align(memory, LMC_HOST_ALIGNMENT);
     lmc_transformer_tensor_t head = weights->slots[LMC_MODEL_HEAD];
     for (size_t i = 0; i < config->n_layers; i++) {
         const lmc_transformer_layer_t source = weights->layers[i];

@@ -69,21 +69,22 @@ static void lmc_normalise_run(lmc_norm_rule_t rule, const float *input, size_t n
     float mean[LMC_LANES] = {0}, factor[LMC_LANES], count = (float)n_features;
     if (rule.norm == LMC_NORM_LAYER) {
         lmc_sum_features(input, n_features, NULL, mean, 0);
-        LMC_FOR_LANES(lane) mean[lane] = lmc_div(mean[lane], count);
+        LMC_FOR_LANES (lane)
+            mean[lane] = lmc_div(mean[lane], count);
     }
     lmc_sum_features(input, n_features, mean, factor, 1);
-    LMC_FOR_LANES(lane) {
+    LMC_FOR_LANES (lane) {
         float variance = lmc_div(factor[lane], count);
         factor[lane] = lmc_div(1.0f, lmc_sqrt(lmc_add(variance, rule.epsilon)));
     }
     lmc_vf m[LMC_VECTORS], f[LMC_VECTORS];
-    LMC_FOR_VECTORS(v)
-    m[v] = lmc_v_load_f32(mean + v * LMC_VLEN), f[v] = lmc_v_load_f32(factor + v * LMC_VLEN);
+    LMC_FOR_VECTORS (v)
+        m[v] = lmc_v_load_f32(mean + v * LMC_VLEN), f[v] = lmc_v_load_f32(factor + v * LMC_VLEN);
     for (size_t i = 0; i < n_features; i++) {
         const float *x = input + i * LMC_LANES;
         float *y = output + i * LMC_LANES;
         lmc_vf g = lmc_v_set1(gain[i]), b = lmc_v_set1(bias[i]);
-        LMC_FOR_VECTORS(v) {
+        LMC_FOR_VECTORS (v) {
             lmc_vf scaled = lmc_v_mul(lmc_v_sub(lmc_v_load_f32(x + v * LMC_VLEN), m[v]), f[v]);
             lmc_v_store_f32(y + v * LMC_VLEN, lmc_v_fma(scaled, g, b));
         }
@@ -154,7 +155,7 @@ static void lmc_rotate_run(float *head, size_t n_pairs, const float *cosines, co
     for (size_t i = 0; i < n_pairs; i++) {
         float *low = head + i * LMC_LANES, *high = head + (i + n_pairs) * LMC_LANES;
         const float *cosine = cosines + i * table_stride, *sine = sines + i * table_stride;
-        LMC_FOR_LANES(lane) {
+        LMC_FOR_LANES (lane) {
             float l = low[lane], h = high[lane];
             low[lane] = lmc_fma(l, cosine[lane], -lmc_mul(h, sine[lane]));
             high[lane] = lmc_fma(h, cosine[lane], lmc_mul(l, sine[lane]));

@@ -5,18 +5,13 @@
 
 #include "core/transformer/forward.h"
 #include "core/base/parallel.h"
+#include "core/base/size.h"
 
-#define LMC_ALIGNMENT 64
-/* Logits that wait for their rows' numbers take at most this much of a slot's memory, but for very large
- * vocabularies. */
+/* Per-slot cap on buffered logits; exceeded only when one panel of 16 rows is larger. */
 #define LMC_LOGITS_BYTES_MAX ((size_t)16 << 20)
 /* Below this many weights in its layers a model is so quick that streams are spread over threads, not the
  * rows of a matrix: each matrix would be done before the threads have met. */
 #define LMC_SMALL_MODEL_WEIGHTS ((size_t)1 << 21)
-
-static size_t round_up(size_t n, size_t multiple) {
-    return (n + multiple - 1) / multiple * multiple;
-}
 
 static size_t larger(size_t a, size_t b) {
     return a > b ? a : b;
@@ -28,26 +23,9 @@ static size_t smaller(size_t a, size_t b) {
 
 /* Memory. */
 
-/* Cuts aligned pieces from a block; with a NULL base it only adds up what would be cut. */
-typedef struct lmc_cutter {
-    char *base;
-    size_t used;
-} lmc_cutter_t;
-
-static void *cut(lmc_cutter_t *cutter, size_t n, size_t element_bytes) {
-    size_t at = cutter->used;
-    cutter->used += round_up(n * element_bytes, LMC_ALIGNMENT);
-    return cutter->base == NULL ? NULL : cutter->base + at;
-}
-
-static float *cut_floats(lmc_cutter_t *cutter, size_t n) {
-    return (float *)cut(cutter, n, sizeof(float));
-}
-
-static lmc_cutter_t cutter_on(void *memory) {
-    uintptr_t address = (uintptr_t)memory;
-    return (lmc_cutter_t){
-        memory == NULL ? NULL : (char *)memory + (round_up(address, LMC_ALIGNMENT) - address), 0};
+static lmc_arena_t arena_on(void *memory) {
+    return (lmc_arena_t){memory == NULL ? NULL : lmc_align(memory, LMC_HOST_ALIGNMENT), 0,
+                         LMC_HOST_ALIGNMENT};
 }
 
 /* What a call needs; 0 for what it does not. */
@@ -63,25 +41,27 @@ static size_t panels_of_logits(const lmc_transformer_config_t *config) {
     return larger(1, smaller(LMC_GROUP_PANELS, LMC_LOGITS_BYTES_MAX / panel_bytes));
 }
 
-static void cut_slot(lmc_cutter_t *cutter, const lmc_transformer_config_t *config, const lmc_demand_t *demand,
+static void cut_slot(lmc_arena_t *arena, const lmc_transformer_config_t *config, const lmc_demand_t *demand,
                      lmc_group_buffers_t *group, lmc_task_buffers_t *task) {
     size_t panel_floats = LMC_GROUP_PANELS * LMC_LANES, head_dim = config->head_dim;
-    group->normed = cut_floats(cutter, panel_floats * config->hidden);
-    group->wide = cut_floats(cutter, panel_floats * larger(lmc_qkv_width(config), config->intermediate));
-    group->attended = cut_floats(cutter, panel_floats * larger(lmc_query_width(config), config->hidden));
-    group->residual = cut_floats(cutter, panel_floats * config->hidden);
+    group->normed = lmc_arena_floats(arena, panel_floats * config->hidden);
+    group->wide = lmc_arena_floats(arena, panel_floats * larger(lmc_qkv_width(config), config->intermediate));
+    group->attended = lmc_arena_floats(arena, panel_floats * larger(lmc_query_width(config), config->hidden));
+    group->residual = lmc_arena_floats(arena, panel_floats * config->hidden);
     group->logits = NULL;
     if (demand->has_targets)
-        group->logits = cut_floats(cutter, panels_of_logits(config) * LMC_LANES * lmc_logits_stride(config));
+        group->logits =
+            lmc_arena_floats(arena, panels_of_logits(config) * LMC_LANES * lmc_logits_stride(config));
     size_t codes_bytes = lmc_int8_panel_bytes(lmc_longest_input(config));
-    group->codes = config->int8 ? cut(cutter, LMC_GROUP_PANELS, codes_bytes) : NULL;
-    task->weights = cut_floats(cutter, LMC_WEIGHT_BUFFER_FLOATS);
-    task->output = cut_floats(cutter, panel_floats * LMC_BLOCK_ROWS);
-    task->scores = cut_floats(cutter, (demand->capacity + head_dim) * LMC_LANES);
+    group->codes = config->int8 ? lmc_arena_cut(arena, LMC_GROUP_PANELS, codes_bytes) : NULL;
+    task->weights = lmc_arena_floats(arena, LMC_WEIGHT_BUFFER_FLOATS);
+    task->output = lmc_arena_floats(arena, panel_floats * LMC_BLOCK_ROWS);
+    task->scores = lmc_arena_floats(arena, (demand->capacity + head_dim) * LMC_LANES);
     size_t angles = 0;
     for (size_t kind = 0; kind < config->n_kinds; kind++)
         angles = larger(angles, config->kinds[kind].rotary.dims * LMC_LANES);
-    task->vector = cut_floats(cutter, larger(larger(config->hidden, angles), 2 * LMC_QUERIES_MAX * head_dim));
+    task->vector =
+        lmc_arena_floats(arena, larger(larger(config->hidden, angles), 2 * LMC_QUERIES_MAX * head_dim));
 }
 
 /* Fills the pointers of forward and *panels, or with a NULL workspace only counts; returns the bytes, or 0 if
@@ -90,28 +70,29 @@ static size_t cut_workspace(const lmc_transformer_config_t *config, const lmc_de
                             void *workspace, size_t available_bytes, lmc_forward_t *forward,
                             lmc_panel_t **panels) {
     for (int counting = 1; counting >= 0; counting--) {
-        lmc_cutter_t cutter = cutter_on(counting ? NULL : workspace);
+        lmc_arena_t arena = arena_on(counting ? NULL : workspace);
         lmc_group_buffers_t group;
         lmc_task_buffers_t task;
         size_t panel_lanes = demand->n_panels * LMC_LANES;
         size_t cache_floats =
             2 * demand->own_cache_streams * demand->capacity * config->n_kv_heads * config->head_dim;
-        *panels = (lmc_panel_t *)cut(&cutter, demand->n_panels, sizeof **panels);
-        forward->groups = (lmc_group_buffers_t *)cut(&cutter, demand->n_slots, sizeof group);
-        forward->tasks = (lmc_task_buffers_t *)cut(&cutter, demand->n_slots, sizeof task);
-        forward->statuses = (lmc_status_t *)cut(&cutter, demand->n_panels, sizeof *forward->statuses);
-        forward->error_rows = (size_t *)cut(&cutter, demand->n_panels, sizeof *forward->error_rows);
-        forward->hidden = cut_floats(&cutter, panel_lanes * config->hidden);
-        forward->queries = cut_floats(&cutter, panel_lanes * lmc_query_width(config));
+        *panels = (lmc_panel_t *)lmc_arena_cut(&arena, demand->n_panels, sizeof **panels);
+        forward->groups = (lmc_group_buffers_t *)lmc_arena_cut(&arena, demand->n_slots, sizeof group);
+        forward->tasks = (lmc_task_buffers_t *)lmc_arena_cut(&arena, demand->n_slots, sizeof task);
+        forward->statuses =
+            (lmc_status_t *)lmc_arena_cut(&arena, demand->n_panels, sizeof *forward->statuses);
+        forward->error_rows = (size_t *)lmc_arena_cut(&arena, demand->n_panels, sizeof *forward->error_rows);
+        forward->hidden = lmc_arena_floats(&arena, panel_lanes * config->hidden);
+        forward->queries = lmc_arena_floats(&arena, panel_lanes * lmc_query_width(config));
         if (demand->own_cache_streams > 0) {
-            forward->cache.keys = cut_floats(&cutter, cache_floats);
-            forward->cache.values = cut_floats(&cutter, cache_floats);
+            forward->cache.keys = lmc_arena_floats(&arena, cache_floats);
+            forward->cache.values = lmc_arena_floats(&arena, cache_floats);
         }
         for (size_t i = 0; i < demand->n_slots; i++)
-            cut_slot(&cutter, config, demand, counting ? &group : &forward->groups[i],
+            cut_slot(&arena, config, demand, counting ? &group : &forward->groups[i],
                      counting ? &task : &forward->tasks[i]);
-        if (workspace == NULL) return cutter.used + LMC_ALIGNMENT;
-        if (counting && cutter.used + LMC_ALIGNMENT > available_bytes) return 0;
+        if (workspace == NULL) return arena.used_bytes + LMC_HOST_ALIGNMENT;
+        if (counting && arena.used_bytes + LMC_HOST_ALIGNMENT > available_bytes) return 0;
     }
     return available_bytes;
 }
@@ -232,7 +213,7 @@ static size_t find_foreign_token(const int64_t *tokens, size_t n_tokens, size_t 
 /* Pass. */
 
 static lmc_demand_t pass_demand(size_t n_sequences, size_t n_tokens, size_t n_slots, int has_targets) {
-    size_t capacity = round_up(n_tokens, LMC_LANES);
+    size_t capacity = lmc_round_up(n_tokens, LMC_LANES);
     return (lmc_demand_t){.n_panels = n_sequences * (capacity / LMC_LANES),
                           .n_slots = n_slots,
                           .own_cache_streams = n_sequences,
@@ -303,7 +284,7 @@ lmc_status_t lmc_transformer_pass(const lmc_context_t *context, const lmc_transf
 /* Cache, prefill, step. */
 
 static size_t cache_floats(const lmc_transformer_config_t *config, size_t n_streams, size_t n_tokens) {
-    size_t capacity = round_up(n_tokens, LMC_LANES), kept = 0;
+    size_t capacity = lmc_round_up(n_tokens, LMC_LANES), kept = 0;
     for (size_t i = 0; i < config->n_layers; i++)
         kept += lmc_kept_tokens(config, config->layer_kinds[i], capacity);
     return kept * n_streams * config->n_kv_heads * config->head_dim;
@@ -313,8 +294,10 @@ size_t lmc_transformer_cache_bound(const lmc_transformer_config_t *config, size_
                                    size_t n_tokens) {
     /* Of one stream below 2^54: config_check. */
     if (n_streams > SIZE_MAX / 16 / larger(cache_floats(config, 1, n_tokens), 1)) return SIZE_MAX;
-    size_t floats_bytes = round_up(cache_floats(config, n_streams, n_tokens) * sizeof(float), LMC_ALIGNMENT);
-    return 2 * floats_bytes + round_up(n_streams * sizeof(size_t), LMC_ALIGNMENT) + LMC_ALIGNMENT;
+    size_t floats_bytes =
+        lmc_round_up(cache_floats(config, n_streams, n_tokens) * sizeof(float), LMC_HOST_ALIGNMENT);
+    return 2 * floats_bytes + lmc_round_up(n_streams * sizeof(size_t), LMC_HOST_ALIGNMENT) +
+           LMC_HOST_ALIGNMENT;
 }
 
 lmc_status_t lmc_transformer_cache_init(const lmc_transformer_config_t *config, size_t n_streams,
@@ -322,12 +305,12 @@ lmc_status_t lmc_transformer_cache_init(const lmc_transformer_config_t *config, 
                                         lmc_transformer_cache_t *cache) {
     if (n_streams == 0 || n_tokens == 0 || n_tokens > config->context_length) return LMC_ERROR_ARGUMENT;
     if (memory_bytes < lmc_transformer_cache_bound(config, n_streams, n_tokens)) return LMC_ERROR_CAPACITY;
-    lmc_cutter_t cutter = cutter_on(memory);
-    cache->positions = (size_t *)cut(&cutter, n_streams, sizeof(size_t));
-    cache->keys = cut_floats(&cutter, cache_floats(config, n_streams, n_tokens));
-    cache->values = cut_floats(&cutter, cache_floats(config, n_streams, n_tokens));
+    lmc_arena_t arena = arena_on(memory);
+    cache->positions = (size_t *)lmc_arena_cut(&arena, n_streams, sizeof(size_t));
+    cache->keys = lmc_arena_floats(&arena, cache_floats(config, n_streams, n_tokens));
+    cache->values = lmc_arena_floats(&arena, cache_floats(config, n_streams, n_tokens));
     cache->n_streams = n_streams;
-    cache->capacity = round_up(n_tokens, LMC_LANES);
+    cache->capacity = lmc_round_up(n_tokens, LMC_LANES);
     memset(cache->positions, 0, n_streams * sizeof(size_t));
     return LMC_OK;
 }
@@ -337,8 +320,9 @@ static size_t tokens_that_fit(const lmc_transformer_config_t *config, const lmc_
 }
 
 static lmc_demand_t cached_demand(const lmc_transformer_config_t *config, size_t n_panels, size_t n_slots) {
-    return (lmc_demand_t){
-        .n_panels = n_panels, .n_slots = n_slots, .capacity = round_up(config->context_length, LMC_LANES)};
+    return (lmc_demand_t){.n_panels = n_panels,
+                          .n_slots = n_slots,
+                          .capacity = lmc_round_up(config->context_length, LMC_LANES)};
 }
 
 size_t lmc_transformer_prefill_bound(const lmc_transformer_config_t *config, size_t n_tokens,

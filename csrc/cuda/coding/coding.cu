@@ -6,6 +6,7 @@
 
 #include "core/coding/range_coder.h"
 #include "cuda/coding/cluster.h"
+#include "cuda/coding/report.h"
 #include "cuda/coding/row_tiles.h"
 
 namespace {
@@ -66,10 +67,6 @@ __device__ __forceinline__ uint32_t token_of_row(const lmc_cuda_tokens_t &tokens
         row_offset(row, rows.n_inner, tokens.outer_stride_bytes, tokens.inner_stride_bytes);
     int64_t token = tokens.element_bytes == 8 ? *(const int64_t *)address : *(const int32_t *)address;
     return token >= 0 && token < (int64_t)rows.vocab_size ? (uint32_t)token : LMC_TOKEN_INVALID;
-}
-
-__device__ __forceinline__ void report(uint64_t *error, uint32_t row, lmc_status_t status) {
-    atomicMin((unsigned long long *)error, (unsigned long long)row << 8 | (unsigned long long)status);
 }
 
 /* The part of a row that a thread holds. */
@@ -180,7 +177,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
     if (status != LMC_OK) {
         if (at.rank != 0 || threadIdx.x != 0) return;
         write_interval(out, at.row, 0, 0, 0);
-        report(out.error, at.row, status);
+        report_error(out.error, at.row, status);
         return;
     }
     lmc_origin_t origin = lmc_origin(lmc_max_of_key(key));
@@ -315,7 +312,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
     if (status != LMC_OK) {
         if (at.rank != 0 || threadIdx.x != 0) return;
         tokens[at.row] = TOKEN_ERROR;
-        report(error, at.row, status);
+        report_error(error, at.row, status);
         return;
     }
     lmc_origin_t origin = lmc_origin(lmc_max_of_key(key));
@@ -381,7 +378,7 @@ __global__ void encoders_put_kernel(lmc_encoder_t *encoders, uint32_t n, interva
     /* Room for this symbol and for the end of the stream. */
     if (encoder.capacity_bytes - encoder.n_bytes < 2 * LMC_STEP_BYTES_MAX) status = LMC_ERROR_CAPACITY;
     if (status != LMC_OK) {
-        report(interval.error, i, status);
+        report_error(interval.error, i, status);
         return;
     }
     lmc_range_put(&encoder, interval.start[i], interval.freq[i], interval.total[i]);

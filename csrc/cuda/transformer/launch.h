@@ -5,6 +5,7 @@
 
 #include <cuda_runtime.h>
 
+#include "cuda/coding/report.h"
 #include "cuda/transformer/transformer.h"
 
 /* Shared memory whose size the launcher tells. */
@@ -109,10 +110,6 @@ cudaError_t lmc_cuda_attend_pass(const lmc_cuda_attention_t &attention, const ui
 cudaError_t lmc_cuda_attend_step(const lmc_cuda_attention_t &attention, lmc_cuda_stream_t stream);
 
 /* What every kernel's file needs. */
-
-static inline __device__ void report_error(uint64_t *error, uint32_t row, lmc_status_t status) {
-    atomicMin((unsigned long long *)error, (unsigned long long)row << 8 | (unsigned long long)status);
-}
 
 template <typename... PARAMETERS, typename... ARGUMENTS>
 cudaError_t launch_blocks(void (*kernel)(PARAMETERS...), uint64_t n_blocks, unsigned n_threads,

@@ -4,13 +4,14 @@
 #define _Static_assert static_assert /* C's, in the header of the core */
 #endif
 extern "C" {
+#include "core/base/size.h"
 #include "core/transformer/forward.h"
 }
 #include "cuda/transformer/launch.h"
 
 namespace {
 
-constexpr size_t ALIGNMENT = 256, PIECE_BYTES = 16;
+constexpr size_t PIECE_BYTES = 16;
 constexpr uint32_t KEY_BLOCK = 32;
 
 /* Runs CALL unless something failed before it. */
@@ -19,21 +20,9 @@ constexpr uint32_t KEY_BLOCK = 32;
         if ((STATUS) == cudaSuccess) (STATUS) = (CALL);                                                      \
     } while (0)
 
-size_t round_up(size_t n, size_t multiple) {
-    return (n + multiple - 1) / multiple * multiple;
+template <typename T> T *cut(lmc_arena_t &arena, size_t n) {
+    return (T *)lmc_arena_cut(&arena, n, sizeof(T));
 }
-
-/* Cuts aligned pieces from a block; from NULL, it only adds up. */
-struct cutter_t {
-    char *base;
-    size_t used;
-
-    template <typename T> T *cut(size_t n) {
-        T *piece = base == nullptr ? nullptr : (T *)(base + used);
-        used += round_up(n * sizeof(T), ALIGNMENT);
-        return piece;
-    }
-};
 
 uint32_t quads_of_head(const lmc_transformer_config_t &config) {
     return (uint32_t)((config.head_dim + 3) / 4);
@@ -45,32 +34,32 @@ size_t layer_floats(const lmc_transformer_config_t &config, uint32_t n_streams, 
 }
 
 size_t cut_cache(const lmc_transformer_config_t &config, void *memory, lmc_cuda_transformer_cache_t *cache) {
-    cutter_t cutter = {(char *)memory, 0};
+    lmc_arena_t arena = {(char *)memory, 0, LMC_DEVICE_ALIGNMENT};
     size_t n_floats = cache->n_layers * layer_floats(config, cache->n_streams, cache->capacity);
-    cache->positions = cutter.cut<uint32_t>(cache->n_streams);
-    cache->keys = cutter.cut<float>(n_floats);
-    cache->values = cutter.cut<float>(n_floats);
-    return cutter.used;
+    cache->positions = cut<uint32_t>(arena, cache->n_streams);
+    cache->keys = cut<float>(arena, n_floats);
+    cache->values = cut<float>(arena, n_floats);
+    return arena.used_bytes;
 }
 
 size_t cut_work(const lmc_transformer_config_t &config, void *memory, lmc_cuda_transformer_work_t *work) {
-    cutter_t cutter = {(char *)memory, 0};
+    lmc_arena_t arena = {(char *)memory, 0, LMC_DEVICE_ALIGNMENT};
     size_t n = work->n_rows, hidden = config.hidden;
     size_t wide = 3 * hidden > config.intermediate ? 3 * hidden : config.intermediate;
-    work->hidden = cutter.cut<float>(n * hidden);
-    work->normed = cutter.cut<float>(n * hidden);
-    work->normed_mlp = config.parallel_residual ? cutter.cut<float>(n * hidden) : work->normed;
-    work->wide = cutter.cut<float>(n * wide);
-    work->attended = cutter.cut<float>(n * hidden);
-    work->residual = cutter.cut<float>(n * hidden);
-    work->row_streams = cutter.cut<uint32_t>(n);
-    work->row_positions = cutter.cut<uint32_t>(n);
-    work->is_active = cutter.cut<uint8_t>(n);
-    work->error = cutter.cut<uint64_t>(1);
+    work->hidden = cut<float>(arena, n * hidden);
+    work->normed = cut<float>(arena, n * hidden);
+    work->normed_mlp = config.parallel_residual ? cut<float>(arena, n * hidden) : work->normed;
+    work->wide = cut<float>(arena, n * wide);
+    work->attended = cut<float>(arena, n * hidden);
+    work->residual = cut<float>(arena, n * hidden);
+    work->row_streams = cut<uint32_t>(arena, n);
+    work->row_positions = cut<uint32_t>(arena, n);
+    work->is_active = cut<uint8_t>(arena, n);
+    work->error = cut<uint64_t>(arena, 1);
     size_t longest = lmc_int8_padded(hidden > config.intermediate ? hidden : config.intermediate);
-    work->codes = config.int8 ? cutter.cut<int8_t>(n * longest) : nullptr;
-    work->code_scales = config.int8 ? cutter.cut<float>(n) : nullptr;
-    return cutter.used;
+    work->codes = config.int8 ? cut<int8_t>(arena, n * longest) : nullptr;
+    work->code_scales = config.int8 ? cut<float>(arena, n) : nullptr;
+    return arena.used_bytes;
 }
 
 uint32_t usable_positions(const lmc_transformer_config_t &config, const lmc_cuda_transformer_cache_t &cache) {
@@ -254,13 +243,13 @@ lmc_status_t lmc_cuda_transformer_model_prepare(const lmc_transformer_config_t *
 }
 
 size_t lmc_cuda_int8_weights_bytes(size_t n_rows, size_t n_k) {
-    return round_up(n_rows * sizeof(float), PIECE_BYTES) + n_rows * lmc_int8_padded(n_k);
+    return lmc_round_up(n_rows * sizeof(float), PIECE_BYTES) + n_rows * lmc_int8_padded(n_k);
 }
 
 int lmc_cuda_int8_weights_quantise(const lmc_transformer_tensor_t *matrix, size_t n_rows, size_t n_k,
                                    void *memory, lmc_transformer_tensor_t *quantised,
                                    lmc_cuda_stream_t stream) {
-    int8_t *codes = (int8_t *)memory + round_up(n_rows * sizeof(float), PIECE_BYTES);
+    int8_t *codes = (int8_t *)memory + lmc_round_up(n_rows * sizeof(float), PIECE_BYTES);
     *quantised = lmc_transformer_tensor_t{codes, LMC_FLOAT32, (float *)memory};
     return lmc_cuda_int8_quantise(matrix->data, matrix->dtype, (uint32_t)n_rows, (uint32_t)n_k,
                                   lmc_cuda_codes_t{codes, (float *)memory}, stream);
@@ -283,7 +272,7 @@ size_t lmc_cuda_transformer_cache_bytes(const lmc_transformer_config_t *config, 
     lmc_cuda_transformer_cache_t cache = {};
     cache.n_layers = n_layers;
     cache.n_streams = n_streams;
-    cache.capacity = (uint32_t)round_up(n_tokens, KEY_BLOCK);
+    cache.capacity = (uint32_t)lmc_round_up(n_tokens, KEY_BLOCK);
     return cut_cache(*config, nullptr, &cache);
 }
 
@@ -295,7 +284,7 @@ int lmc_cuda_transformer_cache_init(const lmc_transformer_config_t *config, uint
         return cudaErrorInvalidValue;
     cache->n_layers = n_layers;
     cache->n_streams = n_streams;
-    cache->capacity = (uint32_t)round_up(n_tokens, KEY_BLOCK);
+    cache->capacity = (uint32_t)lmc_round_up(n_tokens, KEY_BLOCK);
     cut_cache(*config, memory, cache);
     return cudaMemsetAsync(cache->positions, 0, n_streams * sizeof *cache->positions, stream);
 }

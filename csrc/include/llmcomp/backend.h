@@ -7,6 +7,10 @@
 
 #include "llmcomp/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* The kernels of one instruction set. "serial" is the specification; every other backend gives the same bits.
  */
 typedef struct lmc_backend lmc_backend_t;
@@ -36,5 +40,9 @@ const lmc_backend_t *lmc_backend_find(const char *name); /* NULL if unknown or n
  * A call that finds the pool busy, or comes from a forked child before its own first use, still runs every
  * task. */
 lmc_executor_t lmc_executor_threads(size_t n_threads);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

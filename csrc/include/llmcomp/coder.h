@@ -10,6 +10,10 @@
 #include "llmcomp/intervals.h"
 #include "llmcomp/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Bytes that one symbol, or the end of a stream, adds at the most. */
 #define LMC_STEP_BYTES_MAX 8
 
@@ -53,5 +57,9 @@ lmc_status_t lmc_decode_step(const lmc_context_t *context, const lmc_rows_t *row
 /* The tokens of one stream, one a row. On an error, *error_row is its row; the tokens before it are valid. */
 lmc_status_t lmc_decode_stream(const lmc_context_t *context, const lmc_rows_t *rows, lmc_decoder_t *decoder,
                                lmc_search_t *search, int32_t *tokens, size_t *error_row);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -5,6 +5,10 @@
 #include "llmcomp/coder.h"
 #include "llmcomp/transformer.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Arrays of n_streams, those of the cache. */
 typedef struct lmc_transformer_chain {
     lmc_decoder_t *decoders;
@@ -23,5 +27,9 @@ lmc_status_t lmc_transformer_decode(const lmc_context_t *context, const lmc_tran
                                     lmc_transformer_cache_t *cache, const lmc_transformer_chain_t *chain,
                                     size_t n_steps, int32_t *found, void *workspace, size_t workspace_bytes,
                                     size_t *error_row);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

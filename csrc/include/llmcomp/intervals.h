@@ -9,6 +9,10 @@
 #include "llmcomp/backend.h"
 #include "llmcomp/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define LMC_WEIGHT_BITS 29
 #define LMC_VOCAB_SIZE_MAX ((size_t)1 << 21)
 /* 2^21 weights of at most 2^29 + 1 each. */
@@ -52,5 +56,9 @@ lmc_status_t lmc_search_row(const lmc_backend_t *backend, const void *row, lmc_d
                             size_t vocab_size, lmc_search_t *search);
 size_t lmc_search_find(const lmc_backend_t *backend, const void *row, lmc_dtype_t dtype, size_t vocab_size,
                        const lmc_search_t *search, uint64_t value, uint64_t *start, uint64_t *freq);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

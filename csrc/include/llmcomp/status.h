@@ -2,6 +2,10 @@
 #ifndef LLMCOMP_STATUS_H
 #define LLMCOMP_STATUS_H
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum lmc_status {
     LMC_OK = 0,
     LMC_ERROR_NAN,               /* a logit is NaN */
@@ -16,5 +20,9 @@ typedef enum lmc_status {
 
 /* One English phrase without a full stop, never NULL. */
 const char *lmc_status_message(lmc_status_t status);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

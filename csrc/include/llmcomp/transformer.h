@@ -13,6 +13,10 @@
 #include "llmcomp/intervals.h"
 #include "llmcomp/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* A model with other layers is none of this family; far above any model. */
 #define LMC_LAYERS_MAX 4096
 #define LMC_LAYER_KINDS_MAX 4
@@ -274,5 +278,9 @@ lmc_status_t lmc_transformer_step(const lmc_context_t *context, const lmc_transf
                                   lmc_transformer_cache_t *cache, const int64_t *tokens,
                                   const uint8_t *active, float *logits, void *workspace,
                                   size_t workspace_bytes, size_t *error_row);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -27,7 +27,7 @@ _PASS_ROWS_MAX = 1 << 15
 _LOGITS_BYTES_MAX = 256 << 20
 # Rows of what a session reads at once before its first step.
 _PREFILL_ROWS = 4096
-# What sessions for decoding may take of what is free, and beyond which no card gets faster.
+# What sessions for decoding may take of what is free, and beyond which no device gets faster.
 _CHAIN_MEMORY_SHARE = 0.8
 _LANES_MAX = 2048
 _LOG_STEPS = 64
@@ -162,7 +162,7 @@ class CudaModel(ExactModel):
         n, n_tokens = given.shape
         if n_tokens > self.context_length:
             raise Error(f"{n_tokens} tokens a sequence; the context of the model holds {self.context_length}")
-        rows = _integers(given, "tokens", given.shape)
+        rows = _integers(given, "tokens", (n, n_tokens))
         counts = np.full(n, n_tokens) if lengths is None else _integers(lengths, "lengths", (n,))
         if (wrong := (counts < 0) | (counts > n_tokens)).any():
             first = int(wrong.argmax())
@@ -534,18 +534,19 @@ class DecodingChain:
 
 
 def _integers(array: npt.ArrayLike, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    given = np.asarray(array)
+    """A copy, so that what is checked is what the device gets, whatever other threads do to the caller's array."""
+    given = np.array(array, order="C")
     if given.dtype.kind not in "iu" and given.size:
         raise Error(f"{name} have dtype {given.dtype}; expected integers")
     if given.shape != shape:
         raise Error(f"{name} have shape {given.shape}; expected {shape}")
-    return np.ascontiguousarray(given, np.int64)
+    return given.astype(np.int64, copy=False)
 
 
 def _mask(active: npt.NDArray[np.bool_] | None, n: int) -> npt.NDArray[np.bool_]:
     if active is None:
         return np.ones(n, np.bool_)
-    mask = np.asarray(active)
+    mask = np.array(active)
     if mask.dtype != np.bool_ or mask.shape != (n,):
         raise Error(f"active has dtype {mask.dtype} and {mask.ndim} dimensions; expected bool [{n}]")
     return mask

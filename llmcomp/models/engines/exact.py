@@ -19,6 +19,7 @@ import numpy.typing as npt
 from llmcomp import _core
 from llmcomp.data.tokenizers import Tokenized
 from llmcomp.errors import Error
+from llmcomp.float_state import ieee_state
 from llmcomp.models.checkpoint import Tensor, core_arguments, match_tensors, read_checkpoint, tensors_sha256
 from llmcomp.models.families import parse_graph
 from llmcomp.models.memory import PassMemory, host_memory
@@ -83,6 +84,7 @@ class ExactModel(Tokenized):
         return tensors_sha256(self._tensors)
 
     @functools.cached_property
+    @ieee_state()
     def fingerprint(self) -> str:
         try:
             tokenizer = self.tokenizer.fingerprint

@@ -44,11 +44,11 @@ ATTENTIONS = ("sdpa", "eager")
 # Rows of logits held at once by `intervals`: a block of 50,304 float32 logits takes 103 MB. With fewer rows the head's
 # product is slower by a tenth: its weights are repacked for every block.
 _BLOCK_ROWS = 512
-# The same on a card, where a block ends with a wait for the device: 824 MB of bfloat16.
-_CARD_BLOCK_ROWS = 8192
-# Rows of a batch, at most, on a processor and on a card; more do not make the products faster.
+# The same on a device, where a block ends with a wait for the device: 824 MB of bfloat16.
+_DEVICE_BLOCK_ROWS = 8192
+# Rows of a batch, at most, on a processor and on a device; more do not make the products faster.
 _BATCH_ROWS = 8192
-_CARD_BATCH_ROWS = 1 << 16
+_DEVICE_BATCH_ROWS = 1 << 16
 # What a row holds while it goes through a layer, in values of the model's width: the residual, queries, keys and
 # values, and the two wide arrays of the MLP are 15; twice that for copies and the allocator's gaps.
 _ROW_WIDTHS = 30
@@ -127,17 +127,17 @@ class TorchModel(Tokenized):
         if self.attention == "eager":
             n_heads = int(getattr(self.module.config, "num_attention_heads", 32))
             row_bytes += 2 * 4 * n_heads * self.context_length
-        block_rows, rows_max = (_CARD_BLOCK_ROWS, _CARD_BATCH_ROWS) if on_card else (_BLOCK_ROWS, _BATCH_ROWS)
+        block_rows, rows_max = (_DEVICE_BLOCK_ROWS, _DEVICE_BATCH_ROWS) if on_card else (_BLOCK_ROWS, _BATCH_ROWS)
         return PassMemory(
             row_bytes,
             block_rows * self.n_logits * (item_bytes + 8),
             sum(parameter.nbytes for parameter in self.module.parameters()),
-            *(_card_memory(self.device) if on_card else host_memory()),
+            *(_device_memory(self.device) if on_card else host_memory()),
             rows_max,
         )
 
     def release_memory(self) -> None:
-        """Give back what torch keeps of a card's memory for later use."""
+        """Give back what torch keeps of a device's memory for later use."""
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
@@ -169,7 +169,7 @@ class TorchModel(Tokenized):
     ) -> Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Gives the device the work of `intervals`; what is returned waits for it, on any thread, and tells them.
 
-        On a card the three numbers of all rows come back in one copy behind the work, and nothing waits before. Errors
+        On a device the three numbers of all rows come back in one copy behind the work; nothing waits before. Errors
         of rows are raised by what is returned.
         """
         size = vocab_size or self.vocab_size
@@ -261,7 +261,7 @@ class TorchModel(Tokenized):
                 states = self.module(inputs, use_cache=False).logits
         states = states.reshape(-1, states.shape[-1])
         result: torch.Tensor | None = None
-        n_rows = _CARD_BLOCK_ROWS if place.type == "cuda" else _BLOCK_ROWS
+        n_rows = _DEVICE_BLOCK_ROWS if place.type == "cuda" else _BLOCK_ROWS
         for block in rows_there.split(n_rows):
             with self.watch("forward"):
                 logits = self.module.get_output_embeddings()(states[block]) if head_is_linear else states[block]
@@ -479,7 +479,7 @@ def wait_for(device: str) -> None:
 
 
 class DeviceStopwatch:
-    """Seconds that a card spends on the parts of its work, by its own clock; nothing waits before `seconds`."""
+    """Seconds that a device spends on the parts of its work, by its own clock; nothing waits before `seconds`."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -487,7 +487,7 @@ class DeviceStopwatch:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What is given to the card inside belongs to part `name`."""
+        """What is given to the device inside belongs to part `name`."""
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         stream = torch.cuda.current_stream(self._device)
         first.record(stream)
@@ -508,12 +508,12 @@ class DeviceStopwatch:
 
 
 def device_name(device: str) -> str:
-    """What a card calls itself; of a CPU its architecture."""
+    """What a device calls itself; of a CPU its architecture."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
 
 
 def device_peak_bytes(device: str) -> int:
-    """The most that tensors have taken on a card since this was last asked."""
+    """The most that tensors have taken on a device since this was last asked."""
     found = torch.cuda.max_memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     return int(found)
@@ -581,8 +581,8 @@ def _copy_behind(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     return wait
 
 
-def _card_memory(device: str) -> tuple[int, int]:
-    """(free, all) bytes of a card; what torch keeps for later use is free."""
+def _device_memory(device: str) -> tuple[int, int]:
+    """(free, all) bytes of a device; what torch keeps for later use is free."""
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free_bytes + kept_bytes, total_bytes
