@@ -44,19 +44,9 @@ class Decoder:
 class TransformerModel:
     def __new__(
         cls,
-        n_layers: int,
-        n_heads: int,
-        hidden: int,
-        intermediate: int,
-        n_embeddings: int,
-        n_logits: int,
-        context_length: int,
-        rotary_dims: int,
-        rotary_base: float,
-        layer_norm_epsilon: float,
-        parallel_residual: bool,
-        tensors: tuple[np.ndarray | None, ...],
-        int8: bool = False,
+        config: dict[str, Any],
+        tensors: dict[str, np.ndarray],
+        layers: tuple[dict[str, np.ndarray], ...],
     ) -> Self: ...
     def logits(self, tokens: ArrayLike, lengths: ArrayLike | None = None) -> NDArray[np.float32]: ...
     def intervals(
@@ -92,3 +82,5 @@ class TransformerSession:
     ) -> NDArray[np.int32]: ...
     def prefill(self, stream: int, tokens: ArrayLike, /) -> NDArray[np.float32]: ...
     def reset(self, stream: int | None = None, /) -> None: ...
+
+def transformer_arithmetic(config: dict[str, Any], /) -> int: ...

@@ -29,19 +29,9 @@ class TransformerModel:
     def __init__(
         self,
         device: int,
-        n_layers: int,
-        n_heads: int,
-        hidden: int,
-        intermediate: int,
-        n_embeddings: int,
-        n_logits: int,
-        context_length: int,
-        rotary_dims: int,
-        rotary_base: float,
-        layer_norm_epsilon: float,
-        parallel_residual: bool,
-        tensors: tuple[Any, ...],
-        int8: bool = False,
+        config: dict[str, Any],
+        tensors: dict[str, Any],
+        layers: tuple[dict[str, Any], ...],
     ) -> None: ...
     @property
     def n_bytes(self) -> int: ...

@@ -51,7 +51,7 @@ static void check_product(uint32_t kind) {
             for (size_t k = 0; k < n_k; k++)
                 chain = fmaf(widened(weights, i * n_k + k), widened(input, t * n_k + k), chain);
             if (has_bias) chain += widened(bias, i);
-            if (p.with_gelu) lmc_transformer_kernels_serial.gelu(&chain, 1);
+            if (p.with_gelu) chain = lmc_gelu(chain);
             if (has_first) chain += widened(first, t * n_rows + i);
             if (is_in_place) chain += widened(first, t * n_rows + i);
             n_wrong += !check_same(chain, p.output[t * n_rows + i]);
@@ -121,7 +121,7 @@ static void check_code_product(uint32_t kind) {
                 sum += all.codes[t * n_padded + k] * all.codes[(n_tokens + i) * n_padded + k];
             float number = (float)sum * p.scales[i] * all.scales[t];
             if (p.bias != nullptr) number += p.bias[i];
-            if (p.with_gelu) lmc_transformer_kernels_serial.gelu(&number, 1);
+            if (p.with_gelu) number = lmc_gelu(number);
             if (p.addends[1] != nullptr) number += widened(before, t * n_rows + i);
             n_wrong += !check_same(number, p.output[t * n_rows + i]);
         }
@@ -152,8 +152,9 @@ static void check_norm() {
         for (uint32_t i = 0; i < n_features; i++)
             panel[i * LMC_LANES] = norm.input[(size_t)row * n_features + i];
         for (uint32_t o = 0; o < n_outputs; o++) {
-            lmc_transformer_kernels_serial.layer_norm(panel.data(), n_features, norm.gains[o], norm.biases[o],
-                                                      norm.epsilon, wanted.data());
+            const lmc_norm_rule_t rule = {LMC_NORM_LAYER, norm.epsilon};
+            lmc_transformer_kernels_serial.normalise(rule, panel.data(), n_features, norm.gains[o],
+                                                     norm.biases[o], wanted.data());
             long n_wrong = 0;
             for (uint32_t i = 0; i < n_features; i++)
                 n_wrong += !check_same(wanted[i * LMC_LANES], norm.outputs[o][(size_t)row * n_features + i]);

@@ -40,6 +40,7 @@ from llmcomp.errors import Error
 from llmcomp.experiment.load_ahead import LoadAhead
 from llmcomp.models import checkpoint, load, sources
 from llmcomp.models.adapter import AdaptedModel
+from llmcomp.models.graph import Graph
 from llmcomp.models.memory import MaxMemory
 from llmcomp.models.selection import select
 from llmcomp.models.suite import load_suite
@@ -487,9 +488,7 @@ def _flops_per_token(model: Any) -> float:
     """Two operations a weight that is multiplied; the look-up of a token is none, and attention's own are left out."""
     config = getattr(model, "config", None) or model.module.config
     hidden, is_tied = (
-        (config.hidden, config.tied)
-        if isinstance(config, checkpoint.NeoxConfig)
-        else (config.hidden_size, config.tie_word_embeddings)
+        (config.hidden, config.tied) if isinstance(config, Graph) else (config.hidden_size, config.tie_word_embeddings)
     )
     return 2.0 * (model.n_params - (0 if is_tied else model.n_logits * hidden))
 

@@ -25,7 +25,6 @@ from llmcomp.data import mappings
 from llmcomp.data.mappings import Encoded
 from llmcomp.errors import CorruptArchive, Error, ModelMismatch
 from llmcomp.models.adapter import AdaptedModel, ModelTraits
-from llmcomp.models.engines.exact import ARITHMETIC
 from llmcomp.models.load import load_model, load_registered
 from llmcomp.models.memory import MaxMemory
 from llmcomp.models.registry import list_models
@@ -92,7 +91,7 @@ def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: i
         revision=traits.revision,
         weights_hash=_hash_prefix(traits.fingerprint, container.WEIGHTS_HASH_BYTES),
         tokenizer_hash=_hash_prefix(traits.tokenizer.fingerprint, container.TOKENIZER_HASH_BYTES),
-        arithmetic_version=ARITHMETIC,
+        arithmetic_version=traits.arithmetic,
         engine=ENGINE_CODES[traits.engine],
         mapping=mapping,
         context_length=context_length,

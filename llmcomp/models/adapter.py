@@ -37,6 +37,7 @@ class ModelTraits(NamedTuple):
     fingerprint: str | None  # None: models are then told apart by name, and that is the caller's promise
     tokenizer: Any  # ByteTokenizer()
     engine: str  # ""
+    arithmetic: int  # 1: the version of csrc/FORMAT.md that the model needs
     device: str  # "cpu"
     dtype: str  # ""
     attention: str  # ""
@@ -60,6 +61,7 @@ class ModelTraits(NamedTuple):
             fingerprint=has("fingerprint", None),
             tokenizer=tokenizer,
             engine=str(has("engine", "")),
+            arithmetic=int(has("arithmetic", 1)),
             device=str(has("device", "cpu")),
             dtype=str(has("dtype", "")),
             attention=str(has("attention", "")),

@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,16 +16,13 @@ import numpy as np
 from llmcomp.checked_json import INDEX_BYTES_MAX, Members, is_file_name, parse_object, read_object
 from llmcomp.data.tokenizer_files import find_tokenizer_file
 from llmcomp.errors import Error, named, shown
-from llmcomp.float_state import ieee_state
+from llmcomp.models.families import BUFFERS, parse_graph
+from llmcomp.models.graph import Graph, TensorUse
 
 _LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _DIMENSIONS_MAX = 8
-_LAYERS_MAX = 1 << 12
-_CONTEXT_MAX = 1 << 24
 _DTYPES = {"F32": ("float32", "<f4"), "F16": ("float16", "<f2"), "BF16": ("bfloat16", "<u2")}
-# Buffers that old checkpoints store beside the weights.
-_BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq", ".attention.rotary_emb.inv_freq")
-_HEAD_NAMES = ("embed_out.weight", "lm_head.weight")
+_HEAD_NAMES = ("embed_out", "lm_head")
 
 
 class Tensor(NamedTuple):
@@ -33,23 +30,6 @@ class Tensor(NamedTuple):
 
     data: np.ndarray
     dtype: str
-
-
-class NeoxConfig(NamedTuple):
-    """What of a config.json the result depends on. `rotary_dims`: how much of each head carries the position."""
-
-    n_layers: int
-    n_heads: int
-    hidden: int
-    intermediate: int
-    n_logits: int
-    context_length: int
-    rotary_dims: int
-    rotary_base: float
-    layer_norm_epsilon: float
-    parallel_residual: bool
-    attention_bias: bool
-    tied: bool
 
 
 def read_checkpoint(
@@ -76,114 +56,40 @@ def stored_weights_sha256(
     """`ExactModel.weights_sha256` of the checkpoint in `folder`, for whoever runs it otherwise. Arguments and errors as
     `load_exact`."""
     folder = Path(folder)
-    config = _parse_config(read_object(folder / "config.json"), folder.name)
-    return _tensors_sha256(_canonical_tensors(config, weights or _read_weights(folder), folder.name))
+    graph = parse_graph(read_object(folder / "config.json"), folder.name)
+    return tensors_sha256(match_tensors(graph, weights or _read_weights(folder), folder.name))
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes of all weights of a checkpoint with this config.json."""
+    graph = parse_graph(config, "config.json")
     return [
-        (name if name in _HEAD_NAMES else f"gpt_neox.{name}", shape)
-        for name, shape in _expected_shapes(_parse_config(config, "config.json"))
+        (name if name.startswith(_HEAD_NAMES) else f"{graph.prefix}{name}", shape)
+        for name, shape in graph.shapes().items()
     ]
 
 
-@ieee_state()
-def _parse_config(config: Mapping[str, Any], name: str) -> NeoxConfig:
-    """Defaults are those of transformers' GPTNeoXConfig, which leaves them out of the file."""
-    members = Members(config, name)
-    architecture = config.get("model_type")
-    if architecture != "gpt_neox":
-        raise Error(f"{name}: model_type is {shown(architecture)}, the exact engine computes 'gpt_neox' only")
-    activation = config.get("hidden_act", "gelu")
-    if activation != "gelu":
-        raise Error(f"{name}: hidden_act is {shown(activation)}, the exact engine computes 'gelu' (with erf) only")
-    hidden = members.integer("hidden_size", 6144, lowest=1)
-    n_heads = members.integer("num_attention_heads", 64, lowest=1)
-    if hidden % n_heads:
-        raise Error(f"{name}: hidden_size {hidden} is no multiple of num_attention_heads {n_heads}")
-    fraction, base = _parse_rotary(config, name)
-    if not 0 <= fraction <= 1:
-        raise Error(f"{name}: rotary_pct or partial_rotary_factor is {fraction}, expected 0 to 1")
-    rotary_dims = int(hidden // n_heads * fraction)
-    if rotary_dims % 2:
-        raise Error(
-            f"{name}: {fraction} of heads of {hidden // n_heads} are {rotary_dims} rotary dimensions, "
-            "expected an even number"
-        )
-    return NeoxConfig(
-        n_layers=members.integer("num_hidden_layers", 44, lowest=1, highest=_LAYERS_MAX),
-        n_heads=n_heads,
-        hidden=hidden,
-        intermediate=members.integer("intermediate_size", 24576, lowest=1),
-        n_logits=members.integer("vocab_size", 50432, lowest=1),
-        context_length=members.integer("max_position_embeddings", 2048, lowest=1, highest=_CONTEXT_MAX),
-        rotary_dims=rotary_dims,
-        rotary_base=base,
-        layer_norm_epsilon=members.number("layer_norm_eps", 1e-5),
-        parallel_residual=members.flag("use_parallel_residual", True),
-        attention_bias=members.flag("attention_bias", True),
-        tied=members.flag("tie_word_embeddings", False),
-    )
-
-
-def _parse_rotary(config: Mapping[str, Any], name: str) -> tuple[float, float]:
-    """(fraction of a head, base) in any of the spellings of transformers 4 and 5."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise Error(f"{name}: rope_parameters or rope_scaling is {shown(rope)}, expected an object")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise Error(f"{name}: rotary positions are of type {shown(kind)}, the exact engine computes 'default' only")
-    merged = Members({**config, **rope}, name)
-    fraction = merged.number("partial_rotary_factor" if "partial_rotary_factor" in merged else "rotary_pct", 0.25)
-    base = merged.number("rope_theta" if "rope_theta" in merged else "rotary_emb_base", 10000.0)
-    return fraction, base
-
-
-def _expected_shapes(config: NeoxConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names without the prefix, in the order that the core takes them in; biases that the model lacks are left out."""
-    hidden, wide = config.hidden, config.intermediate
-    yield "embed_in.weight", (config.n_logits, hidden)
-    yield "final_layer_norm.weight", (hidden,)
-    yield "final_layer_norm.bias", (hidden,)
-    if not config.tied:
-        yield "embed_out.weight", (config.n_logits, hidden)
-    for i in range(config.n_layers):
-        layer = f"layers.{i}"
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{layer}.{norm}.weight", (hidden,)
-            yield f"{layer}.{norm}.bias", (hidden,)
-        for linear, shape in (
-            ("attention.query_key_value", (3 * hidden, hidden)),
-            ("attention.dense", (hidden, hidden)),
-            ("mlp.dense_h_to_4h", (wide, hidden)),
-            ("mlp.dense_4h_to_h", (hidden, wide)),
-        ):
-            yield f"{layer}.{linear}.weight", shape
-            if config.attention_bias or not linear.startswith("attention"):
-                yield f"{layer}.{linear}.bias", shape[:1]
-
-
-def _canonical_tensors(config: NeoxConfig, weights: Mapping[str, np.ndarray | Tensor], name: str) -> dict[str, Tensor]:
+def match_tensors(graph: Graph, weights: Mapping[str, np.ndarray | Tensor], name: str) -> dict[str, Tensor]:
     """Exactly the tensors that the model has, under one set of names, contiguous and aligned."""
+    head = "embed_out" if graph.family == "gpt_neox" else "lm_head"
     found = {}
     for key, value in weights.items():
-        short = key.removeprefix("gpt_neox.")
-        if short in _HEAD_NAMES:
-            short = _HEAD_NAMES[0]
-        if not f".{short}".endswith(_BUFFERS):
-            found[short] = value
+        short = key.removeprefix(graph.prefix)
+        stem, _, rest = short.partition(".")
+        if not f".{short}".endswith(graph.buffers):
+            found[f"{head}.{rest}" if stem in _HEAD_NAMES else short] = value
     result = {}
-    for key, shape in _expected_shapes(config):
-        if key not in found:
-            raise Error(f"{name}: the weights lack {key}, shape {list(shape)}")
-        tensor = _as_tensor(found.pop(key), key, name)
-        if tensor.data.shape != shape:
-            raise Error(f"{name}: {key} has shape {list(tensor.data.shape)}, expected {list(shape)}")
-        result[key] = tensor
-    if config.tied:
-        found.pop(_HEAD_NAMES[0], None)
+    for use in graph.uses:
+        if use.name in result or (use.default is not None and use.name not in found):
+            continue
+        if use.name not in found:
+            raise Error(f"{name}: the weights lack {use.name}, shape {list(use.shape)}")
+        tensor = _as_tensor(found.pop(use.name), use.name, name)
+        if tensor.data.shape != use.shape and not (use.default is not None and tensor.data.size == 1):
+            raise Error(f"{name}: {use.name} has shape {list(tensor.data.shape)}, expected {list(use.shape)}")
+        result[use.name] = tensor
+    if graph.tied:
+        found.pop(f"{head}.weight", None)
     if found:
         raise Error(
             f"{name}: the weights have {len(found)} tensors that the model does not, the first is {named(min(found))}"
@@ -200,7 +106,7 @@ def _as_tensor(value: np.ndarray | Tensor, key: str, name: str) -> Tensor:
     return Tensor(np.require(data, data.dtype.newbyteorder("="), ["C", "A"]), dtype)
 
 
-def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.data.shape}\n".encode())
@@ -209,38 +115,34 @@ def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def core_arguments(config: NeoxConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def core_arguments(graph: Graph, tensors: Mapping[str, Tensor], int8: bool) -> dict[str, Any]:
     """What the C core's TransformerModel is made of, here and on a device."""
+    model: dict[str, np.ndarray] = {}
+    layers: list[dict[str, np.ndarray]] = [{} for _ in range(graph.n_layers)]
+    for layer, slot, uses in graph.slots():
+        arrays = [_array_of(use, tensors) for use in uses]
+        joined = arrays[0] if len(arrays) == 1 else np.concatenate([_widened(array).reshape(-1) for array in arrays])
+        (model if layer is None else layers[layer])[slot] = joined
+    if graph.tied:
+        model["head"] = model["embedding"]
+    return {"config": graph.core_config(int8), "tensors": model, "layers": tuple(layers)}
 
-    def data(key: str) -> np.ndarray | None:
-        return tensors[key].data if key in tensors else None
 
-    arrays = [data("embed_in.weight"), data("final_layer_norm.weight"), data("final_layer_norm.bias")]
-    arrays.append(data("embed_in.weight" if config.tied else "embed_out.weight"))
-    for i in range(config.n_layers):
-        for part in (
-            "input_layernorm",
-            "post_attention_layernorm",
-            "attention.query_key_value",
-            "attention.dense",
-            "mlp.dense_h_to_4h",
-            "mlp.dense_4h_to_h",
-        ):
-            arrays += [data(f"layers.{i}.{part}.weight"), data(f"layers.{i}.{part}.bias")]
-    return {
-        "n_layers": config.n_layers,
-        "n_heads": config.n_heads,
-        "hidden": config.hidden,
-        "intermediate": config.intermediate,
-        "n_embeddings": config.n_logits,
-        "n_logits": config.n_logits,
-        "context_length": config.context_length,
-        "rotary_dims": config.rotary_dims,
-        "rotary_base": config.rotary_base,
-        "layer_norm_epsilon": config.layer_norm_epsilon,
-        "parallel_residual": config.parallel_residual,
-        "tensors": tuple(arrays),
-    }
+def _array_of(use: TensorUse, tensors: Mapping[str, Tensor]) -> np.ndarray:
+    """The array as it is stored, which stays mapped, or a copy of what is cut or turned."""
+    if use.name not in tensors:
+        return np.array([use.default], np.float32)
+    data = tensors[use.name].data
+    if use.columns is not None:
+        data = data[..., slice(*use.columns)]
+    return np.ascontiguousarray(data.T if use.transposed else data)
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    """float32 of any of the stored forms."""
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -290,7 +192,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             continue
         entry = _check_entry(path, key, Members(header, str(path)).members(key), n_bytes - 8 - header_bytes)
         ranges.append((entry.begin, entry.end, key))
-        if key.endswith(_BUFFERS):
+        if key.endswith(BUFFERS):
             continue
         if entry.dtype not in _DTYPES:
             raise Error(f"{path}: {named(key)} has dtype {entry.dtype}, expected one of {', '.join(_DTYPES)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from llmcomp.errors import Error, shown
 from llmcomp.models.adapter import ModelTraits
+from llmcomp.models.families import FAMILIES
 from llmcomp.models.memory import host_memory
 from llmcomp.models.protocol import as_model
 from llmcomp.models.sources import ModelSource, find_model, find_registered
@@ -22,7 +24,7 @@ ENGINES = ("exact", "exact-int8", "torch")
 def load_model(
     name: Any,
     step: int | None = None,
-    engine: str = "exact",
+    engine: str | None = None,
     *,
     device: str | None = None,
     dtype: str | None = None,
@@ -38,13 +40,15 @@ def load_model(
     or the name of a folder that has not the form of a name. "pico-13k", "pythia-70m" and "owner/model" are names of
     the registry and of the hub, whatever lies in the working directory; a warning tells of a folder so called.
 
-    `engine="exact"` computes GPT-NeoX models bit for bit alike on every machine: in the C core, or with `device="cuda"`
-    ("cuda:1", ...) by kernels for a CUDA device (`engine_cuda`). So does "exact-int8", with linear maps in 8-bit
-    integers: other logits, its own archives (`exact.Int8Model`). `engine="torch"` runs any causal model of
-    transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32", "bfloat16", "float16") with `attention`
-    ("sdpa", "eager"); what it promises is written in `engine_torch`. `step` None means the last step of a
-    known suite. `tokenizer`: a file or folder to read it from instead of the model's own, or "bytes": tokens 0 to 255
-    are then bytes, whatever the folder holds. An object that is a model already is returned unchanged.
+    `engine="exact"` computes the families of `families.FAMILIES` bit for bit alike on every machine: in the C core, or,
+    GPT-NeoX models, with `device="cuda"` ("cuda:1", ...) by kernels for a CUDA device (`engines.cuda`). So does
+    "exact-int8", with linear maps in 8-bit integers: other logits, its own archives (`exact.Int8Model`).
+    `engine="torch"` runs any causal model of transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32",
+    "bfloat16", "float16") with `attention` ("sdpa", "eager"); what it promises is written in `engines.torch`. `engine`
+    None is "exact" for a family that this engine knows, else "torch", with a warning that says so. `step` None means
+    the last step of a known suite. `tokenizer`: a file or folder to read it from
+    instead of the model's own, or "bytes": tokens 0 to 255 are then bytes, whatever the folder holds. An object that is
+    a model already is returned unchanged.
 
     No code that a model brings along is run, and nobody is asked about it, unless `trust_remote_code=True`: then, with
     the torch engine, transformers runs the Python files of the folder. From the hub no Python file is downloaded.
@@ -57,9 +61,25 @@ def load_model(
     options: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
     if trust_remote_code:
         options["trust_remote_code"] = True
-    check_options(engine, options)
+    if engine is not None:
+        check_options(engine, options)
     source = find_model(name, step, revision=revision, cache_dir=cache_dir).with_tokenizer(tokenizer)
+    if engine is None:
+        engine = _choose_engine(source)
+        check_options(engine, options)
     return load_source(source, engine, **options)
+
+
+def _choose_engine(source: ModelSource) -> str:
+    architecture = source.read_config().get("model_type")
+    if architecture in FAMILIES:
+        return "exact"
+    warnings.warn(
+        f"{source.label} is a {architecture!r} model, which the exact engine does not know: engine='torch' runs it; "
+        "what it codes decodes only with the same machine, library and batch",
+        stacklevel=3,
+    )
+    return "torch"
 
 
 def load_registered(
@@ -82,9 +102,9 @@ def load_source(source: ModelSource, engine: str = "exact", **options: Any) -> A
         return engine_torch.load_torch(
             folder, name=source.name, step=source.step, tokenizer_path=source.tokenizer_option, **options
         )
-    if architecture != "gpt_neox":
+    if architecture not in FAMILIES:
         raise Error(
-            f"{source.label} is a {shown(architecture)} model, the {engine} engine computes 'gpt_neox' only; "
+            f"{source.label} is a {shown(architecture)} model, the {engine} engine computes {', '.join(FAMILIES)}; "
             "engine='torch' runs any causal model of transformers"
         )
     check_options(engine, options)

@@ -33,7 +33,7 @@ from llmcomp.codec.windows import WindowedModel
 from llmcomp.coding import cuda
 from llmcomp.errors import CorruptArchive, Error
 from llmcomp.models.adapter import AdaptedModel
-from llmcomp.models.checkpoint import Tensor
+from llmcomp.models.checkpoint import Tensor, core_arguments
 from llmcomp.models.engines import cuda as engine_cuda
 from llmcomp.models.engines.cuda import CudaInt8Model, CudaModel
 from llmcomp.models.engines.exact import ExactModel, Int8Model
@@ -582,14 +582,14 @@ def use_and_misuse() -> None:
     for wrong in (lambda: device.logits([[300]]), lambda: session.step([1, 300]), lambda: device.session(1, 99)):
         with pytest.raises(Error):
             wrong()
-    sizes = {"n_layers": 1, "n_heads": 3, "hidden": 24, "intermediate": 40, "n_embeddings": 61, "n_logits": 61}
-    sizes |= {"context_length": 48, "rotary_dims": 2, "rotary_base": 1e4, "layer_norm_epsilon": 1e-5}
-    tensors = (make_weights(make_config())["embed_out.weight"],) * 16
-    nothing = {"tensors": (None,) * 16}
-    for broken in ({"n_heads": 7}, {"hidden": 25}, {"context_length": 10**6}, {"tensors": ()}, {}, nothing):
-        arguments = {"parallel_residual": True, "tensors": tensors, **sizes, **broken}
+    good = core_arguments(device.config, device._tensors, False)
+    without_head = {"tensors": {**good["tensors"], "head": None}}
+    for broken in ({"n_heads": 7}, {"hidden": 25}, {"context_length": 10**6}, {"norm": "rms"}, without_head):
+        config = {**good["config"], **({} if "tensors" in broken else broken)}
         with pytest.raises(Error):
-            sys.modules["llmcomp._cuda"].TransformerModel(device=0, **arguments)
+            sys.modules["llmcomp._cuda"].TransformerModel(
+                device=0, config=config, tensors=broken.get("tensors", good["tensors"]), layers=good["layers"]
+            )
 
 
 def test_nothing_stays_on_the_device(emulated: emulated_device.Machine) -> None:

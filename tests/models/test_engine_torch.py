@@ -275,8 +275,10 @@ def test_another_architecture(tmp_path: Path) -> None:
         np.testing.assert_allclose(session.step(tokens[:, t]), expected[:, t], atol=1e-4)
     assert (model.vocab_size, model.tokenizer.bos_token) == (256, None)
     assert len(model.weights_sha256) == 64
-    with pytest.raises(Error, match="'gpt2' model, the exact engine computes 'gpt_neox' only"):
-        load_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "opt"}), "utf-8")
+    with pytest.raises(Error, match="'opt' model, the exact engine computes gpt_neox, gpt2"):
+        load_model(tmp_path, engine="exact")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

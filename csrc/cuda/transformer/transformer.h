@@ -19,7 +19,8 @@ extern "C" {
 #define LMC_CUDA_HEAD_DIM_MAX 256
 #define LMC_CUDA_CONTEXT_MAX 8192
 
-/* lmc_transformer_config_check, and LMC_ERROR_ARGUMENT for head or context sizes above these. */
+/* lmc_transformer_config_check, and LMC_ERROR_ARGUMENT for head or context sizes above these, and for all
+ * that needs another arithmetic than version 1: the switches are not on the device yet. */
 lmc_status_t lmc_cuda_transformer_config_check(const lmc_transformer_config_t *config);
 
 /* The model. */

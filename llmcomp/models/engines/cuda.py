@@ -60,8 +60,8 @@ class CudaModel(ExactModel):
         self._pass_rows = max(self.pass_memory().rows(), self.context_length)
 
     def _make_core(self) -> Any:
-        arguments = core_arguments(self.config, self._tensors)
-        return self._module.TransformerModel(device=self._device, **arguments, int8=self._is_int8)
+        arguments = core_arguments(self.config, self._tensors, self._is_int8)
+        return self._module.TransformerModel(device=self._device, **arguments)
 
     def pass_memory(self) -> PassMemory:
         """What a pass takes: for every row what lies between the kernels, key, value, token and interval; beside them
