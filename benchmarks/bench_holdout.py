@@ -1,4 +1,4 @@
-"""Tables of held-out errors: the 75 published cells and the pico suite, every modality, form and joint law; seconds.
+"""Tables of held-out errors: the 75 published cells and the pico suite, by modality, form and sharing; seconds.
 
 Run: python benchmarks/bench_holdout.py. Each size (and step) after the third is predicted from all before it; "inside"
 counts cells in their 95 % predictive interval. Seconds are process time: one core, whatever else the machine does.

@@ -77,8 +77,9 @@ def groups(table: pd.DataFrame, axes: tuple[Axis, ...]) -> Iterator[Group]:
     for axis in axes:
         usable &= cells[axis.column].notna() & (axis.is_size | (cells[axis.column].fillna(0) > 0))
     if not usable.any():
-        said = " and ".join(axis.name if axis.is_size else f"a {axis.name} above 0" for axis in axes)
-        raise Error(f"nothing to fit: no cell has {'both ' * (len(axes) == 2)}{said}")
+        said = " and ".join(axis.name if axis.is_size else f"a {axis.one} above 0" for axis in axes)
+        empty = [f"; {axis.column} is empty{axis.hint}" for axis in axes if cells[axis.column].isna().all()]
+        raise Error(f"nothing to fit: no cell has {'both ' * (len(axes) == 2)}{said}{''.join(empty[-1:])}")
     columns = [axis.column for axis in axes]
     found = {tuple(map(str, key)): group for key, group in cells[usable].groupby(list(GROUP_KEY), sort=False)}
     for (key, group), name in zip(found.items(), _names(list(found)), strict=True):
@@ -133,16 +134,16 @@ def _check_columns(table: pd.DataFrame, axes: tuple[Axis, ...], *more: str) -> N
 
 def _with_axes(cells: pd.DataFrame, rows: pd.DataFrame, axes: tuple[Axis, ...]) -> pd.DataFrame:
     """Cells with what their rows say of the axes, and of the seed, beside what every cell has."""
-    wanted = [axis.column for axis in axes if axis.column not in cells.columns]
-    wanted += ["seed"] * ("seed" in rows.columns)
-    if not wanted:
-        return cells
     key = list(results.CELL_KEY)
-    of_cells = rows.groupby(key, dropna=False, sort=False)[wanted]
+    columns = [axis.column for axis in axes if axis.column not in key] + ["seed"] * ("seed" in rows.columns)
+    if not columns:
+        return cells
+    of_cells = rows.groupby(key, dropna=False, sort=False)[columns]
     several = of_cells.nunique().gt(1).any()
     if several.any():
         raise Error(f"rows: column {several.idxmax()} has more than one value in a cell")
-    return cells.merge(of_cells.first().reset_index(), on=key, how="left")
+    absent = [name for name in columns if name not in cells.columns]
+    return cells.merge(of_cells.first().reset_index()[[*key, *absent]], on=key, how="left") if absent else cells
 
 
 def _names(keys: Sequence[tuple[str, ...]]) -> list[str]:

@@ -124,4 +124,4 @@ def test_the_command_line_holds_out_and_reports(capsys):
     assert main(["fit", "--published", "--report"]) == 0
     assert capsys.readouterr().out.count("# Scaling law: ") == 3
     assert main(["fit", "--published", "--x", "params,tokens"]) == 1
-    assert "no column tokens_seen" in capsys.readouterr().err
+    assert "tokens_seen is empty" in capsys.readouterr().err
