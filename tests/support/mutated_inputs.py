@@ -236,7 +236,7 @@ class Rows:
         self.table = pq.read_table(self.path)
 
     def read_one(self, rng: random.Random) -> None:
-        self.path.write_bytes(self._columns(rng) if rng.random() < 0.4 else changed_bytes(self.content, rng))
+        self.path.write_bytes(self._columns(rng) if rng.random() < 0.15 else changed_bytes(self.content, rng))
         results.read_metadata(self.path)
         results.cells(results.read_rows(self.path))
 
