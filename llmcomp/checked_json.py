@@ -131,6 +131,8 @@ class Members:
         value = self._get(key, default)
         if type(value) is int and lowest <= value <= highest:
             return value
+        if lowest == highest:
+            raise self.error(key, str(lowest))
         kind = {0: "a whole number", 1: "a positive integer"}.get(lowest)
         raise self.error(key, f"{kind} up to {highest}" if kind else f"a whole number from {lowest} to {highest}")
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from mutated_inputs import KINDS, outcome
 
-N_INPUTS = {"config": 150, "header": 150, "index": 100, "tokenizer": 150, "rows": 60, "pickle": 150, "data": 150}
+N_INPUTS = {
+    **{"config": 150, "header": 150, "index": 100, "tokenizer": 150, "suite": 100, "lock": 100},
+    **{"rows": 60, "pickle": 150, "data": 150},
+}
 
 
 @pytest.mark.parametrize("name", list(N_INPUTS))

@@ -73,7 +73,7 @@ _SPEECH_SUFFIXES = {".flac", ".wav"}
 _IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 # A compressed tar may tell of any number of bytes, a sound file of any number of samples.
 _PICTURE_BYTES_MAX = 1 << 28
-_SAMPLES_MAX = 1 << 31
+_SAMPLES_MAX = 1 << 30
 # The Hugging Face set appends the class to the official name: ILSVRC2012_val_00000001_n01751748.JPEG.
 _IMAGENET_CLASS = re.compile(r"_n\d{8}(?=\.)")
 

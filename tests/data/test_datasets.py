@@ -271,7 +271,7 @@ def write_bad_tars(folder: Path) -> None:
         ("image={}/bomb.tar", 1, "bomb.tar"),
         ("image={}/dds.png", 1, "dds.png: not a readable picture"),
         ("image={}/eps.png", 1, "eps.png: not a readable picture"),
-        ("speech={}/long.flac", None, "tells of 34,359,743,368 samples, expected at most 2,147,483,648"),
+        ("speech={}/long.flac", None, "tells of 34,359,743,368 samples, expected at most 1,073,741,824"),
         ("image={}/" + "x" * 300, None, "does not exist"),
         ("image=~nobody-of-this-name/a", None, "does not exist"),
         ("text=a\0b", None, "does not exist"),

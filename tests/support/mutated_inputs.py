@@ -32,6 +32,7 @@ from llmcomp import pico, results
 from llmcomp.data.datasets import check_manifest, load_dataset, write_manifest
 from llmcomp.data.tokenizers import Tokenizer
 from llmcomp.errors import Error
+from llmcomp.models import lock, suite
 from llmcomp.models.checkpoint import stored_weights_sha256
 from llmcomp.models.engines.exact import load_exact
 from llmcomp.models.sources import find_model
@@ -165,6 +166,39 @@ class Index(_Checkpoint):
         self.compute()
 
 
+class SuiteFile:
+    """A file of a suite, with what is made of it."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "mine.json"
+        bundled = Path(suite.__file__).parent / "suites"
+        self.others = [json.loads((bundled / f"{name}.json").read_text()) for name in suite.bundled_suites()]
+
+    def read_one(self, rng: random.Random) -> None:
+        self.path.write_bytes(changed_json(rng.choice(self.others), rng))
+        found = suite.read_suite(self.path)
+        for model in found.models:
+            for checkpoint in suite.checkpoints(model, ("main", "step1000", "step5-seed1")):
+                _ = checkpoint.label, hash(checkpoint.model)
+
+
+class LockFile:
+    """models.lock."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / lock.NAME
+        files = {"config.json": lock.LockedFile(500, "ab"), "model.safetensors": lock.LockedFile(10**9, "cd" * 32)}
+        revisions = {f"step{step}": lock.LockedRevision("c0ffee", files) for step in (1, 2, 10)}
+        lock.write_lock(self.path, lock.Lock({"org/a": revisions, "org/b": revisions}))
+        self.content = json.loads(self.path.read_text())
+
+    def read_one(self, rng: random.Random) -> None:
+        self.path.write_bytes(changed_json(self.content, rng))
+        lock.write_lock(self.path, lock.read_lock(self.path))
+
+
 class TokenizerFile:
     """A tokenizer that is read must give back all bytes."""
 
@@ -202,7 +236,7 @@ class Rows:
         self.table = pq.read_table(self.path)
 
     def read_one(self, rng: random.Random) -> None:
-        self.path.write_bytes(self._columns(rng) if rng.random() < 0.4 else changed_bytes(self.content, rng))
+        self.path.write_bytes(self._columns(rng) if rng.random() < 0.15 else changed_bytes(self.content, rng))
         results.read_metadata(self.path)
         results.cells(results.read_rows(self.path))
 
@@ -253,8 +287,10 @@ class Pickle:
             *({"a": tensor.to_sparse()}, {"a": tensor.double()}, {"a": tensor.bool()}, {"a": tensor.to("meta")}),
             *({"a": torch.ones(1).expand(1 << 40)}, {"a": tensor.to(torch.complex64)}, {"a": tensor.T}, {"\0": tensor}),
             *({"a": tensor.to(torch.float8_e4m3fn)}, {"a": torch.empty(0, 1 << 40)}, {"a": torch.ones(())}, state),
-            {"a": torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)},
         ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch is about to give these up
+            self.things.append({"a": torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)})
 
     def _pickled(self, thing: Any, is_zip: bool) -> bytes:
         buffer = io.BytesIO()
@@ -348,6 +384,8 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "config": Config,
     "header": Header,
     "index": Index,
+    "suite": SuiteFile,
+    "lock": LockFile,
     "tokenizer": TokenizerFile,
     "bundled-tokenizer": BundledTokenizer,
     "rows": Rows,

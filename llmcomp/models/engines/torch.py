@@ -15,7 +15,6 @@ import inspect
 import json
 import math
 import os
-import pickle
 import platform
 import re
 import time
@@ -612,13 +611,12 @@ def _read_pickle(path: Path, mapped: bool = False) -> dict[str, torch.Tensor]:
         with path.open("rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
-    except pickle.UnpicklingError as error:
-        # torch's message tells how to run the file's code all the same.
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"asks for {named(asked[1])}" if asked else "is torn or no pickle"
-        raise Error(f"{path}: it {found}; expected a pickle of nothing but tensors") from None
-    # A torn or foreign file ends in errors of zipfile or torch.
+    # A torn or foreign file ends in errors of zipfile, pickle or torch.
     except Exception as error:
+        if "weights_only" in str(error):  # torch's message tells how to run the file's code all the same
+            asked = re.search(r"GLOBAL (\S+)", str(error))
+            found = f"asks for {named(asked[1])}" if asked else "is torn or no pickle"
+            raise Error(f"{path}: it {found}; expected a pickle of nothing but tensors") from None
         raise Error(f"{path}: torch cannot read these weights: {reason(error)}") from error
     if not isinstance(state, dict):
         raise Error(f"{path}: found a pickled {type(state).__name__}, expected tensors by their names")
