@@ -134,7 +134,7 @@ def check_options(engine: str, options: Mapping[str, Any]) -> None:
 
 def _on_device(model: Any, device: str | None) -> Any:
     """A model that is loaded stays where it is."""
-    found = ModelTraits.of(model).device
+    found = str(getattr(model, "device", None) or "cpu")
     if device is not None and device not in (found, found.partition(":")[0]):
         raise Error(f"the model is loaded on device {found!r} already, expected {device!r}: load it there by its name")
     return model
