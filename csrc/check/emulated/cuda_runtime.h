@@ -352,6 +352,14 @@ inline void mma_int8(int32_t (&sums)[4], const uint32_t (&rows)[4], const uint32
             sums[i] += a[i / 2][k] * b[i % 2][k];
 }
 
+inline void load_matrices(uint32_t (&words)[4], const void *row) {
+    unsigned lane = emulator::block->current % emulator::N_LANES;
+    if ((uintptr_t)row % 16 != 0) emulator::fail("a row of a matrix that is not aligned");
+    const uint64_t *rows = emulator::exchange((uintptr_t)row);
+    for (unsigned i = 0; i < 4; i++)
+        memcpy(&words[i], (const char *)rows[8 * i + lane / 4] + lane % 4 * 4, 4);
+}
+
 /* cluster.h, emulated. */
 
 #define LLMCOMP_CUDA_CODING_CLUSTER_H
