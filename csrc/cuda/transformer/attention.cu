@@ -124,8 +124,8 @@ __device__ __forceinline__ float maximum_of_block(float maximum, int32_t *keys_o
 constexpr unsigned STEP_STAGES = 3, STEP_STAGE_QUADS = 2 * ATTENTION_THREADS;
 
 struct value_stages_t {
-    const float4 *values; /* of the stage that comes next */
-    float4 *stages;       /* [STEP_STAGES][STEP_STAGE_QUADS] */
+    const float4 *values;                   /* of the stage that comes next */
+    float4 *stages;                         /* [STEP_STAGES][STEP_STAGE_QUADS] */
     uint32_t n_quads_left, n_keys, n_quads; /* n_keys, n_quads: of a full stage */
 
     __device__ __forceinline__ value_stages_t(const float4 *of_head, float4 *memory, uint32_t n_quads_of_head,

@@ -90,9 +90,9 @@ struct code_tile_t {
     /* Loads bring two tiles of tokens; of a single one the second is the rows that follow, and unused. */
     static constexpr unsigned TOKEN_PAIRS = (TOKEN_TILES + 1) / 2;
 };
-/* The large tile takes all of the shared memory that a block has without asking: 48 KiB. Its warps have 64 x 64
- * outputs each: 8 loads of 512 bytes then feed 32 products, of smaller tiles more. Few tokens leave few tiles,
- * whose warps share the values of k. */
+/* The large tile takes all of the shared memory that a block has without asking: 48 KiB. Its warps have 64 x
+ * 64 outputs each: 8 loads of 512 bytes then feed 32 products, of smaller tiles more. Few tokens leave few
+ * tiles, whose warps share the values of k. */
 using large_t = code_tile_t<128, 128, 64, 2, 2, 1, 2>;
 using medium_t = code_tile_t<32, 64, 64, 1, 4, 1, 6>;
 using few_t = code_tile_t<8, 16, 256, 1, 1, 4, 8>;
@@ -278,8 +278,7 @@ __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
     }
     __syncthreads(); /* none reads a stage any more */
     if constexpr (TILE::OVER_K > 1) add_over_k<TILE>((int32_t *)stages, warp, sums);
-    if (warp.k == 0)
-        store_sums<TILE>(p, input.scales, first_token, first_row, (int32_t *)stages, warp, sums);
+    if (warp.k == 0) store_sums<TILE>(p, input.scales, first_token, first_row, (int32_t *)stages, warp, sums);
 }
 
 template <class TILE>
