@@ -269,30 +269,44 @@ static void extend(const check_model_t &model, check_cache_t &cache,
     }
 }
 
+/* 0 ... n - 1, in a random order where they are to be named. */
+static std::vector<uint32_t> random_streams(uint32_t n, bool are_named) {
+    std::vector<uint32_t> streams(n);
+    for (uint32_t i = 0; i < n; i++)
+        streams[i] = i;
+    for (uint32_t i = n; are_named && i > 1; i--)
+        std::swap(streams[i - 1], streams[below(i)]);
+    return streams;
+}
+
 static void step(const check_model_t &model, check_cache_t &cache, std::vector<check_history_t> &histories) {
     const lmc_transformer_config_t &config = model.config;
     uint32_t n = 1 + below((uint32_t)histories.size());
     std::vector<int32_t> tokens(n);
     uint64_t error = LMC_CUDA_NO_ERROR, wanted_error = LMC_CUDA_NO_ERROR;
     std::vector<uint8_t> takes_part(n);
-    for (uint32_t s = n; s-- > 0;) {
-        tokens[s] = below(4) == 0 ? -1 - (int32_t)below(2) : (int32_t)below((uint32_t)config.n_embeddings);
-        takes_part[s] = tokens[s] >= 0 && histories[s].size() < cache.n_positions;
-        if (takes_part[s]) histories[s].push_back(tokens[s]);
-        if (below(20) != 0 || takes_part[s]) continue;
-        tokens[s] = (int32_t)config.n_embeddings + (int32_t)below(2);
-        wanted_error = (uint64_t)s << 8 | LMC_ERROR_TOKEN;
+    bool are_named = below(2);
+    std::vector<uint32_t> streams = random_streams((uint32_t)histories.size(), are_named);
+    for (uint32_t row = n; row-- > 0;) {
+        check_history_t &history = histories[streams[row]];
+        tokens[row] = below(4) == 0 ? -1 - (int32_t)below(2) : (int32_t)below((uint32_t)config.n_embeddings);
+        takes_part[row] = tokens[row] >= 0 && history.size() < cache.n_positions;
+        if (takes_part[row]) history.push_back(tokens[row]);
+        if (below(20) != 0 || takes_part[row]) continue;
+        tokens[row] = (int32_t)config.n_embeddings + (int32_t)below(2);
+        wanted_error = (uint64_t)row << 8 | LMC_ERROR_TOKEN;
     }
     check_work_t work(config, n);
     check_memory_t logits(n * config.n_logits * sizeof(float));
     float *found = (float *)logits.data;
-    lmc_cuda_transformer_step(&model.placed, &cache.cache, n, tokens.data(), found, &work.work, &error,
-                              nullptr);
+    lmc_cuda_transformer_step(&model.placed, &cache.cache, n, are_named ? streams.data() : nullptr,
+                              tokens.data(), found, &work.work, &error, nullptr);
     CHECK(error == wanted_error, "error %llx", (unsigned long long)error);
-    for (uint32_t s = 0; s < n; s++) {
-        CHECK(cache.cache.positions[s] == histories[s].size(), "position of %u", s);
-        if (takes_part[s])
-            check_logits(found + s * config.n_logits, model.last_logits_of(histories[s]).data(), 1,
+    for (uint32_t row = 0; row < n; row++) {
+        const check_history_t &history = histories[streams[row]];
+        CHECK(cache.cache.positions[streams[row]] == history.size(), "position of %u", streams[row]);
+        if (takes_part[row])
+            check_logits(found + row * config.n_logits, model.last_logits_of(history).data(), 1,
                          config.n_logits, "step");
     }
 }
@@ -354,7 +368,7 @@ struct repeated_step_t {
         cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
         step(stream);
         CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess, "the step cannot be captured");
-        cudaGraphInstantiate(&executable, graph, 0);
+        cudaGraphInstantiateWithFlags(&executable, graph, 0);
         launch = [this] { cudaGraphLaunch(executable, stream); };
     }
     ~repeated_step_t() {
@@ -388,7 +402,15 @@ static void check_chain(const check_model_t &model) {
     check_cache_t cache(model, (uint32_t)config.n_layers, n + below(2), (uint32_t)config.context_length);
     check_work_t work(config, n);
     check_memory_t logits(n * config.n_logits * sizeof(float));
-    lmc_cuda_transformer_chain_t chain = {decoders.data(), tokens.data(), log.data(), &n_logged, log_steps, n,
+    bool are_named = below(2);
+    std::vector<uint32_t> streams = random_streams(cache.cache.n_streams, are_named);
+    lmc_cuda_transformer_chain_t chain = {are_named ? streams.data() : nullptr,
+                                          decoders.data(),
+                                          tokens.data(),
+                                          log.data(),
+                                          &n_logged,
+                                          log_steps,
+                                          n,
                                           vocab_size};
     std::vector<check_history_t> histories(n);
     static lmc_search_t search;
@@ -451,12 +473,23 @@ static void check_not_finite(check_model_t &model) {
                  "not finite");
 }
 
+/* The head sizes at which attention cuts a tile of values into 2 and 4 stages, and a step's threads have two
+ * features; contexts of several tiles of keys and several stages of a step. */
+static void check_wide_heads() {
+    for (uint32_t head_dim : {66u, 130u, 256u}) {
+        check_model_t model(head_dim, 70);
+        check_pass(model);
+        check_streams(model);
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc != 3) {
         fprintf(stderr, "usage: transformer_emulated SEED N_CASES\n");
         return 2;
     }
     check_seed(strtoull(argv[1], nullptr, 0));
+    check_wide_heads();
     for (long n = strtol(argv[2], nullptr, 0); n > 0; n--) {
         emulated_machine.major = below(4) == 0 ? 8 : 9;
         emulated_machine.n_processors = 1;

@@ -258,8 +258,12 @@ def run_sweep_benchmark(
         loads = [run.stage for run in runs for _ in range(n_checkpoints)]
         with LoadAhead(loads) as checkpoints:
             for number in range(len(loads)):
-                runs[number // n_checkpoints].run_checkpoint(functools.partial(checkpoints.take, number))
+                run = runs[number // n_checkpoints]
+                run.run_checkpoint(functools.partial(checkpoints.take, number))
                 bar.update()
+                if progress and (number + 1) % n_checkpoints == 0:
+                    for row in run.rows(n_checkpoints, peak_flops, tokenising):
+                        tqdm.write(_line_of(row), file=sys.stderr)
     table = pd.DataFrame([row for run in runs for row in run.rows(n_checkpoints, peak_flops, tokenising)])
     table["published_seconds"] = [
         _published_seconds(model, n_checkpoints, n_chunks) if protocol == "published" else None
@@ -376,6 +380,12 @@ class _Run:
                 "loop_seconds_per_chunk": self._loop,
                 "seconds_per_chunk": self._own.get(protocol, math.nan),
             }
+
+
+def _line_of(row: dict[str, Any]) -> str:
+    """What is known of one size and protocol before the others are done."""
+    told = ", ".join(f"{name} {row[name]:.4g}" for name in ("loading", "forward", "intervals", "other", "coding"))
+    return f"{row['model']}, {row['protocol']}: {row['cells']} cells in {row['seconds']:.4g} s ({told})"
 
 
 def _watched(model: Any, watch: _Stopwatch) -> Any:

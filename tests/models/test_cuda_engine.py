@@ -65,7 +65,7 @@ def emulated(machine: emulated_device.Machine | None) -> Iterator[emulated_devic
     if machine is None:
         pytest.skip("only the emulated device tells, or lets itself be changed")
     gc.collect()
-    names = ("driver_version", "n_devices", "major", "memory_bytes", "pitch_max")
+    names = ("driver_version", "n_devices", "major", "memory_bytes", "pitch_max", "reads_host_memory")
     before = {name: getattr(machine, name) for name in names}
     yield machine
     for name, value in before.items():
@@ -343,6 +343,57 @@ def test_a_token_costs_no_waiting_for_the_device(emulated: emulated_device.Machi
     assert 255 <= emulated.n_graph_launches - before[0] < 1.25 * 256
     # A handful to set up, then one for up to 64 tokens, fewer at the end.
     assert emulated.n_synchronizations - before[1] < 45
+
+
+class Watched:
+    """A session of the C module, and the rows of every call of decode_steps."""
+
+    def __init__(self, session: Any) -> None:
+        self._session, self.rows = session, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def decode_steps(self, *arguments: Any) -> None:
+        self.rows.append(arguments[7])
+        self._session.decode_steps(*arguments)
+
+
+def test_streams_that_have_ended_have_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_cuda, "_LOG_STEPS", 4)
+    monkeypatch.setattr(engine_cuda.DecodingChain, "steps_max", 4)
+    cpu, device = small_windows()
+    watched: list[Watched] = []
+    make = engine_cuda.DecodingChain.__init__
+
+    def make_watched(self: Any, *arguments: Any) -> None:
+        make(self, *arguments)
+        self._core = Watched(self._core)
+        watched.append(self._core)
+
+    monkeypatch.setattr(engine_cuda.DecodingChain, "__init__", make_watched)
+    contents = [bytes(range(n)) for n in (70, 3, 40, 9, 1, 60, 22)]
+    coded = SegmentCodec(cpu).encode(contents)
+    payloads = [item.payload for item in coded]
+    assert SegmentCodec(device).decode(payloads, [len(content) for content in contents]) == contents
+    (chain,) = watched
+    # Windows of 32 tokens, asked for 4 at a time. Of seven streams two end within 4; a third, which is too few to make
+    # room for, at 9; a fourth at 22. Of the three that go on one ends in the second window.
+    assert chain.rows[:8] == [7, 5, 5, 5, 5, 5, 3, 3]
+    assert chain.rows[8:11] == [3, 3, 2] and chain.rows[-1] == 1
+
+
+def test_what_is_uploaded_may_be_freed_at_once(emulated: emulated_device.Machine) -> None:
+    emulated.reads_host_memory = 1
+    module = sys.modules["llmcomp._cuda"]
+    buffer, numbers, found = module.Buffer(64, 0), np.arange(8.0), np.empty(8)
+    module.upload(0, 0, buffer.pointer, numbers)
+    numbers[:] = -1
+    module.download(0, 0, buffer.pointer, found)
+    np.testing.assert_array_equal(found, np.arange(8.0))
+    cpu, device = make_pair()
+    tokens = draw(cpu, 3, 20)
+    assert_same_bits(device.logits(tokens), cpu.logits(tokens))
 
 
 def test_scores_are_those_of_the_cpu() -> None:

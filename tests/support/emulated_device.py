@@ -25,6 +25,7 @@ class Machine(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("driver_version", "n_devices", "major", "n_processors")),
         *((name, ctypes.c_size_t) for name in ("memory_bytes", "bytes_in_use", "n_allocations")),
         *((name, ctypes.c_size_t) for name in ("n_graph_launches", "n_synchronizations", "pitch_max")),
+        ("reads_host_memory", ctypes.c_int),
     ]
 
 

@@ -170,9 +170,10 @@ __device__ __forceinline__ void write_interval(const interval_output_t &out, uin
 /* One cluster a row. */
 template <lmc_dtype_t DTYPE>
 __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
-    intervals_kernel(const __grid_constant__ row_array_t rows, const __grid_constant__ token_array_t tokens,
-                     const __grid_constant__ lmc_tile_plan_t plan, const uint8_t *active,
-                     const interval_output_t out) {
+    lmc_intervals_kernel(const __grid_constant__ row_array_t rows,
+                         const __grid_constant__ token_array_t tokens,
+                         const __grid_constant__ lmc_tile_plan_t plan, const uint8_t *active,
+                         const interval_output_t out) {
     __shared__ int32_t keys[LMC_ROW_WARPS_MAX];
     __shared__ uint64_t sums[LMC_ROW_WARPS_MAX], sum_before_in_warp;
     __shared__ exchange_t keys_come, sums_come;
@@ -313,9 +314,9 @@ __device__ __forceinline__ bool find_in_body(holding_t &held, const lmc_tile_pla
  * launch. */
 template <lmc_dtype_t DTYPE>
 __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
-    decode_kernel(const __grid_constant__ row_array_t rows, const __grid_constant__ lmc_tile_plan_t plan,
-                  const uint8_t *active, lmc_decoder_t *decoders, int32_t *tokens, uint64_t *error,
-                  uint32_t row_begin, bool single_stream) {
+    lmc_decode_kernel(const __grid_constant__ row_array_t rows, const __grid_constant__ lmc_tile_plan_t plan,
+                      const uint8_t *active, lmc_decoder_t *decoders, int32_t *tokens, uint64_t *error,
+                      uint32_t row_begin, bool single_stream) {
     __shared__ search_memory_t memory;
     place_t at = place_of_thread(plan);
     at.row += row_begin;
@@ -386,8 +387,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
 
 /* Streams: one a thread. */
 
-__global__ void encoders_place_kernel(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes,
-                                      size_t capacity_bytes, bool is_new) {
+__global__ void lmc_encoders_place_kernel(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes,
+                                          size_t capacity_bytes, bool is_new) {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     uint8_t *stream_bytes = bytes + i * capacity_bytes;
@@ -396,8 +397,8 @@ __global__ void encoders_place_kernel(lmc_encoder_t *encoders, uint32_t n, uint8
     encoders[i].capacity_bytes = capacity_bytes;
 }
 
-__global__ void encoders_put_kernel(lmc_encoder_t *encoders, uint32_t n, interval_output_t interval,
-                                    const uint8_t *active) {
+__global__ void lmc_encoders_put_kernel(lmc_encoder_t *encoders, uint32_t n, interval_output_t interval,
+                                        const uint8_t *active) {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n || *interval.error != LMC_CUDA_NO_ERROR || (active != nullptr && active[i] == 0)) return;
     lmc_encoder_t encoder = encoders[i];
@@ -414,18 +415,18 @@ __global__ void encoders_put_kernel(lmc_encoder_t *encoders, uint32_t n, interva
     encoders[i] = encoder;
 }
 
-__global__ void encoders_end_kernel(lmc_encoder_t *encoders, uint32_t n) {
+__global__ void lmc_encoders_end_kernel(lmc_encoder_t *encoders, uint32_t n) {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) lmc_range_end(&encoders[i]);
 }
 
-__global__ void decoders_begin_kernel(lmc_decoder_t *decoders, uint32_t n, const uint8_t *payloads,
-                                      const uint64_t *offsets) {
+__global__ void lmc_decoders_begin_kernel(lmc_decoder_t *decoders, uint32_t n, const uint8_t *payloads,
+                                          const uint64_t *offsets) {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) lmc_range_begin_decoder(&decoders[i], payloads + offsets[i], offsets[i + 1] - offsets[i]);
 }
 
-__global__ void code_length_kernel(size_t n, const uint64_t *freq, const uint64_t *total, double *bits) {
+__global__ void lmc_code_length_kernel(size_t n, const uint64_t *freq, const uint64_t *total, double *bits) {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) bits[i] = -log2((double)freq[i] / (double)total[i]);
 }
@@ -490,9 +491,9 @@ cudaError_t launch_rows(void (*kernel)(PARAMETERS...), uint32_t n_rows, const lm
 cudaError_t launch_decode(const lmc_cuda_rows_t &rows, uint32_t row_begin, uint32_t n_rows,
                           const lmc_tile_plan_t &plan, const uint8_t *active, lmc_decoder_t *decoders,
                           int32_t *tokens, uint64_t *error, bool single_stream, lmc_cuda_stream_t stream) {
-    auto kernel = rows.dtype == LMC_FLOAT32   ? decode_kernel<LMC_FLOAT32>
-                  : rows.dtype == LMC_FLOAT16 ? decode_kernel<LMC_FLOAT16>
-                                              : decode_kernel<LMC_BFLOAT16>;
+    auto kernel = rows.dtype == LMC_FLOAT32   ? lmc_decode_kernel<LMC_FLOAT32>
+                  : rows.dtype == LMC_FLOAT16 ? lmc_decode_kernel<LMC_FLOAT16>
+                                              : lmc_decode_kernel<LMC_BFLOAT16>;
     return launch_rows(kernel, n_rows, plan, stream, array_of(rows), plan, active, decoders, tokens, error,
                        row_begin, single_stream);
 }
@@ -510,9 +511,9 @@ int lmc_cuda_intervals(const lmc_cuda_rows_t *rows, const lmc_cuda_tokens_t *tok
     lmc_tile_plan_t plan;
     cudaError_t status = plan_rows(*rows, rows->n_rows, &plan);
     if (status != cudaSuccess) return status;
-    auto kernel = rows->dtype == LMC_FLOAT32   ? intervals_kernel<LMC_FLOAT32>
-                  : rows->dtype == LMC_FLOAT16 ? intervals_kernel<LMC_FLOAT16>
-                                               : intervals_kernel<LMC_BFLOAT16>;
+    auto kernel = rows->dtype == LMC_FLOAT32   ? lmc_intervals_kernel<LMC_FLOAT32>
+                  : rows->dtype == LMC_FLOAT16 ? lmc_intervals_kernel<LMC_FLOAT16>
+                                               : lmc_intervals_kernel<LMC_BFLOAT16>;
     interval_output_t out = {start, freq, total, error};
     token_array_t of_rows = {
         source_of(tokens->data, tokens->outer_stride_bytes, tokens->inner_stride_bytes, rows->n_inner),
@@ -522,33 +523,33 @@ int lmc_cuda_intervals(const lmc_cuda_rows_t *rows, const lmc_cuda_tokens_t *tok
 
 int lmc_cuda_code_length(size_t n, const uint64_t *freq, const uint64_t *total, double *bits,
                          lmc_cuda_stream_t stream) {
-    return launch_items(code_length_kernel, n, stream, n, freq, total, bits);
+    return launch_items(lmc_code_length_kernel, n, stream, n, freq, total, bits);
 }
 
 int lmc_cuda_encoders_begin(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes, size_t capacity_bytes,
                             lmc_cuda_stream_t stream) {
-    return launch_items(encoders_place_kernel, n, stream, encoders, n, bytes, capacity_bytes, true);
+    return launch_items(lmc_encoders_place_kernel, n, stream, encoders, n, bytes, capacity_bytes, true);
 }
 
 int lmc_cuda_encoders_place(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes, size_t capacity_bytes,
                             lmc_cuda_stream_t stream) {
-    return launch_items(encoders_place_kernel, n, stream, encoders, n, bytes, capacity_bytes, false);
+    return launch_items(lmc_encoders_place_kernel, n, stream, encoders, n, bytes, capacity_bytes, false);
 }
 
 int lmc_cuda_encoders_put(lmc_encoder_t *encoders, uint32_t n, const uint64_t *start, const uint64_t *freq,
                           const uint64_t *total, const uint8_t *active, uint64_t *error,
                           lmc_cuda_stream_t stream) {
     interval_output_t interval = {(uint64_t *)start, (uint64_t *)freq, (uint64_t *)total, error};
-    return launch_items(encoders_put_kernel, n, stream, encoders, n, interval, active);
+    return launch_items(lmc_encoders_put_kernel, n, stream, encoders, n, interval, active);
 }
 
 int lmc_cuda_encoders_end(lmc_encoder_t *encoders, uint32_t n, lmc_cuda_stream_t stream) {
-    return launch_items(encoders_end_kernel, n, stream, encoders, n);
+    return launch_items(lmc_encoders_end_kernel, n, stream, encoders, n);
 }
 
 int lmc_cuda_decoders_begin(lmc_decoder_t *decoders, uint32_t n, const uint8_t *payloads,
                             const uint64_t *offsets, lmc_cuda_stream_t stream) {
-    return launch_items(decoders_begin_kernel, n, stream, decoders, n, payloads, offsets);
+    return launch_items(lmc_decoders_begin_kernel, n, stream, decoders, n, payloads, offsets);
 }
 
 int lmc_cuda_decode_step(const lmc_cuda_rows_t *rows, const uint8_t *active, lmc_decoder_t *decoders,

@@ -42,7 +42,7 @@ __device__ __forceinline__ void turn(const lmc_cuda_attention_t &a, const float 
 }
 
 /* One block a row; a thread has one feature of a head, or the two of a pair. */
-__global__ void place_kernel(const __grid_constant__ lmc_cuda_attention_t a) {
+__global__ void lmc_place_kernel(const __grid_constant__ lmc_cuda_attention_t a) {
     uint32_t position = a.row_positions[blockIdx.x], stream = a.row_streams[blockIdx.x];
     uint32_t per_head = a.n_quads * 4;
     if (position == LMC_NO_POSITION) return;
@@ -217,7 +217,7 @@ size_t step_bytes(const lmc_cuda_attention_t &a) {
  * multiprocessor. */
 template <unsigned FEATURES>
 __global__ void __launch_bounds__(ATTENTION_THREADS, 7)
-    attend_step_kernel(const __grid_constant__ lmc_cuda_attention_t a, uint32_t n_keys_of_stage) {
+    lmc_attend_step_kernel(const __grid_constant__ lmc_cuda_attention_t a, uint32_t n_keys_of_stage) {
     LMC_DYNAMIC_SHARED(float4, step_memory);
     __shared__ int32_t keys_of_warps[ATTENTION_THREADS / LMC_WARP_LANES];
     uint32_t row = blockIdx.x / a.n_heads, head = blockIdx.x % a.n_heads;
@@ -418,8 +418,8 @@ __device__ __forceinline__ void value_tile(const lmc_cuda_attention_t &a, const 
 
 template <unsigned UNITS>
 __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attend_pass_kernel(const __grid_constant__ lmc_cuda_attention_t a, const uint32_t *row_begin,
-                       uint32_t n_stretches, uint32_t n_tiles) {
+    lmc_attend_pass_kernel(const __grid_constant__ lmc_cuda_attention_t a, const uint32_t *row_begin,
+                           uint32_t n_stretches, uint32_t n_tiles) {
     __shared__ pass_memory_t<UNITS> memory;
     /* Tiles of late queries have the most keys and begin first. */
     uint32_t tile = n_tiles - 1 - blockIdx.x / (n_stretches * a.n_heads);
@@ -462,21 +462,21 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
 } // namespace
 
 cudaError_t lmc_cuda_attention_place(const lmc_cuda_attention_t &a, lmc_cuda_stream_t stream) {
-    return launch_blocks(place_kernel, a.n_rows, ATTENTION_THREADS, 0, stream, a);
+    return launch_blocks(lmc_place_kernel, a.n_rows, ATTENTION_THREADS, 0, stream, a);
 }
 
 cudaError_t lmc_cuda_attend_pass(const lmc_cuda_attention_t &a, const uint32_t *row_begin,
                                  uint32_t n_stretches, uint32_t n_longest, lmc_cuda_stream_t stream) {
     uint32_t n_tiles = (n_longest + KEY_BLOCK - 1) / KEY_BLOCK;
-    auto kernel = a.head_dim <= 64    ? attend_pass_kernel<1>
-                  : a.head_dim <= 128 ? attend_pass_kernel<2>
-                                      : attend_pass_kernel<4>;
+    auto kernel = a.head_dim <= 64    ? lmc_attend_pass_kernel<1>
+                  : a.head_dim <= 128 ? lmc_attend_pass_kernel<2>
+                                      : lmc_attend_pass_kernel<4>;
     return launch_blocks(kernel, (uint64_t)n_tiles * n_stretches * a.n_heads, ATTENTION_THREADS, 0, stream, a,
                          row_begin, n_stretches, n_tiles);
 }
 
 cudaError_t lmc_cuda_attend_step(const lmc_cuda_attention_t &a, lmc_cuda_stream_t stream) {
-    auto kernel = a.head_dim <= ATTENTION_THREADS ? attend_step_kernel<1> : attend_step_kernel<2>;
+    auto kernel = a.head_dim <= ATTENTION_THREADS ? lmc_attend_step_kernel<1> : lmc_attend_step_kernel<2>;
     return launch_blocks(kernel, (uint64_t)a.n_rows * a.n_heads, ATTENTION_THREADS, step_bytes(a), stream, a,
                          keys_of_stage(a));
 }

@@ -51,10 +51,10 @@ cudaError_t lmc_cuda_rows_of_pass(const lmc_cuda_transformer_batch_t &batch,
                                   const lmc_cuda_transformer_cache_t &cache, bool keeps_positions,
                                   uint32_t n_positions, const lmc_cuda_transformer_work_t &work,
                                   uint64_t *error, lmc_cuda_stream_t stream);
-cudaError_t lmc_cuda_rows_of_step(const int32_t *tokens, uint32_t n_streams, uint32_t n_embeddings,
-                                  const lmc_cuda_transformer_cache_t &cache, uint32_t n_positions,
-                                  const lmc_cuda_transformer_work_t &work, uint64_t *error,
-                                  lmc_cuda_stream_t stream);
+cudaError_t lmc_cuda_rows_of_step(const uint32_t *streams, const int32_t *tokens, uint32_t n_rows,
+                                  uint32_t n_embeddings, const lmc_cuda_transformer_cache_t &cache,
+                                  uint32_t n_positions, const lmc_cuda_transformer_work_t &work,
+                                  uint64_t *error, lmc_cuda_stream_t stream);
 
 /* A token that is not one becomes token 0; error (NULL: not wanted) tells which row had it. */
 cudaError_t lmc_cuda_embed(const lmc_transformer_tensor_t &embedding, uint32_t n_embeddings,

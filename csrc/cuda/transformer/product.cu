@@ -214,7 +214,7 @@ __device__ __forceinline__ void multiply_rest(const stage_t<TILE> &stage, corner
 /* One tile a block; blocks that follow each other share their weights. */
 template <class TILE, lmc_dtype_t DTYPE, template <class, lmc_dtype_t> class COPY>
 __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
-    product_kernel(const __grid_constant__ lmc_cuda_product_t p) {
+    lmc_product_kernel(const __grid_constant__ lmc_cuda_product_t p) {
     alignas(16) __shared__ stage_t<TILE> stages[2];
     uint32_t n_token_tiles = (p.n_tokens + TILE::N_TOKENS - 1) / TILE::N_TOKENS;
     size_t first_token = (size_t)(blockIdx.x % n_token_tiles) * TILE::N_TOKENS,
@@ -252,9 +252,9 @@ __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
 
 template <class TILE, template <class, lmc_dtype_t> class COPY = aligned_copy_t>
 cudaError_t launch_tiles(const lmc_cuda_product_t &p, lmc_cuda_stream_t stream) {
-    auto kernel = p.dtype == LMC_FLOAT32   ? product_kernel<TILE, LMC_FLOAT32, COPY>
-                  : p.dtype == LMC_FLOAT16 ? product_kernel<TILE, LMC_FLOAT16, COPY>
-                                           : product_kernel<TILE, LMC_BFLOAT16, COPY>;
+    auto kernel = p.dtype == LMC_FLOAT32   ? lmc_product_kernel<TILE, LMC_FLOAT32, COPY>
+                  : p.dtype == LMC_FLOAT16 ? lmc_product_kernel<TILE, LMC_FLOAT16, COPY>
+                                           : lmc_product_kernel<TILE, LMC_BFLOAT16, COPY>;
     return launch_blocks(kernel, count_tiles<TILE>(p), TILE::THREADS, 0, stream, p);
 }
 

@@ -45,8 +45,8 @@ __device__ __forceinline__ uint32_t largest_of_block(uint32_t magnitude, int32_t
 }
 
 __global__ void __launch_bounds__(QUANTISE_THREADS)
-    quantise_kernel(const __grid_constant__ number_rows_t rows,
-                    const __grid_constant__ lmc_cuda_codes_t codes) {
+    lmc_quantise_kernel(const __grid_constant__ number_rows_t rows,
+                        const __grid_constant__ lmc_cuda_codes_t codes) {
     __shared__ int32_t of_warps[QUANTISE_WARPS];
     const unsigned char *row = rows.numbers + (size_t)blockIdx.x * rows.n_k * lmc_element_bytes(rows.dtype);
     uint32_t n_padded = (uint32_t)lmc_int8_padded(rows.n_k), largest = 0;
@@ -251,8 +251,8 @@ __device__ __forceinline__ void store_sums(const lmc_cuda_product_t &p, const fl
 /* One tile a block; blocks that follow each other share their weights. */
 template <class TILE>
 __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
-    code_product_kernel(const __grid_constant__ lmc_cuda_product_t p,
-                        const __grid_constant__ lmc_cuda_codes_t input) {
+    lmc_code_product_kernel(const __grid_constant__ lmc_cuda_product_t p,
+                            const __grid_constant__ lmc_cuda_codes_t input) {
     __shared__ code_stage_t<TILE> stages[STAGES];
     uint32_t n_token_tiles = (p.n_tokens + TILE::N_TOKENS - 1) / TILE::N_TOKENS;
     uint32_t n_k = (uint32_t)lmc_int8_padded(p.n_k), n_stages = (n_k + TILE::DEPTH - 1) / TILE::DEPTH;
@@ -284,7 +284,8 @@ __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
 template <class TILE>
 cudaError_t launch_tiles(const lmc_cuda_product_t &p, const lmc_cuda_codes_t &input,
                          lmc_cuda_stream_t stream) {
-    return launch_blocks(code_product_kernel<TILE>, count_tiles<TILE>(p), TILE::THREADS, 0, stream, p, input);
+    return launch_blocks(lmc_code_product_kernel<TILE>, count_tiles<TILE>(p), TILE::THREADS, 0, stream, p,
+                         input);
 }
 
 } // namespace
@@ -293,7 +294,7 @@ cudaError_t lmc_cuda_int8_quantise(const void *rows, lmc_dtype_t dtype, uint32_t
                                    const lmc_cuda_codes_t &codes, lmc_cuda_stream_t stream) {
     bool in_vectors = dtype == LMC_FLOAT32 && n_k % 4 == 0 && (uintptr_t)rows % 16 == 0;
     number_rows_t numbers = {(const unsigned char *)rows, dtype, n_k, in_vectors};
-    return launch_blocks(quantise_kernel, n_rows, QUANTISE_THREADS, 0, stream, numbers, codes);
+    return launch_blocks(lmc_quantise_kernel, n_rows, QUANTISE_THREADS, 0, stream, numbers, codes);
 }
 
 cudaError_t lmc_cuda_int8_product(const lmc_cuda_product_t &p, const lmc_cuda_codes_t &input,

@@ -62,7 +62,7 @@ __device__ __forceinline__ double sum_chain(const float *row, uint32_t n, unsign
 }
 
 __global__ void __launch_bounds__(SOFTMAX_THREADS)
-    log2_softmax_kernel(const __grid_constant__ lmc_cuda_softmax_t softmax) {
+    lmc_log2_softmax_kernel(const __grid_constant__ lmc_cuda_softmax_t softmax) {
     unsigned lane = threadIdx.x % LMC_WARP_LANES, chain = lane % LMC_SUM_LANES;
     uint32_t index = blockIdx.x * SOFTMAX_ROWS + threadIdx.x / LMC_SUM_LANES, n = softmax.n_logits;
     bool is_row = index < softmax.n_rows;
@@ -89,5 +89,5 @@ __global__ void __launch_bounds__(SOFTMAX_THREADS)
 
 cudaError_t lmc_cuda_log2_softmax(const lmc_cuda_softmax_t &softmax, lmc_cuda_stream_t stream) {
     uint64_t n_blocks = ((uint64_t)softmax.n_rows + SOFTMAX_ROWS - 1) / SOFTMAX_ROWS;
-    return launch_blocks(log2_softmax_kernel, n_blocks, SOFTMAX_THREADS, 0, stream, softmax);
+    return launch_blocks(lmc_log2_softmax_kernel, n_blocks, SOFTMAX_THREADS, 0, stream, softmax);
 }

@@ -384,18 +384,17 @@ int lmc_cuda_transformer_log2_softmax(const lmc_transformer_model_t *model,
 }
 
 int lmc_cuda_transformer_step(const lmc_transformer_model_t *model, const lmc_cuda_transformer_cache_t *cache,
-                              uint32_t n_streams, const int32_t *tokens, float *logits,
+                              uint32_t n_rows, const uint32_t *streams, const int32_t *tokens, float *logits,
                               const lmc_cuda_transformer_work_t *work, uint64_t *error,
                               lmc_cuda_stream_t stream) {
     const lmc_transformer_config_t &config = model->config;
-    if (!is_fitting(model, work, n_streams) || n_streams > cache->n_streams ||
-        cache->n_layers != config.n_layers)
+    if (!is_fitting(model, work, n_rows) || n_rows > cache->n_streams || cache->n_layers != config.n_layers)
         return cudaErrorInvalidValue;
-    forward_t f = {*model, *cache, *work, n_streams, nullptr, 0, 0, stream};
-    cudaError_t status = lmc_cuda_rows_of_step(tokens, n_streams, (uint32_t)config.n_embeddings, *cache,
+    forward_t f = {*model, *cache, *work, n_rows, nullptr, 0, 0, stream};
+    cudaError_t status = lmc_cuda_rows_of_step(streams, tokens, n_rows, (uint32_t)config.n_embeddings, *cache,
                                                usable_positions(config, *cache), *work, error, stream);
     LMC_THEN(status, run_layers(f, tokens, nullptr));
-    LMC_THEN(status, (cudaError_t)lmc_cuda_transformer_head(model, work, 0, n_streams, logits, stream));
+    LMC_THEN(status, (cudaError_t)lmc_cuda_transformer_head(model, work, 0, n_rows, logits, stream));
     return status;
 }
 
@@ -405,9 +404,9 @@ int lmc_cuda_transformer_decode_step(const lmc_transformer_model_t *model,
                                      const lmc_cuda_transformer_work_t *work, uint64_t *error,
                                      lmc_cuda_stream_t stream) {
     if (chain->vocab_size == 0 || chain->vocab_size > model->config.n_logits) return cudaErrorInvalidValue;
-    lmc_cuda_rows_t rows = rows_of_logits(model, logits, chain->n_streams, chain->vocab_size);
-    cudaError_t status = (cudaError_t)lmc_cuda_transformer_step(model, cache, chain->n_streams, chain->tokens,
-                                                                logits, work, error, stream);
+    lmc_cuda_rows_t rows = rows_of_logits(model, logits, chain->n_rows, chain->vocab_size);
+    cudaError_t status = (cudaError_t)lmc_cuda_transformer_step(model, cache, chain->n_rows, chain->streams,
+                                                                chain->tokens, logits, work, error, stream);
     LMC_THEN(status, (cudaError_t)lmc_cuda_decode_step(&rows, work->is_active, chain->decoders, chain->tokens,
                                                        error, stream));
     LMC_THEN(status, lmc_cuda_chain_log(*chain, stream));
