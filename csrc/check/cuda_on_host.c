@@ -1,8 +1,8 @@
-/* The CUDA row kernels without a card: csrc/cuda/row_tiles.h, which is their arithmetic and index arithmetic,
- * run in loops over blocks, warps and lanes and compared with the serial backend. cuda_on_host rows SEED
- * N_CASES     intervals, errors and decoding of random and adversarial rows cuda_on_host weights STRIDE every
- * STRIDE-th float: the device's form of the weight, and the order keys Barriers, shuffles and shared memory
- * have no part in it: tests/coding/test_cuda.py checks them on a card. */
+/* The CUDA row kernels without a device: csrc/cuda/row_tiles.h, which is their arithmetic and index
+ * arithmetic, run in loops over blocks, warps and lanes and compared with the serial backend. cuda_on_host
+ * rows SEED N_CASES     intervals, errors and decoding of random and adversarial rows cuda_on_host weights
+ * STRIDE every STRIDE-th float: the device's form of the weight, and the order keys Barriers, shuffles and
+ * shared memory have no part in it: tests/coding/test_cuda.py checks them on a device. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -129,8 +129,9 @@ static void check_code_product(uint32_t kind) {
     CHECK(n_wrong == 0, "%ld outputs of %u x %u over %u", n_wrong, n_tokens, n_rows, n_k);
 }
 
-static void check_norm() {
-    uint32_t n_rows = 1 + below(9), n_features = 1 + below(below(4) == 0 ? 5000 : 300);
+/* is_long: of more features than shared memory holds at once. */
+static void check_norm(bool is_long) {
+    uint32_t n_rows = 1 + below(9), n_features = is_long ? 2049 + below(3000) : 1 + below(300);
     check_tensor_t input(LMC_FLOAT32, (size_t)n_rows * n_features, 2.0f);
     check_tensor_t gains[2] = {{LMC_FLOAT32, n_features, 1.0f}, {LMC_FLOAT32, n_features, 1.0f}};
     check_tensor_t biases[2] = {{LMC_FLOAT32, n_features, 1.0f}, {LMC_FLOAT32, n_features, 1.0f}};
@@ -160,6 +161,38 @@ static void check_norm() {
             CHECK(n_wrong == 0, "%ld of %u features, row %u of %u", n_wrong, n_features, row, n_rows);
         }
     }
+}
+
+/* Rows of any type with a gap between them, one of them spoiled. */
+static void check_softmax() {
+    /* Half of the rows end at, before or after a block of 64. */
+    uint32_t n_rows = 1 + below(20), n = below(2) ? 1 + below(400) : 64 * (1 + below(6)) + below(3) - 1,
+             gap = below(9);
+    check_tensor_t logits((lmc_dtype_t)below(LMC_DTYPE_COUNT), (size_t)n_rows * (n + gap), 12.0f);
+    uint32_t bytes = lmc_element_bytes(logits.dtype), bad = below(2 * n_rows);
+    std::vector<int64_t> targets(n_rows);
+    for (int64_t &target : targets)
+        target = below(n);
+    if (bad < n_rows && below(2)) targets[bad] = n;
+    if (bad < n_rows && targets[bad] < (int64_t)n) memset(logits.at(bad * (n + gap) + below(n)), 0x7F, bytes);
+    if (bad < n_rows && targets[bad] < (int64_t)n && logits.dtype == LMC_FLOAT32)
+        memset(logits.at(bad * (n + gap) + below(n)), 0xFF, bytes);
+    std::vector<double> found(n_rows, 7.0);
+    lmc_cuda_rows_t rows = {logits.at(0), 0, (int64_t)(n + gap) * bytes, n_rows, n_rows, n, logits.dtype};
+    lmc_cuda_tokens_t tokens = {targets.data(), 0, 8, 8};
+    uint64_t error = LMC_CUDA_NO_ERROR, wanted_error = LMC_CUDA_NO_ERROR;
+    CHECK(lmc_cuda_log2_softmax(&rows, &tokens, found.data(), 3, &error, nullptr) == cudaSuccess,
+          "a launch failed");
+    for (uint32_t i = n_rows; i-- > 0;) {
+        double wanted = 0.0;
+        size_t unused;
+        lmc_rows_t row = {logits.at((size_t)i * (n + gap)), 0, 1, n, logits.dtype};
+        lmc_status_t status = lmc_log2_softmax(&check_serial, &row, &targets[i], &wanted, &unused);
+        if (status != LMC_OK) wanted_error = (uint64_t)(i + 3) << 8 | status;
+        CHECK(status == LMC_OK ? found[i] == wanted : found[i] != found[i], "row %u: %.17g, not %.17g", i,
+              found[i], wanted);
+    }
+    CHECK(error == wanted_error, "error %llx", (unsigned long long)error);
 }
 
 /* One pass over sequences of unequal lengths: logits and intervals. */
@@ -497,7 +530,10 @@ int main(int argc, char **argv) {
             check_product(kind);
             check_code_product(kind);
         }
-        check_norm();
+        check_norm(false);
+        check_norm(true);
+        for (uint32_t i = 0; i < 4; i++)
+            check_softmax();
         emulated_machine.n_processors = 1 + (int)below(20);
         check_model_t model;
         check_pass(model);

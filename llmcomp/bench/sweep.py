@@ -225,16 +225,16 @@ def run_sweep_benchmark(
     5 and 2,048 on a device, 1 of each on a CPU. Engine options as in `load_model`, `max_memory` as in `score`. `clock`:
     "wall", or "cpu" (CLOCKS). Raises `Error` as those, and for a clock that is none or tells nothing.
     """
-    on_card = (device or "cpu").startswith("cuda")
-    if clock not in CLOCKS or (on_card and clock != "wall"):
+    on_device = (device or "cpu").startswith("cuda")
+    if clock not in CLOCKS or (on_device and clock != "wall"):
         raise Error(f"clock is {clock!r}; expected one of {', '.join(CLOCKS)}, and wall for a device")
     configs = suite_configs(suite)
-    n_chunks = n_chunks or (N_CHUNKS if on_card else 1)
-    n_checkpoints = n_checkpoints or (len(registry.SUITES[suite].steps) if on_card else 1)
-    names = list(configs)[: n_sizes or (None if on_card else 1)]
+    n_chunks = n_chunks or (N_CHUNKS if on_device else 1)
+    n_checkpoints = n_checkpoints or (len(registry.SUITES[suite].steps) if on_device else 1)
+    names = list(configs)[: n_sizes or (None if on_device else 1)]
     counts = PYTHIA_TOKENS if suite == "pythia" else pico_tokens()
     options = {"device": device, "dtype": dtype, "attention": attention}
-    if engine == "torch" and dtype is None and on_card:
+    if engine == "torch" and dtype is None and on_device:
         options["dtype"] = "bfloat16"
     given = {key: value for key, value in options.items() if value is not None}
     load.check_options(engine, given)

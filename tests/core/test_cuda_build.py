@@ -212,8 +212,8 @@ def test_a_dlpack_capsule_is_read_and_used_up() -> None:
 
 # The check of a device.
 
-# What the script calls, on a machine without a device: nvidia-smi, compute-sanitizer with a long help, ncu, and a Python
-# whose coder tests fail and whose sweep never ends.
+# What the script calls, on a machine without a device: nvidia-smi, compute-sanitizer with a long help, ncu, and a
+# Python whose coder tests fail and whose sweep never ends.
 STAND_INS = {
     "nvidia-smi": "echo 'NVIDIA A100 80GB, 580.1'",
     "compute-sanitizer": """if [ "$1" = --help ]; then

@@ -1,4 +1,4 @@
-"""What can be said of the exact engine's CUDA part without a card: its sources, compiled for the host on an emulated
+"""What can be said of the exact engine's CUDA part without a device: its sources, compiled for the host on an emulated
 device, give the bits of the serial backend; nvcc makes of them what was meant."""
 
 import sys

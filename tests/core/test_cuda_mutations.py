@@ -40,9 +40,16 @@ CODER = {
     "a whole chunk counts before the token too early": Mutation(
         "coding/row_tiles.h", "n_before >= chunk_end) *before", "n_before >= chunk_begin) *before"
     ),
-    "the vector that holds the token's end is skipped": Mutation("coding/row_tiles.h", "if (vector >= n_vectors) break;", "if (vector + 1 >= n_vectors) break;", "void lmc_tiles_weight_sum("),
+    "the vector that holds the token's end is skipped": Mutation(
+        "coding/row_tiles.h",
+        "if (vector >= n_vectors) break;",
+        "if (vector + 1 >= n_vectors) break;",
+        "void lmc_tiles_weight_sum(",
+    ),
     "vectors begin where the row begins": Mutation(
-        "coding/row_tiles.h", "layout.n_head = to_boundary < vocab_size ? to_boundary : vocab_size;", "layout.n_head = 0;"
+        "coding/row_tiles.h",
+        "layout.n_head = to_boundary < vocab_size ? to_boundary : vocab_size;",
+        "layout.n_head = 0;",
     ),
     "a token one too far": Mutation("coding/coding.cu", "n_elements + e;", "n_elements + e + 1;"),
 }
@@ -70,8 +77,8 @@ ENGINE = {
     "fragments of two tiles of tokens are swapped": Mutation(
         "transformer/product_int8.cu", "tokens[n / 2][n % 2]", "tokens[n / 2][1 - n % 2]"
     ),
-    "the pieces of a fragment are swapped": Mutation(
-        "transformer/product_int8.cu", "piece + lane / 16", "piece + 1 - lane / 16"
+    "the two tiles of a load are swapped": Mutation(
+        "transformer/product_int8.cu", "first_row + lane % 16", "first_row + (lane ^ 8) % 16"
     ),
     "codes are read before they have come": Mutation(
         "transformer/product_int8.cu", "__pipeline_wait_prior(STAGES - 2);", "__pipeline_wait_prior(STAGES - 1);"
@@ -79,10 +86,10 @@ ENGINE = {
     "sums are stored where a warp still multiplies": Mutation(
         "transformer/product_int8.cu", SYNC + " /* none reads a stage any more */", ""
     ),
-    "rows of a norm are overwritten while they are read": Mutation(
-        "transformer/rows.cu", SYNC, "", "void load_chunk("
+    "rows of a norm are overwritten while they are read": Mutation("transformer/rows.cu", SYNC, "", "void load_chunk("),
+    "the last logits of a softmax are skipped": Mutation(
+        "coding/softmax.cu", "if (begin < n) {", "if (begin + 1 < n) {"
     ),
-    "the last logits of a softmax are skipped": Mutation("transformer/softmax.cu", "if (begin < n) {", "if (begin + 1 < n) {"),
 }
 
 
@@ -99,9 +106,7 @@ class Bench:
             self.compile(source)
 
     def run(self, *command: str, check: bool = True, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=timeout
-        )
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=timeout)
         assert not check or done.returncode == 0, done.stderr[-3000:]
         return done
 

@@ -1,7 +1,7 @@
 """The exact engine on a CUDA device against the C core, which test_engine.py holds against binary64: the same bits,
 archives that cross both ways, the same errors, and nothing that stays on the device.
 
-On the card of this machine, or where there is none on an emulated device: the same binding and the same kernels,
+On the device of this machine, or where there is none on an emulated device: the same binding and the same kernels,
 compiled for the host. What only that device can tell (allocations, waiting) is asked only there."""
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from llmcomp.models.engines import cuda as engine_cuda
 from llmcomp.models.engines.cuda import CudaInt8Model, CudaModel
 from llmcomp.models.engines.exact import ExactModel, Int8Model
 
-HAS_CARD = bool(cuda.cuda_info()["devices"])
-needs_card = pytest.mark.skipif(not HAS_CARD, reason="there is no CUDA device, and an emulated one is too slow")
+HAS_DEVICE = bool(cuda.cuda_info()["devices"])
+needs_device = pytest.mark.skipif(not HAS_DEVICE, reason="there is no CUDA device, and an emulated one is too slow")
 TEXT = pico.sample_path("text").read_bytes()
 MODELS: dict[str, tuple[type[ExactModel], type[CudaModel]]] = {
     "exact": (ExactModel, CudaModel),
@@ -50,8 +50,8 @@ with_both_engines = pytest.mark.parametrize("engine", MODELS)
 
 @pytest.fixture(scope="module", autouse=True)
 def machine() -> Iterator[emulated_device.Machine | None]:
-    """None on a card."""
-    if HAS_CARD:
+    """None on a device."""
+    if HAS_DEVICE:
         yield None
         return
     path = emulated_device.build()
@@ -650,7 +650,7 @@ def test_nothing_stays_on_the_device(emulated: emulated_device.Machine) -> None:
     assert emulated.bytes_in_use == before
 
 
-def test_the_benchmark_says_that_there_is_no_card() -> None:
+def test_the_benchmark_says_that_there_is_no_device() -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(emulated_device.ROOT)}
     command = [sys.executable, "benchmarks/bench_cuda_engine.py"]
     done = subprocess.run(
@@ -661,11 +661,11 @@ def test_the_benchmark_says_that_there_is_no_card() -> None:
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a driver")
-def test_the_check_of_the_card_says_that_there_is_none() -> None:
+def test_the_check_of_the_device_says_that_there_is_none() -> None:
     command = [str(emulated_device.ROOT / "benchmarks/cuda_check.sh"), "bench"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "cuda_check: nvidia-smi is not here: no NVIDIA driver, no card to check\n"
+    assert done.stderr == "cuda_check: nvidia-smi is not here: no NVIDIA driver, no device to check\n"
 
 
 # Larger.
@@ -695,7 +695,7 @@ SHAPES = {
 }
 
 
-@needs_card
+@needs_device
 @pytest.mark.slow
 @with_both_engines
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -712,7 +712,7 @@ def test_shapes_of_pythia(shape: str, dtype: str, engine: str) -> None:
     assert session.positions.tolist() == [520, 20]
 
 
-@needs_card
+@needs_device
 @pytest.mark.slow
 @with_both_engines
 def test_hundreds_of_streams_at_once(engine: str) -> None:

@@ -1,4 +1,4 @@
-"""llmcomp._cuda over the emulated device of csrc/check/emulated, for machines without a card: built once by make and
+"""llmcomp._cuda over the emulated device of csrc/check/emulated, for machines without a device: built once by make and
 loaded in the place of the real module. What a test may ask of that device, and change, is in `Machine`."""
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
  * load. A thread of the device is a fiber, a block an operating-system thread, so that shared memory is
  * thread_local; warp operations and barriers wait for exactly the threads that the device waits for, and a
  * wait that can never end, or a store to a block that has not begun or has ended, stops the program. Timing
- * and memory order are not the device's: races need compute-sanitizer on a card. */
+ * and memory order are not the device's: races need compute-sanitizer on a device. */
 #ifndef LLMCOMP_CHECK_EMULATED_CUDA_RUNTIME_H
 #define LLMCOMP_CHECK_EMULATED_CUDA_RUNTIME_H
 

@@ -7,7 +7,7 @@
 #include "core/coding/range_coder.h"
 #include "cuda/coding/cluster.h"
 #include "cuda/coding/report.h"
-#include "cuda/coding/row_tiles.h"
+#include "cuda/coding/row_source.h"
 
 namespace {
 
@@ -49,36 +49,6 @@ __device__ __forceinline__ place_t place_of_thread(const lmc_tile_plan_t &plan) 
     at.lane = threadIdx.x % LMC_WARP_LANES;
     at.leads_block = threadIdx.x < LMC_WARP_LANES;
     return at;
-}
-
-/* Rows and tokens as a kernel gets them: what lies before the first load must not divide. */
-struct row_source_t {
-    const unsigned char *data;
-    int64_t outer_stride_bytes, inner_stride_bytes;
-    lmc_divisor_t n_inner;
-};
-
-struct row_array_t {
-    row_source_t source;
-    uint32_t vocab_size;
-};
-
-struct token_array_t {
-    row_source_t source;
-    uint32_t element_bytes;
-};
-
-__device__ __forceinline__ const unsigned char *row_address(const row_source_t &source, uint32_t row) {
-    uint32_t outer = lmc_divide(row, source.n_inner), inner = row - outer * source.n_inner.divisor;
-    return source.data + (int64_t)outer * source.outer_stride_bytes +
-           (int64_t)inner * source.inner_stride_bytes;
-}
-
-__device__ __forceinline__ uint32_t token_of_row(const token_array_t &tokens, uint32_t vocab_size,
-                                                 uint32_t row) {
-    const unsigned char *address = row_address(tokens.source, row);
-    int64_t token = tokens.element_bytes == 8 ? *(const int64_t *)address : *(const int32_t *)address;
-    return token >= 0 && token < (int64_t)vocab_size ? (uint32_t)token : LMC_TOKEN_INVALID;
 }
 
 /* The part of a row that a thread holds. */
@@ -435,15 +405,6 @@ __global__ void lmc_code_length_kernel(size_t n, const uint64_t *freq, const uin
 
 constexpr uint32_t ITEM_THREADS = 64; /* few, so that hundreds of streams spread over the device */
 
-row_source_t source_of(const void *data, int64_t outer, int64_t inner, uint32_t n_inner) {
-    return row_source_t{(const unsigned char *)data, outer, inner, lmc_divisor_of(n_inner)};
-}
-
-row_array_t array_of(const lmc_cuda_rows_t &rows) {
-    return row_array_t{source_of(rows.data, rows.outer_stride_bytes, rows.inner_stride_bytes, rows.n_inner),
-                       rows.vocab_size};
-}
-
 cudaError_t plan_rows(const lmc_cuda_rows_t &rows, uint32_t n_rows, lmc_tile_plan_t *plan) {
     if (rows.vocab_size == 0 || rows.vocab_size > LMC_VOCAB_SIZE_MAX || rows.n_inner == 0)
         return cudaErrorInvalidValue;
@@ -515,10 +476,8 @@ int lmc_cuda_intervals(const lmc_cuda_rows_t *rows, const lmc_cuda_tokens_t *tok
                   : rows->dtype == LMC_FLOAT16 ? lmc_intervals_kernel<LMC_FLOAT16>
                                                : lmc_intervals_kernel<LMC_BFLOAT16>;
     interval_output_t out = {start, freq, total, error};
-    token_array_t of_rows = {
-        source_of(tokens->data, tokens->outer_stride_bytes, tokens->inner_stride_bytes, rows->n_inner),
-        tokens->element_bytes};
-    return launch_rows(kernel, rows->n_rows, plan, stream, array_of(*rows), of_rows, plan, active, out);
+    return launch_rows(kernel, rows->n_rows, plan, stream, array_of(*rows), array_of(*tokens, *rows), plan,
+                       active, out);
 }
 
 int lmc_cuda_code_length(size_t n, const uint64_t *freq, const uint64_t *total, double *bits,

@@ -71,18 +71,6 @@ typedef struct lmc_cuda_norm {
 } lmc_cuda_norm_t;
 cudaError_t lmc_cuda_norm(const lmc_cuda_norm_t &norm, lmc_cuda_stream_t stream);
 
-/* log2 of the softmax at targets[i] of row i: FORMAT.md, section 6. Errors name the row moved on by
- * first_row.
- */
-typedef struct lmc_cuda_softmax {
-    const float *logits; /* [n_rows][n_logits] */
-    const int32_t *targets;
-    double *log2_probabilities;
-    uint32_t n_rows, n_logits, first_row;
-    uint64_t *error;
-} lmc_cuda_softmax_t;
-cudaError_t lmc_cuda_log2_softmax(const lmc_cuda_softmax_t &softmax, lmc_cuda_stream_t stream);
-
 /* *error = min(*error, *found moved on by first_row rows). */
 cudaError_t lmc_cuda_error_merge(const uint64_t *found, uint32_t first_row, uint64_t *error,
                                  lmc_cuda_stream_t stream);

@@ -24,7 +24,7 @@ template <int N_TOKENS_, int N_ROWS_, int TOKENS_, int ROWS_, int DEPTH_, int BL
  * thread, so that few tokens spread over more threads and over more blocks. What ptxas of CUDA 13.0 makes of
  * the large tile for sm_90: 128 registers, nothing spilled; a stage (16 values of k) is 1,168 instructions of
  * a warp with binary32 weights and 1,182 with short ones, of which 1,024 are fma: at most 88 % and 87 % of a
- * card's rate, a bound and not a measurement. */
+ * device's rate, a bound and not a measurement. */
 using large_t = tile_t<128, 128, 8, 8, 16, 2>;
 using medium_t = tile_t<32, 64, 4, 4, 32, 4>;
 using few_t = tile_t<8, 32, 2, 1, 64, 5>;

@@ -371,15 +371,10 @@ int lmc_cuda_transformer_log2_softmax(const lmc_transformer_model_t *model,
                                       uint32_t n_rows, const lmc_cuda_transformer_sink_t *sink,
                                       uint64_t *error, lmc_cuda_stream_t stream) {
     return over_blocks(model, work, first_row, n_rows, sink, stream, [=](uint32_t row, uint32_t n) {
-        lmc_cuda_softmax_t softmax = {};
-        softmax.logits = sink->logits;
-        softmax.targets = sink->targets + row;
-        softmax.log2_probabilities = sink->log2_probabilities + row;
-        softmax.n_rows = n;
-        softmax.n_logits = (uint32_t)model->config.n_logits;
-        softmax.first_row = row;
-        softmax.error = error;
-        return lmc_cuda_log2_softmax(softmax, stream);
+        lmc_cuda_rows_t rows = rows_of_logits(model, sink->logits, n, (uint32_t)model->config.n_logits);
+        lmc_cuda_tokens_t tokens = {sink->targets + row, 0, sizeof(int32_t), sizeof(int32_t)};
+        return (cudaError_t)lmc_cuda_log2_softmax(&rows, &tokens, sink->log2_probabilities + row, row, error,
+                                                  stream);
     });
 }
 

@@ -31,8 +31,8 @@ _PREFILL_ROWS = 4096
 _CHAIN_MEMORY_SHARE = 0.8
 _LANES_MAX = 2048
 _LOG_STEPS = 64
-# Streams that have ended leave the steps when at most this share of the rows goes on: a step of another number of rows is
-# captured anew.
+# Streams that have ended leave the steps when at most this share of the rows goes on: a step of another number of rows
+# is captured anew.
 _COMPACT_SHARE = 0.75
 _ALIGNMENT = 256
 
@@ -497,9 +497,7 @@ class DecodingChain:
             for first in range(0, n_tokens, width or 1):
                 yield np.arange(top, min(top + height, n_lanes)), first, min(first + width, n_tokens)
 
-    def _set_rows(
-        self, rows: npt.NDArray[np.intp], lanes: npt.NDArray[np.intp], inputs: npt.NDArray[np.int32]
-    ) -> None:
+    def _set_rows(self, rows: npt.NDArray[np.intp], lanes: npt.NDArray[np.intp], inputs: npt.NDArray[np.int32]) -> None:
         """The rows of the next steps: lanes `rows` of the window, which are streams `lanes`, and their inputs. A step
         has no rows for streams that have ended."""
         self._keep(lanes)
