@@ -39,8 +39,10 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 _MAX_ROUNDS = 200
 
 # Anonymous memory: everything but the weights, which are mapped from the file.
+# Python looks for modules in the working directory first when it is given a program; here where this package lies.
 _MEMORY_PROGRAM = """
 import sys
+sys.path = [sys.argv.pop(1), *filter(None, sys.path)]
 import numpy as np
 import llmcomp
 from llmcomp.models.engines.exact import load_exact
@@ -191,7 +193,8 @@ class _Shape:
 
     def _memory(self) -> dict[str, Any]:
         counts = [str(n) for n in (N_SEQUENCES, TOKENS[self._suite], self._n_threads)]
-        command = [sys.executable, "-c", _MEMORY_PROGRAM, str(self._folder), self._how.engine, *counts]
+        root = str(Path(__file__).parents[2])
+        command = [sys.executable, "-c", _MEMORY_PROGRAM, root, str(self._folder), self._how.engine, *counts]
         found = subprocess.run(command, check=True, capture_output=True, text=True)
         nothing = {"torch": np.nan, "unit": "MiB", "ratio": np.nan}
         return {"work": "memory", "ours": int(found.stdout) / 1024, **nothing}

@@ -23,7 +23,10 @@ _INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return its exit status."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    args = parser.parse_args(argv)
+    _refuse_options_as_files(parser, args, argv)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # File names may hold what the terminal's encoding has not.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -43,6 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             interrupted = isinstance(error, KeyboardInterrupt)
             return cli_commands.complain("interrupted" if interrupted else error, _INTERRUPTED if interrupted else 1)
+
+
+def _refuse_options_as_files(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """argparse takes "-9" and "-x y" for files; a file with such a name comes behind "--", as for every command."""
+    n_options = argv.index("--") if "--" in argv else len(argv)
+    for word in argv[:n_options]:
+        if word.startswith("-") and word != "-" and word in _files(args):
+            hint = "there are no levels, -m chooses a model" if word[1:].isdecimal() else "a file comes behind --"
+            parser.error(f"unrecognized arguments: {word} ({hint})")
+
+
+def _files(args: argparse.Namespace) -> Sequence[str]:
+    found = getattr(args, "file", ())
+    return [found] if isinstance(found, str) else found
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -72,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="list, download and check data sets")
     _add_data(data.add_subparsers(title="actions", metavar="ACTION", required=True), add)
     score = add("score", cli_commands.score, "score one model on one data set, one row a chunk")
-    score.add_argument("model", help="a name, a folder or a name of the Hugging Face hub")
+    score.add_argument("model", help="a name, a folder (./NAME) or a name of the Hugging Face hub")
     score.add_argument("--step", type=int, help="training step (default: the last)")
     score.add_argument("--verify", action="store_true", help="decode every payload again")
     score.add_argument("--out", metavar="FILE", help="write the rows as Parquet")
@@ -98,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         "measure coder and engine on this machine, the engine beside torch, or the work of a whole sweep",
     )
     _add_bench(bench)
-    add("models", cli_commands.models, "list the models that are known by name")
+    _add_models(add("models", cli_commands.models, "list suites and models, or check their revisions on the hub"))
     return parser
 
 
@@ -157,9 +174,20 @@ def _add_engine(parser: Any) -> None:
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--suite", choices=("pico", "pythia"), help="all models and steps of a suite (default: pico)")
-    which.add_argument("--model", action="append", help="a name, a folder or a name of the hub; may be repeated")
+    which.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="pico (default), pythia, ... (`llmcomp models`), or a suite's file (*.json)",
+    )
+    which.add_argument(
+        "--model", action="append", help="a name, a folder (./NAME) or a name of the hub; may be repeated"
+    )
     parser.add_argument("--step", action="append", type=int, metavar="N", help="training step; may be repeated")
+    _add_choice(parser)
+    parser.add_argument("--lock", metavar="FILE", help="pin revisions to it (default: models.lock in the --out folder)")
+    parser.add_argument(
+        "--disk", metavar="SIZE", help="of weights at once: 50GB; revisions are deleted when their cells are done"
+    )
     _add_scoring(parser, several=True)
     parser.add_argument("--baselines", action="store_true", help="add gzip, xz, PNG, FLAC, random models, ...")
     parser.add_argument("--verify", action="store_true", help="decode every payload again")
@@ -168,6 +196,27 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="the default: what is finished is never computed again")
     parser.add_argument("--workers", type=_positive, metavar="N", help="work in N processes")
     parser.add_argument("--ray", action="store_true", help="work on a Ray cluster")
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoints of a suite."""
+    parser.add_argument("--models", metavar="WORDS", help="of a suite: 70m,410m or 70m..1b or all (default: its grid)")
+    parser.add_argument("--steps", metavar="WORDS", help="1000,8000 or 1000..8000 or log:12 or last or all")
+    parser.add_argument("--tokens", metavar="WORDS", help="instead of steps, by tokens seen: 2e9,2e10 or log:8")
+    parser.add_argument("--seeds", metavar="WORDS", help="1,2 or 1..9 or all")
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="WORD",
+        help="none: the suites; SUITE: its models; check SUITE or check MODEL: ask the hub for the digests of their "
+        "revisions and tell which have equal weights, lack files or have changed",
+    )
+    _add_choice(parser)
+    parser.add_argument("--lock", metavar="FILE", help="of check: compare with it; written if it is not there")
+    parser.add_argument("--update", action="store_true", help="of check: write what the hub has now into the lock")
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
@@ -229,6 +278,9 @@ def _add_archive(parser: argparse.ArgumentParser, compress: bool) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="overwrite, take links")
     parser.add_argument("-c", "--stdout", action="store_true", help="write to standard output, keep the input files")
     parser.add_argument("-o", "--output", metavar="FILE", help="write to FILE, keep the input file")
+    parser.add_argument(
+        "--download", action="store_true", help="let an archive download the model that it names from the hub"
+    )
     parser.add_argument("--salvage", action="store_true", help="write the intact segments of a damaged archive")
     parser.add_argument("--mapping", choices=("bytes", "latin1", "shift", "ascii"), default="bytes")
     parser.add_argument("--overlap", type=int, metavar="N", help="tokens of the window before that a window sees")

@@ -42,7 +42,8 @@ def open(
 
     Reading is seekable: only the segments that are asked for are decoded, a growing number of them while reading goes
     on in order. After reading everything in order the content's hash is checked too. `model` None: the one that the
-    archive names, if bundled or registered; to write, a model is needed, and `options` are those of `compress`.
+    archive names, and `options` are then lanes and those of `decompress`; to write, a model is needed, and `options`
+    are those of `compress`.
     A path that is written appears only when the file is closed; after an exception in a `with` block it does not.
 
     Raises:
@@ -78,7 +79,14 @@ class _Text(io.TextIOWrapper):
 class _SegmentReader(io.RawIOBase):
     """Positions in the original to segments; keeps the segments that were decoded together last."""
 
-    def __init__(self, file: PathOrFile, model: Any = None, lanes: int | None = None, device: str | None = None):
+    def __init__(
+        self,
+        file: PathOrFile,
+        model: Any = None,
+        lanes: int | None = None,
+        device: str | None = None,
+        download: bool = False,
+    ):
         self._owned = isinstance(file, (str, os.PathLike))
         with error_of_path(file):
             self._file = Path(file).open("rb") if isinstance(file, (str, os.PathLike)) else file  # noqa: SIM115
@@ -86,7 +94,7 @@ class _SegmentReader(io.RawIOBase):
             if not self._file.seekable():
                 raise Error("an archive that cannot seek is read by llmcomp.codec.decompress_stream, not by open")
             self._index = ArchiveIndex(self._file)
-            self._codec = SegmentCodec.for_archive(self._index.header, model, device)
+            self._codec = SegmentCodec.for_archive(self._index.header, model, device, download)
         except BaseException:
             self.close()
             raise
@@ -285,7 +293,7 @@ class ArchiveInfo:
             return f"{named} is not in the registry: name its folder or its hub name with --model"
         if entry.bundled:
             return f"{named} is bundled with llmcomp"
-        return f"{named} is downloaded from the Hugging Face hub when needed"
+        return f"{named} is in the registry: from the cache, or from the Hugging Face hub with --download"
 
 
 def info(file: PathOrFile) -> ArchiveInfo:

@@ -74,17 +74,19 @@ def compress(
     return target.getvalue()
 
 
-def decompress(blob: bytes, model: Any = None, *, device: str | None = None) -> bytes:
-    """The bytes that `compress` was given. `model` None: the one that the archive names, if bundled or registered.
+def decompress(blob: bytes, model: Any = None, *, device: str | None = None, download: bool = False) -> bytes:
+    """The bytes that `compress` was given. `model` None: the one that the archive names, if it is one of the registry.
 
-    `device`: where the model is loaded, as in `load_model`.
+    `device`: where the model is loaded, as in `load_model`. `download`: whether the model that the archive names may be
+    downloaded; without it that model is loaded if it is bundled or in the cache, and nothing is requested.
 
     Raises:
         CorruptArchive: the archive is damaged or not one.
+        Error: the model that the archive names is in no registry, or would have to be downloaded.
         ModelMismatch: `model` is not what the archive was coded with, and what was.
     """
     target = io.BytesIO()
-    decompress_stream(io.BytesIO(blob), target, model, device=device)
+    decompress_stream(io.BytesIO(blob), target, model, device=device, download=download)
     return target.getvalue()
 
 
@@ -235,15 +237,17 @@ def decompress_stream(
     *,
     lanes: int | None = None,
     device: str | None = None,
+    download: bool = False,
     on_bytes: OnBytes | None = None,
 ) -> StreamSummary:
     """Reads one archive from `source` and writes the original bytes to `target`; neither need be seekable.
 
     `lanes` segments are decoded side by side (default: what the memory for sessions allows). Segments are checked
     before they are decoded, the whole content at the end: on CorruptArchive, what was written is not to be trusted.
+    `model`, `device` and `download` are those of `decompress`.
     """
     reader = ArchiveReader(source)
-    codec = SegmentCodec.for_archive(reader.header, model, device)
+    codec = SegmentCodec.for_archive(reader.header, model, device, download)
     hasher = container.content_hasher()
     n_segments = n_stored = 0
     for batch in _batches(reader.segments(), lanes_of(codec, lanes)):
@@ -265,12 +269,13 @@ def salvage_stream(
     *,
     lanes: int | None = None,
     device: str | None = None,
+    download: bool = False,
     on_bytes: OnBytes | None = None,
 ) -> SalvageSummary:
     """Writes the intact segments of a damaged archive in `source`, which must be seekable, one behind the other."""
     source.seek(0)
     header = ArchiveReader(source).header
-    codec = SegmentCodec.for_archive(header, model, device)
+    codec = SegmentCodec.for_archive(header, model, device, download)
     lost: list[tuple[int, int | None]] = []
     content_bytes = n_segments = expected_at = 0
     for batch in _batches(salvage_segments(source), lanes_of(codec, lanes)):

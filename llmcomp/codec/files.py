@@ -86,8 +86,11 @@ def decompress_file(
     progress: bool = True,
     lanes: int | None = None,
     device: str | None = None,
+    download: bool = False,
 ) -> FileReport:
     """Decompress an archive to `output`, by default its name without ".llmc"; otherwise as `compress_file`.
+
+    `device` and `download`: as in `codec.decompress`.
 
     Raises:
         CorruptArchive, ModelMismatch, Skipped, Error: and then nothing was written, except to standard output.
@@ -96,19 +99,25 @@ def decompress_file(
     output = _content_name(path) if output is None else os.fspath(output)
 
     def work(file: BinaryIO, target: BinaryIO, on_bytes: Callable[[int], Any]) -> StreamSummary:
-        return decompress_stream(file, target, model, lanes=lanes, device=device, on_bytes=on_bytes)
+        options: dict[str, Any] = {"lanes": lanes, "device": device, "download": download}
+        return decompress_stream(file, target, model, on_bytes=on_bytes, **options)
 
     return _convert(path, output, work, _Options(keep, force, progress, "decompress"))
 
 
 def test_file(
-    source: str | os.PathLike[str], model: Any = None, *, progress: bool = True, device: str | None = None
+    source: str | os.PathLike[str],
+    model: Any = None,
+    *,
+    progress: bool = True,
+    device: str | None = None,
+    download: bool = False,
 ) -> FileReport:
     """Decode the whole archive and keep nothing. CorruptArchive or ModelMismatch where `decompress_file` would fail."""
     path = os.fspath(source)
 
     def work(file: BinaryIO, target: BinaryIO, on_bytes: Callable[[int], Any]) -> StreamSummary:
-        return decompress_stream(file, target, model, device=device, on_bytes=on_bytes)
+        return decompress_stream(file, target, model, device=device, download=download, on_bytes=on_bytes)
 
     with Path(os.devnull).open("wb") as nowhere:
         return _run(path, "", nowhere, work, _Options(True, True, progress, "test"))
@@ -122,6 +131,7 @@ def salvage_file(
     force: bool = False,
     progress: bool = True,
     device: str | None = None,
+    download: bool = False,
 ) -> tuple[FileReport, SalvageSummary]:
     """Write the intact segments of a damaged archive, one behind the other; the archive is always kept.
 
@@ -134,7 +144,7 @@ def salvage_file(
     def work(file: BinaryIO, target: BinaryIO, on_bytes: Callable[[int], Any]) -> StreamSummary:
         if not file.seekable():
             raise Error(f"{path}: a damaged archive is searched, which a pipe does not allow")
-        found.append(salvage_stream(file, target, model, device=device, on_bytes=on_bytes))
+        found.append(salvage_stream(file, target, model, device=device, download=download, on_bytes=on_bytes))
         if found[0].lost and not found[0].n_segments:
             raise CorruptArchive("no segment of the archive is intact: nothing is written")
         return StreamSummary(found[0].content_bytes, file.seek(0, os.SEEK_END), found[0].n_segments, 0)

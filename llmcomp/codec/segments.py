@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from llmcomp.data.mappings import Encoded
 from llmcomp.errors import CorruptArchive, Error, ModelMismatch
 from llmcomp.models.adapter import AdaptedModel, ModelTraits
 from llmcomp.models.engines.exact import ARITHMETIC
-from llmcomp.models.load import load_model
+from llmcomp.models.load import load_model, load_registered
 from llmcomp.models.memory import MaxMemory
 from llmcomp.models.registry import list_models
 
@@ -35,6 +36,7 @@ MAPPING_DEFAULT = "bytes"
 # Chosen by benchmarks/bench_archive.py --overlaps: a quarter of the context saves 1.6 % of enwik8 and takes 1.4 times
 # as long to decode, half of it 1.8 % and 1.9 times (benchmarks/results/archive.md).
 OVERLAP_SHARE_DEFAULT = 0.25
+_REVISION = re.compile(r"(?:step([0-9]{1,9}))?")
 # The side byte of mapping bytes with a vocabulary that lacks some.
 _NO_STAND_INS, _STAND_INS = b"\x00", b"\x80"
 
@@ -183,18 +185,20 @@ class SegmentCodec:
         self._lanes = adapted.lanes(context_length)
 
     @classmethod
-    def for_archive(cls, header: Header, model: Any = None, device: str | None = None) -> SegmentCodec | None:
+    def for_archive(
+        cls, header: Header, model: Any = None, device: str | None = None, download: bool = False
+    ) -> SegmentCodec | None:
         """The codec that decodes an archive, or None where it needs no model; ModelMismatch for another model.
 
-        Without `model`, the one that the header names is loaded if it is a bundled model or one of the registry:
-        a name from a file is never taken for a path.
+        Without `model`, the one that the header names is loaded if it is one of the registry, and bundled or in the
+        cache, or with `download` to be had: a name from a file is never taken for a folder or another name of the hub.
         """
         if header.model is None:
             return None
         wanted = header.model
         if wanted.mapping >= len(mappings.MAPPINGS):
             raise CorruptArchive(f"the archive's header has mapping {wanted.mapping}, which this llmcomp does not know")
-        model = _model_of_header(wanted, device) if model is None else load_model(model, device=device)
+        model = _model_of_header(wanted, device, download) if model is None else load_model(model, device=device)
         traits = ModelTraits.of(model)
         _check_identity(wanted, traits)
         return cls(model, mappings.MAPPINGS[wanted.mapping], wanted.overlap, wanted.context_length)
@@ -305,11 +309,12 @@ class SegmentCodec:
             raise CorruptArchive(str(error)) from None
 
 
-def _model_of_header(wanted: ModelId, device: str | None) -> Any:
-    if wanted.name not in {entry.name for entry in list_models()}:
+def _model_of_header(wanted: ModelId, device: str | None, download: bool) -> Any:
+    revision = _REVISION.fullmatch(wanted.revision)
+    if revision is None or wanted.name not in {entry.name for entry in list_models()}:
         raise Error(
             f"the archive needs {_describe(wanted)}, which is neither bundled nor in the registry: name the model"
         )
-    step = wanted.revision.removeprefix("step")
+    step = int(revision[1]) if revision[1] else None
     engine = _engine_name(wanted.engine) or "exact"
-    return load_model(wanted.name, step=int(step) if step.isdecimal() else None, engine=engine, device=device)
+    return load_registered(wanted.name, step, engine, device=device, download=download)

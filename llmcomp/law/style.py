@@ -44,6 +44,8 @@ STYLE: Any = {
     "lines.markersize": 4.5,
     "savefig.dpi": 200,
     "pdf.fonttype": 42,
+    # A matplotlibrc in the working directory must not have LaTeX run.
+    "text.usetex": False,
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))

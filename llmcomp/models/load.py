@@ -14,7 +14,7 @@ from llmcomp.errors import Error
 from llmcomp.models.adapter import ModelTraits
 from llmcomp.models.memory import host_memory
 from llmcomp.models.protocol import as_model
-from llmcomp.models.sources import ModelSource, find_model
+from llmcomp.models.sources import ModelSource, find_model, find_registered
 
 ENGINES = ("exact", "exact-int8", "torch")
 
@@ -29,22 +29,43 @@ def load_model(
     attention: str | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
 ) -> Any:
     """Load a model: a bundled pico model, a Hugging Face folder or hub name, or any object with logits() and session().
+
+    A folder is what `name` calls one: an `os.PathLike`, text that is absolute or begins with "." or "~" ("./pythia"),
+    or the name of a folder that has not the form of a name. "pico-13k", "pythia-70m" and "owner/model" are names of
+    the registry and of the hub, whatever lies in the working directory; a warning tells of a folder so called.
 
     `engine="exact"` computes GPT-NeoX models bit for bit alike on every machine: in the C core, or with `device="cuda"`
     ("cuda:1", ...) by kernels for a CUDA device (`engine_cuda`). So does "exact-int8", with linear maps in 8-bit
     integers: other logits, its own archives (`exact.Int8Model`). `engine="torch"` runs any causal model of
     transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32", "bfloat16", "float16") with `attention`
     ("sdpa", "eager"); what it promises is written in `engine_torch`. `step` None means the last step of a
-    known suite. An object that is a model already is returned unchanged. Raises `Error`, also for want of a device.
+    known suite. An object that is a model already is returned unchanged.
+
+    No code that a model brings along is run, and nobody is asked about it, unless `trust_remote_code=True`: then, with
+    the torch engine, transformers runs the Python files of the folder. From the hub no Python file is downloaded.
+    Raises `Error`, also for want of a device.
     """
     if not isinstance(name, (str, os.PathLike)):
         return _on_device(as_model(name), device)
-    options = {"device": device, "dtype": dtype, "attention": attention}
+    if not isinstance(trust_remote_code, bool):
+        raise Error(f"trust_remote_code is {trust_remote_code!r}, expected True or False")
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
+    if trust_remote_code:
+        options["trust_remote_code"] = True
     check_options(engine, options)
     source = find_model(name, step, revision=revision, cache_dir=cache_dir)
     return load_source(source, engine, **options)
+
+
+def load_registered(
+    name: str, step: int | None = None, engine: str = "exact", *, device: str | None = None, download: bool = False
+) -> Any:
+    """Load the model that a file names: one of the registry, and no other. `download`: as `find_registered`."""
+    check_options(engine, {"device": device})
+    return load_source(find_registered(name, step, download=download), engine, device=device)
 
 
 def load_source(source: ModelSource, engine: str = "exact", **options: Any) -> Any:
@@ -76,6 +97,8 @@ def check_options(engine: str, options: Mapping[str, Any]) -> None:
     if engine == "torch":
         return
     given = [option for option, value in options.items() if value is not None and option != "device"]
+    if "trust_remote_code" in given:
+        raise Error(f"the {engine} engine runs no code of a model: trust_remote_code=True is for engine='torch'")
     if given:
         arithmetic = "8-bit integers" if engine == "exact-int8" else "float32"
         raise Error(f"the {engine} engine has no choice of {', '.join(given)}: it computes in {arithmetic}")

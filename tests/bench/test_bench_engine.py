@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,13 @@ def test_a_difference_from_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_unknown_shapes_are_an_error() -> None:
     with pytest.raises(Error, match=r"shapes gpt2, .*pythia-70m"):
         run_engine_benchmark(["gpt2"], progress=False)
+
+
+def test_modules_of_the_working_directory_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = tmp_path / "marker"
+    (tmp_path / "numpy.py").write_text(f"open({str(marker)!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_engine.importlib.util, "find_spec", lambda name: None)  # without torch
+    table = run_engine_benchmark(["pico-13k"], [1], seconds=0.0, progress=False)
+    assert "memory" in set(table.rows["work"])
+    assert not marker.exists()

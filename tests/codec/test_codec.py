@@ -272,7 +272,8 @@ def test_models_without_a_fingerprint_are_told_apart_by_name():
 @pytest.mark.parametrize("name", ["/etc", "../../somewhere", "unknown/model", ".", "~"])
 def test_a_name_in_an_archive_is_never_a_path(name, monkeypatch):
     blob = compress(TRAINING_TEXT, TinyModel(name=name))
-    monkeypatch.setattr("llmcomp.codec.segments.load_model", lambda *_, **__: pytest.fail("a model was looked for"))
+    for load in ("load_model", "load_registered"):
+        monkeypatch.setattr(f"llmcomp.codec.segments.{load}", lambda *_, **__: pytest.fail("a model was looked for"))
     with pytest.raises(Error, match="name the model"):
         decompress(blob)
 

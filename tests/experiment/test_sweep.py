@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import json
 import multiprocessing
 import os
@@ -488,3 +489,37 @@ def test_what_no_cell_can_be_computed_with(suite: Path, tmp_path: Path, options:
     with pytest.raises(Error, match=words):
         run(suite, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_lock_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+    """A folder of results from elsewhere may hold links in place of the files that a sweep writes."""
+    precious, out = tmp_path / "precious", tmp_path / "results"
+    precious.write_text("not the sweep's")
+    out.mkdir()
+    run_sweep = functools.partial(sweep, "pico-13k", 128, some_data()[:1], out, progress=False)
+    for plant in ("symlink_to", "hardlink_to"):
+        getattr(out / ".sweep.lock", plant)(precious)
+        with pytest.raises(Error, match=r"cannot write|a file of its own"):
+            run_sweep()
+        assert precious.read_text() == "not the sweep's"
+        (out / ".sweep.lock").unlink()
+    os.mkfifo(out / ".sweep.lock")
+    with pytest.raises(Error, match="a file of its own"):
+        run_sweep()
+    (out / ".sweep.lock").unlink()
+    (out / "failed.json").symlink_to(precious)
+    assert len(run_sweep()) == 3
+    assert precious.read_text() == "not the sweep's"
+
+
+def test_a_mapping_from_names_to_files_scores_those_files(suite: Path, tmp_path: Path) -> None:
+    """Once the paths were ignored and the bundled samples scored."""
+    file = tmp_path / "own.txt"
+    file.write_bytes(b"the user's own text, " * 200)
+    rows = sweep(suite, 1, {"text": file}, tmp_path / "out", n_chunks=1, progress=False)
+    assert rows["dataset"].tolist() == ["text"] and rows.attrs["failed"] == []
+    sample = sweep(suite, 1, ["text"], tmp_path / "sample", n_chunks=1, progress=False)
+    assert sample["dataset"].tolist() == ["text-sample"]
+    assert rows["coded_bytes"].tolist() != sample["coded_bytes"].tolist()
+    with pytest.raises(Error, match="expected a name and the path of its files"):
+        sweep(suite, 1, {"text": 7}, tmp_path / "third", progress=False)

@@ -369,8 +369,12 @@ def load_torch(
     attention: str | None = None,
     digest: Callable[[], str] | None = None,
     weights: dict[str, torch.Tensor] | None = None,
+    trust_remote_code: bool = False,
 ) -> TorchModel:
     """Load a causal language model from a folder in Hugging Face's layout.
+
+    No code that the folder brings or names is run unless `trust_remote_code`; transformers is always told so, since
+    without a word from its caller it would ask on standard input.
 
     `device`: "cpu" (default), "cuda", "cuda:1", ...; `dtype`: "float32" (default), "bfloat16", "float16";
     `attention`: "sdpa" (default) or "eager"; `digest` gives the model's `weights_sha256` where it is not to be that of
@@ -383,21 +387,27 @@ def load_torch(
         raise Error(f"no dtype is called {dtype!r}, expected one of {', '.join(DTYPES)}")
     if attention not in ATTENTIONS:
         raise Error(f"no attention is called {attention!r}, expected one of {', '.join(ATTENTIONS)}")
+    if not trust_remote_code:
+        _refuse_code(folder)
     progress = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        options = {"dtype": DTYPES[dtype], "attn_implementation": attention, "output_loading_info": True}
+        options: dict[str, Any] = {"dtype": DTYPES[dtype], "attn_implementation": attention, "weights_only": True}
+        options["output_loading_info"] = True
+        trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         found: Any
         if weights is None:
-            found = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)
+            found = transformers.AutoModelForCausalLM.from_pretrained(folder, **trusted, **options)
         else:
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = transformers.AutoConfig.from_pretrained(folder, **trusted)
             kind: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-            found = kind.from_pretrained(None, config=config, state_dict=weights, **options)
+            found = kind.from_pretrained(None, config=config, state_dict=weights, **trusted, **options)
         module, loaded = found
         module = module.to(device)
     # transformers, safetensors and torch raise their own kinds for files that are missing, torn or of another shape.
     except Exception as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise Error(f"{folder}: the model needs code of its own, which is not run; {_TRUST}") from None
         raise Error(f"{folder}: transformers cannot load this model on {device}: {_first_line(error)}") from error
     finally:
         if progress:
@@ -414,6 +424,34 @@ def load_torch(
             stacklevel=2,
         )
     return TorchModel(module, name=name or folder.name, step=step, tokenizer_path=tokenizer_path, digest=digest)
+
+
+_TRUST = "load_model(..., engine='torch', trust_remote_code=True) says that whoever made the model is trusted"
+
+
+def _refuse_code(folder: Path) -> None:
+    """`Error` where transformers would fetch code or another model because the folder says so: kernels, quantizers, the
+    base of an adapter. Python files that config.json names ("auto_map") it refuses itself, where it has none of its own
+    for that kind of model."""
+    if (folder / "adapter_config.json").exists():
+        raise Error(f"{folder}: adapter_config.json names another model to load; {_TRUST}")
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return  # transformers says what is wrong with it
+    pending = [config]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        if not isinstance(value, dict):
+            continue
+        pending += value.values()
+        for key, setting in value.items():
+            # A kernel of the hub is named "owner/kernel" where an implementation is chosen.
+            is_kernel = key.endswith("_implementation") and "/" in str(setting)
+            if is_kernel or (key == "quantization_config" and setting):
+                raise Error(f"{folder}: config.json has {key}, which may fetch code to run; {_TRUST}")
 
 
 def published_loop(model: TorchModel, tokens: npt.ArrayLike) -> float:
