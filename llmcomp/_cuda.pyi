@@ -67,12 +67,13 @@ class TransformerSession:
     def decode_steps(
         self,
         n_steps: int,
+        streams: int,
         decoders: int,
         tokens: int,
         log: int,
         n_logged: int,
         log_steps: int,
-        n_streams: int,
+        n_rows: int,
         vocab_size: int,
         logits: int,
         /,
@@ -113,6 +114,9 @@ def intervals(
     total: int,
     error: int,
     /,
+) -> None: ...
+def log2_softmax(
+    device: int, stream: int, rows: Rows, tokens: Tokens, log2_probabilities: int, error: int, /
 ) -> None: ...
 def code_length(device: int, stream: int, n: int, freq: int, total: int, bits: int, /) -> None: ...
 def encoders_begin(device: int, stream: int, encoders: int, n: int, data: int, capacity_bytes: int, /) -> None: ...

@@ -124,9 +124,17 @@ struct check_model_t {
     std::vector<lmc_transformer_layer_t> device_layers;
     lmc_transformer_model_t model, placed;
 
-    check_model_t() : dtype((lmc_dtype_t)check_below(LMC_DTYPE_COUNT)) {
+    check_model_t() : check_model_t(random_head_dim(), 1 + check_below(check_below(3) == 0 ? 100 : 40)) {
+    }
+
+    static uint32_t random_head_dim() {
         static const uint32_t head_dims[] = {1, 2, 3, 5, 8, 12, 16, 24, 66, 130};
-        uint32_t kind = check_below(8), head_dim = head_dims[kind < 7 ? kind : 7 + check_below(3)];
+        uint32_t kind = check_below(8);
+        return head_dims[kind < 7 ? kind : 7 + check_below(3)];
+    }
+
+    check_model_t(uint32_t head_dim, uint32_t context_length)
+        : dtype((lmc_dtype_t)check_below(LMC_DTYPE_COUNT)) {
         lmc_transformer_config_t sizes = {};
         sizes.n_layers = 1 + check_below(2);
         sizes.n_heads = 1 + check_below(head_dim > 24 ? 2 : 4);
@@ -134,7 +142,7 @@ struct check_model_t {
         sizes.intermediate = check_below(2) ? 8 * (1 + check_below(10)) : 1 + check_below(70);
         sizes.n_embeddings = 1 + check_below(50);
         sizes.n_logits = 1 + check_below(90);
-        sizes.context_length = 1 + check_below(check_below(3) == 0 ? 100 : 40);
+        sizes.context_length = context_length;
         config = check_neox_config(sizes, 2 * check_below(head_dim / 2 + 1));
         config.parallel_residual = (int)check_below(2);
         config.int8 = check_below(3) == 0;

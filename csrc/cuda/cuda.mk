@@ -1,6 +1,6 @@
 # CUDA targets. The Makefile includes this file; it works alone too (make -f csrc/cuda/cuda.mk X).
-# check-cuda-host needs no card: the kernels' arithmetic in loops on the CPU, then the kernels on an emulated device. The
-# others want a card and nvcc.
+# check-cuda-host needs no device: the kernels' arithmetic in loops on the CPU, then the kernels on an emulated device. The
+# others want a device and nvcc.
 CUDA_CHECK_FLAGS := -O2 -g -ffp-contract=off -Wall -Wextra -Wno-missing-field-initializers -Icsrc/include -Icsrc
 CUDA_CHECK_CORE := coding/intervals coding/rows_serial coding/streams base/status
 .PHONY: check-cuda-host check-cuda bench-cuda

@@ -221,16 +221,16 @@ def run_sweep_benchmark(
     5 and 2,048 on a device, 1 of each on a CPU. Engine options as in `load_model`, `max_memory` as in `score`. `clock`:
     "wall", or "cpu" (CLOCKS). Raises `Error` as those, and for a clock that is none or tells nothing.
     """
-    on_card = (device or "cpu").startswith("cuda")
-    if clock not in CLOCKS or (on_card and clock != "wall"):
+    on_device = (device or "cpu").startswith("cuda")
+    if clock not in CLOCKS or (on_device and clock != "wall"):
         raise Error(f"clock is {clock!r}; expected one of {', '.join(CLOCKS)}, and wall for a device")
     configs = suite_configs(suite)
-    n_chunks = n_chunks or (N_CHUNKS if on_card else 1)
-    n_checkpoints = n_checkpoints or (len({at.step for at in select(load_suite(suite))}) if on_card else 1)
-    names = list(configs)[: n_sizes or (None if on_card else 1)]
+    n_chunks = n_chunks or (N_CHUNKS if on_device else 1)
+    n_checkpoints = n_checkpoints or (len({at.step for at in select(load_suite(suite))}) if on_device else 1)
+    names = list(configs)[: n_sizes or (None if on_device else 1)]
     counts = PYTHIA_TOKENS if suite == "pythia" else pico_tokens()
     options = {"device": device, "dtype": dtype, "attention": attention}
-    if engine == "torch" and dtype is None and on_card:
+    if engine == "torch" and dtype is None and on_device:
         options["dtype"] = "bfloat16"
     given = {key: value for key, value in options.items() if value is not None}
     load.check_options(engine, given)
@@ -254,8 +254,12 @@ def run_sweep_benchmark(
         loads = [run.stage for run in runs for _ in range(n_checkpoints)]
         with LoadAhead(loads) as checkpoints:
             for number in range(len(loads)):
-                runs[number // n_checkpoints].run_checkpoint(functools.partial(checkpoints.take, number))
+                run = runs[number // n_checkpoints]
+                run.run_checkpoint(functools.partial(checkpoints.take, number))
                 bar.update()
+                if progress and (number + 1) % n_checkpoints == 0:
+                    for row in run.rows(n_checkpoints, peak_flops, tokenising):
+                        tqdm.write(_line_of(row), file=sys.stderr)
     table = pd.DataFrame([row for run in runs for row in run.rows(n_checkpoints, peak_flops, tokenising)])
     table["published_seconds"] = [
         _published_seconds(model, n_checkpoints, n_chunks) if protocol == "published" else None
@@ -372,6 +376,12 @@ class _Run:
                 "loop_seconds_per_chunk": self._loop,
                 "seconds_per_chunk": self._own.get(protocol, math.nan),
             }
+
+
+def _line_of(row: dict[str, Any]) -> str:
+    """What is known of one size and protocol before the others are done."""
+    told = ", ".join(f"{name} {row[name]:.4g}" for name in ("loading", "forward", "intervals", "other", "coding"))
+    return f"{row['model']}, {row['protocol']}: {row['cells']} cells in {row['seconds']:.4g} s ({told})"
 
 
 def _watched(model: Any, watch: _Stopwatch) -> Any:

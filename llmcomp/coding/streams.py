@@ -77,8 +77,10 @@ def log2_softmax(logits: Any, tokens: ArrayLike, vocab_size: int | None = None) 
     """log2 of the softmax at each token, float64 [...], -inf for a logit of -inf: for scores, nothing is coded by it.
 
     The same bits by every backend, thread count and machine, and less than 2e-6 from the softmax in exact numbers.
-    Logits on the CPU; otherwise arguments and errors as `intervals`.
+    Arguments and errors as `intervals`.
     """
+    if cuda.is_on_device(logits):
+        return cuda.log2_softmax(logits, tokens, vocab_size)
     return _core.log2_softmax(logits, tokens, vocab_size)
 
 

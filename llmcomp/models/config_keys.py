@@ -207,9 +207,7 @@ def parse_rotary(
     if kind == "default":
         rope.pop("original_max_position_embeddings", None)
     if rope:
-        raise Error(
-            f"{keys.name}: rotary positions of type {shown(kind)} have {named(min(rope))}, which is not known"
-        )
+        raise Error(f"{keys.name}: rotary positions of type {shown(kind)} have {named(min(rope))}, which is not known")
     return found
 
 

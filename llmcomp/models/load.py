@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from llmcomp.errors import Error, shown
-from llmcomp.models.adapter import ModelTraits
 from llmcomp.models.families import FAMILIES
 from llmcomp.models.memory import host_memory
 from llmcomp.models.protocol import as_model

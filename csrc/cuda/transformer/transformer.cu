@@ -377,31 +377,25 @@ int lmc_cuda_transformer_log2_softmax(const lmc_transformer_model_t *model,
                                       uint32_t n_rows, const lmc_cuda_transformer_sink_t *sink,
                                       uint64_t *error, lmc_cuda_stream_t stream) {
     return over_blocks(model, work, first_row, n_rows, sink, stream, [=](uint32_t row, uint32_t n) {
-        lmc_cuda_softmax_t softmax = {};
-        softmax.logits = sink->logits;
-        softmax.targets = sink->targets + row;
-        softmax.log2_probabilities = sink->log2_probabilities + row;
-        softmax.n_rows = n;
-        softmax.n_logits = (uint32_t)model->config.n_logits;
-        softmax.first_row = row;
-        softmax.error = error;
-        return lmc_cuda_log2_softmax(softmax, stream);
+        lmc_cuda_rows_t rows = rows_of_logits(model, sink->logits, n, (uint32_t)model->config.n_logits);
+        lmc_cuda_tokens_t tokens = {sink->targets + row, 0, sizeof(int32_t), sizeof(int32_t)};
+        return (cudaError_t)lmc_cuda_log2_softmax(&rows, &tokens, sink->log2_probabilities + row, row, error,
+                                                  stream);
     });
 }
 
 int lmc_cuda_transformer_step(const lmc_transformer_model_t *model, const lmc_cuda_transformer_cache_t *cache,
-                              uint32_t n_streams, const int32_t *tokens, float *logits,
+                              uint32_t n_rows, const uint32_t *streams, const int32_t *tokens, float *logits,
                               const lmc_cuda_transformer_work_t *work, uint64_t *error,
                               lmc_cuda_stream_t stream) {
     const lmc_transformer_config_t &config = model->config;
-    if (!is_fitting(model, work, n_streams) || n_streams > cache->n_streams ||
-        cache->n_layers != config.n_layers)
+    if (!is_fitting(model, work, n_rows) || n_rows > cache->n_streams || cache->n_layers != config.n_layers)
         return cudaErrorInvalidValue;
-    forward_t f = {*model, *cache, *work, n_streams, nullptr, 0, 0, stream};
-    cudaError_t status = lmc_cuda_rows_of_step(tokens, n_streams, (uint32_t)config.n_embeddings, *cache,
+    forward_t f = {*model, *cache, *work, n_rows, nullptr, 0, 0, stream};
+    cudaError_t status = lmc_cuda_rows_of_step(streams, tokens, n_rows, (uint32_t)config.n_embeddings, *cache,
                                                usable_positions(config, *cache), *work, error, stream);
     LMC_THEN(status, run_layers(f, tokens, nullptr));
-    LMC_THEN(status, (cudaError_t)lmc_cuda_transformer_head(model, work, 0, n_streams, logits, stream));
+    LMC_THEN(status, (cudaError_t)lmc_cuda_transformer_head(model, work, 0, n_rows, logits, stream));
     return status;
 }
 
@@ -411,9 +405,9 @@ int lmc_cuda_transformer_decode_step(const lmc_transformer_model_t *model,
                                      const lmc_cuda_transformer_work_t *work, uint64_t *error,
                                      lmc_cuda_stream_t stream) {
     if (chain->vocab_size == 0 || chain->vocab_size > model->config.n_logits) return cudaErrorInvalidValue;
-    lmc_cuda_rows_t rows = rows_of_logits(model, logits, chain->n_streams, chain->vocab_size);
-    cudaError_t status = (cudaError_t)lmc_cuda_transformer_step(model, cache, chain->n_streams, chain->tokens,
-                                                                logits, work, error, stream);
+    lmc_cuda_rows_t rows = rows_of_logits(model, logits, chain->n_rows, chain->vocab_size);
+    cudaError_t status = (cudaError_t)lmc_cuda_transformer_step(model, cache, chain->n_rows, chain->streams,
+                                                                chain->tokens, logits, work, error, stream);
     LMC_THEN(status, (cudaError_t)lmc_cuda_decode_step(&rows, work->is_active, chain->decoders, chain->tokens,
                                                        error, stream));
     LMC_THEN(status, lmc_cuda_chain_log(*chain, stream));
