@@ -326,12 +326,17 @@ def test_a_vocabulary_of_one_entry_and_tokens_without_flags() -> None:
         Tokenizer.from_bytes(changed(added_tokens=added))
 
 
-@pytest.mark.parametrize("normalizer", [{"type": "Nothing"}, 7, {"type": "Replace", "pattern": {"Regex": "("}}])
+@pytest.mark.parametrize("normalizer", [{"type": "Nothing"}, {"type": "Replace", "pattern": {"Regex": "("}}])
 def test_what_only_the_published_tokens_need_fails_where_they_are_asked_for(normalizer: object) -> None:
     tokenizer = Tokenizer.from_bytes(changed(normalizer=normalizer))
     assert tokenizer.decode_bytes(tokenizer.encode_bytes(b"the rain")) == b"the rain"
     with pytest.raises(Error, match=r"tokenizer.json: the tokenizers library cannot read it"):
         tokenizer.encode_text("the rain")
+
+
+def test_a_normalizer_that_is_no_object_is_refused_at_once() -> None:
+    with pytest.raises(Error, match="tokenizer.json: normalizer is 7, expected an object"):
+        Tokenizer.from_bytes(changed(normalizer=7))
 
 
 def test_missing_file_is_an_error_with_its_name(tmp_path: Path) -> None:
