@@ -335,7 +335,7 @@ def test_what_only_the_published_tokens_need_fails_where_they_are_asked_for(norm
 
 
 def test_a_normalizer_that_is_no_object_is_refused_at_once() -> None:
-    with pytest.raises(Error, match="tokenizer.json: normalizer is 7, expected an object"):
+    with pytest.raises(Error, match=r"tokenizer\.json: normalizer is 7, expected an object"):
         Tokenizer.from_bytes(changed(normalizer=7))
 
 
