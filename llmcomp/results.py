@@ -29,7 +29,12 @@ ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "model": ("string", "name of the model or of the baseline compressor"),
         "params": ("Int64", "parameters of the model; null for a baseline"),
+        "n_params_nonembedding": ("Int64", "parameters without input and output embedding; null where unknown"),
         "step": ("Int64", "training steps of the model; null where unknown or for a baseline"),
+        "tokens_seen": ("Int64", "tokens that the model was trained on by then; null where no suite states them"),
+        "flops": ("float64", "operations of training, 6 params tokens_seen; NaN where tokens_seen is null"),
+        "flops_exact": ("float64", "operations of training, counted by shape (models/counts.py); NaN where unknown"),
+        "seed": ("Int64", "seed of the training run; null where no suite states it"),
         "dataset": ("string", "name of the data set"),
         "modality": ("string", "text, image or speech"),
         "protocol": ("string", "lossless: real payload bytes that decode; published: the published sum of -log2 p"),
@@ -50,6 +55,7 @@ ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "attention": ("string", "of the torch engine: sdpa or eager; \"\" where there is no choice"),
         "batch_rows": ("Int64", "rows (tokens, padding included) that a batch had at most; null without batches"),
         "weights_sha256": ("string", "SHA-256 of the weights, hexadecimal"),
+        "commit": ("string", 'commit of the model on the hub; "" where it is not from there'),
         "version": ("string", "version of llmcomp that made the row"),
     }
 )  # fmt: skip
@@ -60,9 +66,12 @@ CELL_KEY = (
     "engine", "device", "dtype", "attention", "weights_sha256",
 )  # fmt: skip
 
+# What is known of a cell's model beside: it follows from the key, and older rows do not have it.
+CELL_FACTS = ("n_params_nonembedding", "tokens_seen", "flops", "flops_exact", "seed", "commit")
+
 # name: (pandas dtype, unit and meaning), the columns of `cells`.
 CELL_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {name: ROW_COLUMNS[name] for name in CELL_KEY}
+    {name: ROW_COLUMNS[name] for name in ROW_COLUMNS if name in (*CELL_KEY, *CELL_FACTS)}
     | {
         "unit": ("string", "chunk: every chunk was compressed alone; stream: all as one stream"),
         "chunks": ("int64", "chunks in the cell; 1 for a stream"),
@@ -81,10 +90,14 @@ CELL_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 
-_FORMAT_KEY, _FORMAT = b"llmcomp.rows", b"2"
+_FORMAT_KEY, _FORMAT = b"llmcomp.rows", b"3"
 # Columns that a format added to the one before, and what they are in older tables.
-_FORMATS = (b"1", _FORMAT)
-_ADDED: Mapping[str, Any] = {"attention": "", "batch_rows": pd.NA}
+_FORMATS = (b"1", b"2", _FORMAT)
+_ADDED: Mapping[str, Any] = {
+    "attention": "", "batch_rows": pd.NA,
+    "n_params_nonembedding": pd.NA, "tokens_seen": pd.NA, "flops": math.nan, "flops_exact": math.nan, "seed": pd.NA,
+    "commit": "",
+}  # fmt: skip
 _NOT_NULL = (*(name for name, (dtype, _) in ROW_COLUMNS.items() if dtype == "int64"), "ratio")
 
 
@@ -96,8 +109,8 @@ def empty_rows() -> pd.DataFrame:
 def check_rows(df: pd.DataFrame) -> pd.DataFrame:
     """The table with its columns in order and in their dtypes, or Error that names the column, the row and the fault.
 
-    Columns that ROW_COLUMNS does not know are kept behind the others; those that older formats lack (attention,
-    batch_rows) are filled in. Checked: all columns there, dtypes, no missing value where none may be, known protocol,
+    Columns that ROW_COLUMNS does not know are kept behind the others; those that older formats lack are
+    filled in. Checked: all columns there, dtypes, no missing value where none may be, known protocol,
     bytes_scored <= bytes_in, ratio equal to its bits (to 1e-9), no doubles.
     """
     if not isinstance(df, pd.DataFrame):
@@ -117,8 +130,9 @@ def check_rows(df: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _with_added(df: pd.DataFrame) -> pd.DataFrame:
-    return df.assign(**{name: value for name, value in _ADDED.items() if name not in df.columns})
+def _with_added(df: pd.DataFrame, columns: Mapping[str, Any] = ROW_COLUMNS) -> pd.DataFrame:
+    added = {name: value for name, value in _ADDED.items() if name in columns and name not in df.columns}
+    return df.assign(**{name: pd.Series(value, df.index, ROW_COLUMNS[name][0]) for name, value in added.items()})
 
 
 def _as_dtype(column: pd.Series, dtype: Any) -> pd.Series:
@@ -149,6 +163,8 @@ def _check_values(rows: pd.DataFrame) -> None:
     refuse(rows["chunk"] < STREAM_CHUNK, "chunk is below -1")
     refuse((rows["params"] <= 0).fillna(False), "params is not above 0")
     refuse((rows["step"] < 0).fillna(False), "step is below 0")
+    refuse((rows["tokens_seen"] < 0).fillna(False), "tokens_seen is below 0")
+    refuse((rows["n_params_nonembedding"] > rows["params"]).fillna(False), "n_params_nonembedding is above params")
     refuse(~np.isfinite(ratio) | (ratio < 0), "ratio is not a number of at least 0")
     lossless = rows["protocol"] == "lossless"
     refuse(lossless & rows["coded_bytes"].isna(), "a lossless row without coded_bytes")
@@ -269,6 +285,8 @@ def cells(df: pd.DataFrame) -> pd.DataFrame:
     # A sum is known only where every one of its parts is.
     for name in ("tokens", "ideal_bits", "coded_bytes", "seconds"):
         sums[name] = groups[name].sum().where(groups[name].count() == groups.size())
+    for name in CELL_FACTS:
+        sums[name] = groups[name].first()
     sums["chunks"] = groups.size()
     sums["ratio"] = sums["coded_bits"] / (8.0 * sums["bytes_in"])
     sums["mean_ratio"] = groups["ratio"].mean()
@@ -285,7 +303,7 @@ def _as_cells(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_cells(df: pd.DataFrame) -> pd.DataFrame:
-    df = df if "attention" in df.columns else df.assign(attention=_ADDED["attention"])
+    df = _with_added(df, CELL_COLUMNS)
     missing = [name for name in CELL_COLUMNS if name not in df.columns]
     if missing:
         raise Error(f"cells: missing column(s) {', '.join(missing)}")
@@ -314,6 +332,7 @@ def published(baseline: bool = False) -> pd.DataFrame:
         dtype="",
         attention="",
         weights_sha256="",
+        **{name: _ADDED[name] for name in CELL_FACTS},
         unit="chunk",
         bytes_in=2048 * table["chunks"],
         bytes_scored=absent,

@@ -234,18 +234,39 @@ def test_the_module_needs_no_torch_and_no_figures():
     )
 
 
-def test_files_of_format_1_are_read(tmp_path):
-    """They lack the columns attention and batch_rows, and are written as the first release wrote them."""
+ADDED_IN_2 = ["attention", "batch_rows"]
+ADDED_IN_3 = ["n_params_nonembedding", "tokens_seen", "flops", "flops_exact", "seed", "commit"]
+
+
+@pytest.mark.parametrize(("version", "lacking"), [(b"1", ADDED_IN_2 + ADDED_IN_3), (b"2", ADDED_IN_3)])
+def test_files_of_older_formats_are_read(tmp_path, version, lacking):
+    """They lack columns, and are written as the releases of their time wrote them."""
     path = results.write_rows(tmp_path / "rows.parquet", make_rows())
-    table = pq.read_table(path).drop_columns(["attention", "batch_rows"])
-    pq.write_table(table.replace_schema_metadata({b"llmcomp.rows": b"1"}), path)
+    table = pq.read_table(path).drop_columns(lacking)
+    pq.write_table(table.replace_schema_metadata({b"llmcomp.rows": version}), path)
     rows = results.read_rows(path)
     assert list(rows.columns) == list(results.ROW_COLUMNS)
-    assert (rows["attention"] == "").all() and rows["batch_rows"].isna().all()
-    assert len(results.cells(rows)) == 1
-    pq.write_table(table.replace_schema_metadata({b"llmcomp.rows": b"3"}), path)
-    with pytest.raises(Error, match="found format 3, expected format 1 or 2"):
+    assert {name: str(dtype) for name, dtype in rows.dtypes.items()} == {
+        name: dtype for name, (dtype, _) in results.ROW_COLUMNS.items()
+    }
+    for name in lacking:
+        assert (rows[name] == "").all() if name in ("attention", "commit") else rows[name].isna().all()
+    (cell,) = results.cells(rows).to_dict("records")
+    assert cell["commit"] == "" and pd.isna(cell["tokens_seen"])
+    pq.write_table(table.replace_schema_metadata({b"llmcomp.rows": b"4"}), path)
+    with pytest.raises(Error, match="found format 4, expected format 1 or 2 or 3"):
         results.read_rows(path)
+
+
+def test_cells_keep_what_is_known_of_the_checkpoint(tmp_path):
+    facts = {"n_params_nonembedding": 12_768, "tokens_seen": 262_144, "flops": 7.2e10, "seed": 7, "commit": "c0ffee"}
+    rows = results.read_rows(results.write_rows(tmp_path / "rows.parquet", make_rows(**facts)))
+    (cell,) = results.cells(rows).to_dict("records")
+    assert {name: cell[name] for name in facts} == facts
+    with pytest.raises(Error, match="n_params_nonembedding is above params"):
+        results.check_rows(make_rows(n_params_nonembedding=47_001))
+    with pytest.raises(Error, match="tokens_seen is below 0"):
+        results.check_rows(make_rows(tokens_seen=-1))
 
 
 def test_cells_are_told_apart_by_attention_and_not_by_batches():

@@ -38,9 +38,11 @@ from llmcomp.data.mappings import ByteEncoder
 from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
 from llmcomp.experiment.load_ahead import LoadAhead
-from llmcomp.models import checkpoint, load, registry, sources
+from llmcomp.models import checkpoint, load, sources
 from llmcomp.models.adapter import AdaptedModel
 from llmcomp.models.memory import MaxMemory
+from llmcomp.models.selection import select
+from llmcomp.models.suite import load_suite
 from llmcomp.scoring.background import in_background
 from llmcomp.scoring.published import MAX_TOKENS, PublishedSum, PublishedTokens
 
@@ -53,14 +55,7 @@ PYTHIA_TOKENS = {
     "published": {"text": 553, "image": 1024, "speech": 1024},
     "lossless": {"text": 536, "image": 1693, "speech": 1496},
 }
-# Biderman et al., "Pythia", 2023, table 1, and the config.json files: width, layers, heads.
-_PYTHIA_SIZES = {
-    "70m": (512, 6, 8),
-    "160m": (768, 12, 12),
-    "410m": (1024, 24, 16),
-    "1b": (2048, 16, 8),
-    "1.4b": (2048, 24, 16),
-}
+SUITES = ("pico", "pythia")
 # As many chunks as `score` hands on at once.
 _GROUP_CHUNKS = 128
 # Chunks of the published loop that are timed, and on a processor of both protocols here.
@@ -230,7 +225,7 @@ def run_sweep_benchmark(
         raise Error(f"clock is {clock!r}; expected one of {', '.join(CLOCKS)}, and wall for a device")
     configs = suite_configs(suite)
     n_chunks = n_chunks or (N_CHUNKS if on_card else 1)
-    n_checkpoints = n_checkpoints or (len(registry.SUITES[suite].steps) if on_card else 1)
+    n_checkpoints = n_checkpoints or (len({at.step for at in select(load_suite(suite))}) if on_card else 1)
     names = list(configs)[: n_sizes or (None if on_card else 1)]
     counts = PYTHIA_TOKENS if suite == "pythia" else pico_tokens()
     options = {"device": device, "dtype": dtype, "attention": attention}
@@ -430,17 +425,12 @@ def suite_configs(suite: str) -> dict[str, dict[str, Any]]:
         folders = {name: pico.suite_folder(name, pico.STEPS[-1]) for name in pico.SUITE_NAMES}
         return {name: json.loads((folder / "config.json").read_text("utf-8")) for name, folder in folders.items()}
     if suite != "pythia":
-        raise Error(f"no suite is called {suite!r}, expected one of {', '.join(registry.SUITES)}")
+        raise Error(f"no suite is called {suite!r}, expected one of {', '.join(SUITES)}")
     return {
-        f"pythia-{size}": {
+        at.model.short_name: {
+            **(at.model.shape or {}),
             "architectures": ["GPTNeoXForCausalLM"],
-            "model_type": "gpt_neox",
-            "hidden_size": hidden,
-            "num_hidden_layers": n_layers,
-            "num_attention_heads": n_heads,
-            "intermediate_size": 4 * hidden,
-            "vocab_size": 50304,
-            "max_position_embeddings": 2048,
+            "model_type": at.model.family,
             "rotary_pct": 0.25,
             "rotary_emb_base": 10000,
             "use_parallel_residual": True,
@@ -449,7 +439,7 @@ def suite_configs(suite: str) -> dict[str, dict[str, Any]]:
             "bos_token_id": 0,
             "eos_token_id": 0,
         }
-        for size, (hidden, n_layers, n_heads) in _PYTHIA_SIZES.items()
+        for at in select(load_suite(suite), steps="last")
     }
 
 

@@ -61,7 +61,7 @@ def sweep(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         rows = sweep(
             args.model or args.suite or "pico",
-            args.step,
+            args.steps or args.step,
             args.dataset,
             args.out,
             _executor(args, stack),
@@ -79,6 +79,11 @@ def sweep(args: argparse.Namespace) -> int:
             baselines=args.baselines,
             progress=not args.quiet,
             dry_run=args.dry_run,
+            sizes=args.models,
+            seeds=args.seeds,
+            tokens=args.tokens,
+            lock=args.lock,
+            disk=args.disk,
         )
     if args.dry_run:
         if args.json:
@@ -356,15 +361,76 @@ def _bench_precision(args: argparse.Namespace) -> int:
 
 
 def models(args: argparse.Namespace) -> int:
+    match args.what:
+        case ["check", name]:
+            return _check_models(name, args)
+        case []:
+            return _list_suites(args)
+        case [suite]:
+            return _list_models(suite, args)
+    raise Error("expected no word, a suite, or: check SUITE, check MODEL")
+
+
+def _list_suites(args: argparse.Namespace) -> int:
     import pandas as pd
 
-    from llmcomp.models.registry import list_models
+    from llmcomp.models.registry import known_steps, list_models
+    from llmcomp.models.suite import bundled_suites, load_suite
 
-    table = pd.DataFrame([entry._asdict() for entry in list_models()])
-    if not args.json:
-        table["steps"] = [f"{len(steps)} from {steps[0]} to {steps[-1]}" for steps in table["steps"]]
+    if args.json:
+        _print_json([entry._asdict() for entry in list_models()])
+        return 0
+    rows = []
+    for name in bundled_suites():
+        suite = load_suite(name)
+        sizes = list(dict.fromkeys(model.size for model in suite.models))
+        most = max((len(known_steps(model)) for model in suite.models), default=0)
+        listed = all(model.is_listed for model in suite.models)
+        shown = sizes[0] if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        steps = f"{'' if listed else 'on the hub, at least '}{most}"
+        rows.append([name, len(suite.models), shown, steps, suite.models[0].family, suite.models[0].licence])
+    table = pd.DataFrame(rows, columns=["suite", "models", "sizes", "steps", "family", "licence"])
     _print_table(table, args)
     return 0
+
+
+def _list_models(name: str, args: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from llmcomp.models.registry import known_steps
+    from llmcomp.models.suite import load_suite
+
+    suite = load_suite(name)
+    rows = []
+    for model in suite.models:
+        steps = known_steps(model)
+        shown = f"{len(steps)} from {steps[0]} to {steps[-1]}" if steps else "on the hub" if not model.is_listed else ""
+        counts = [model.params, model.n_params, model.n_params_nonembedding]
+        rows.append([model.name, *counts, list(steps) if args.json else shown, model.seed, model.data])
+    columns = ["name", "params", "n_params", "n_params_nonembedding", "steps", "seed", "data"]
+    _print_table(pd.DataFrame(rows, columns=columns), args)
+    for uncertain in () if args.json else suite.uncertain:
+        print(f"uncertain: {uncertain}")
+    return 0
+
+
+def _check_models(name: str, args: argparse.Namespace) -> int:
+    from llmcomp.models.check import check_revisions, find_checkpoints
+    from llmcomp.models.lock import read_lock, write_lock
+
+    there = args.lock is not None and Path(args.lock).exists()
+    old = read_lock(args.lock) if there else None
+    words = {"models": args.models, "steps": args.steps, "seeds": args.seeds, "tokens": args.tokens}
+    report = check_revisions(find_checkpoints(name, **words), old, progress=not args.quiet)
+    if args.lock and (args.update or not there):
+        if old is not None:
+            report.lock = old.merged(report.lock)
+        write_lock(args.lock, report.lock)
+    if args.json:
+        _print_json(report.to_dict())
+    else:
+        print(report)
+    return 1 if report.faults else 0
 
 
 def data_list(args: argparse.Namespace) -> int:

@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "measure coder and engine on this machine, the engine beside torch, or the work of a whole sweep",
     )
     _add_bench(bench)
-    add("models", cli_commands.models, "list the models that are known by name")
+    _add_models(add("models", cli_commands.models, "list suites and models, or check their revisions on the hub"))
     return parser
 
 
@@ -175,11 +175,20 @@ def _add_engine(parser: Any) -> None:
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--suite", choices=("pico", "pythia"), help="all models and steps of a suite (default: pico)")
+    which.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="pico (default), pythia, ... (`llmcomp models`), or a suite's file (*.json)",
+    )
     which.add_argument(
         "--model", action="append", help="a name, a folder (./NAME) or a name of the hub; may be repeated"
     )
     parser.add_argument("--step", action="append", type=int, metavar="N", help="training step; may be repeated")
+    _add_choice(parser)
+    parser.add_argument("--lock", metavar="FILE", help="pin revisions to it (default: models.lock in the --out folder)")
+    parser.add_argument(
+        "--disk", metavar="SIZE", help="of weights at once: 50GB; revisions are deleted when their cells are done"
+    )
     _add_scoring(parser, several=True)
     parser.add_argument("--baselines", action="store_true", help="add gzip, xz, PNG, FLAC, random models, ...")
     parser.add_argument("--verify", action="store_true", help="decode every payload again")
@@ -188,6 +197,27 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="the default: what is finished is never computed again")
     parser.add_argument("--workers", type=_positive, metavar="N", help="work in N processes")
     parser.add_argument("--ray", action="store_true", help="work on a Ray cluster")
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoints of a suite."""
+    parser.add_argument("--models", metavar="WORDS", help="of a suite: 70m,410m or 70m..1b or all (default: its grid)")
+    parser.add_argument("--steps", metavar="WORDS", help="1000,8000 or 1000..8000 or log:12 or last or all")
+    parser.add_argument("--tokens", metavar="WORDS", help="instead of steps, by tokens seen: 2e9,2e10 or log:8")
+    parser.add_argument("--seeds", metavar="WORDS", help="1,2 or 1..9 or all")
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="WORD",
+        help="none: the suites; SUITE: its models; check SUITE or check MODEL: ask the hub for the digests of their "
+        "revisions and tell which have equal weights, lack files or have changed",
+    )
+    _add_choice(parser)
+    parser.add_argument("--lock", metavar="FILE", help="of check: compare with it; written if it is not there")
+    parser.add_argument("--update", action="store_true", help="of check: write what the hub has now into the lock")
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:

@@ -53,6 +53,18 @@ IMAGE_ROWS, IMAGE_COLUMNS = 32, 64
 SAMPLE_RATE_HZ = 16_000
 SAMPLE_BYTES = 2
 
+# Files whose bytes are not the text that is in them.
+_CONTAINERS = {
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"%PDF-": "PDF",
+}
+_CONTAINER_MAGIC_BYTES = max(map(len, _CONTAINERS))
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _SPEECH_SUFFIXES = {".flac", ".wav"}
 # The Hugging Face set appends the class to the official name: ILSVRC2012_val_00000001_n01751748.JPEG.
@@ -260,6 +272,12 @@ def _text_chunks(
     if n_bytes < chunk_bytes:
         raise DatasetError(f"{path}: found {n_bytes:,} bytes, expected at least one chunk of {chunk_bytes:,}")
     with path.open("rb") as file:
+        start = file.read(_CONTAINER_MAGIC_BYTES)
+        if kind := next((kind for magic, kind in _CONTAINERS.items() if start.startswith(magic)), None):
+            raise DatasetError(
+                f"{path} is a {kind} file: its container would be scored, not its text; extract the text"
+            )
+        file.seek(0)
         for i in range(min(n_chunks, n_bytes // chunk_bytes)):
             yield file.read(chunk_bytes), f"{path.name} bytes {i * chunk_bytes}-{(i + 1) * chunk_bytes - 1}"
 

@@ -9,26 +9,32 @@ import hashlib
 import itertools
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from llmcomp import results
 from llmcomp.data import datasets
 from llmcomp.data.mappings import get_mapping
 from llmcomp.errors import Error
-from llmcomp.models import hub, load, registry, sources
+from llmcomp.experiment import estimate
+from llmcomp.experiment.provenance import add_facts
+from llmcomp.models import hub, load, sources
 from llmcomp.models.adapter import ModelTraits, is_model, weights_sha256
 from llmcomp.models.engines import exact
+from llmcomp.models.lock import Lock
 from llmcomp.models.memory import MaxMemory, allowed_bytes, host_memory
 from llmcomp.models.protocol import as_model
+from llmcomp.models.selection import select
 from llmcomp.models.sources import ModelSource
+from llmcomp.models.suite import Checkpoint, is_suite, load_suite
 from llmcomp.scoring import baselines
 
 # Raised whenever the rows of the same model and chunk change for another reason than the engine's arithmetic: a
@@ -112,6 +118,8 @@ class Plan:
     set_aside: list[Path] = field(default_factory=list)
     datasets: list[Any] = field(default_factory=list)
     warned: set[frozenset[str]] = field(default_factory=set)
+    # Of the weights that may lie on the disk at once; None: all of them.
+    disk_bytes: int | None = None
 
     @property
     def sources(self) -> list[ModelSource]:
@@ -125,6 +133,28 @@ class Plan:
         table = pd.DataFrame({name: [getattr(cell, name) for cell in self.cells] for name in columns})
         return table.assign(status=status, file=[cell.path.name for cell in self.cells])
 
+    def costs(self) -> Costs:
+        """What is left to do takes; operations are counted at one token a byte, at most."""
+        lengths = {data.name: estimate.chunk_lengths(data.chunks) for data in self.datasets}
+        flops, by_model = 0.0, {}
+        for job in self.jobs:
+            for cell in job.cells if job.model is not BASELINES else ():
+                # All steps of a model in a suite cost the same.
+                model = getattr(getattr(job.model, "checkpoint", None), "model", job.model)
+                one = (id(model), cell.dataset, cell.protocol)
+                if one not in by_model:
+                    by_model[one] = estimate.scoring_flops(job.model, cell.protocol, lengths[cell.dataset])
+                flops += by_model[one]
+        large = [source.bytes_to_download for source in self.sources if source.bytes_to_download]
+        return Costs(
+            n_cells=sum(len(job.cells) for job in self.jobs),
+            n_checkpoints=len(self.sources),
+            n_downloads=len(large),
+            download_bytes=sum(large),
+            flops=flops,
+            h200_seconds=estimate.H200.seconds(flops),
+        )
+
     def __str__(self) -> str:
         n_to_do = sum(len(job.cells) for job in self.jobs)
         lines = [f"{len(self.cells)} cells, {len(self.finished)} finished, {n_to_do} to do, into {self.out}"]
@@ -134,22 +164,33 @@ class Plan:
         if self.set_aside:
             names = ", ".join(path.name for path in self.set_aside[:3])
             lines.append(f"  set aside {len(self.set_aside)} files that are damaged or of other settings: {names}")
-        n_bytes = sum(source.bytes_to_download for source in self.sources)
-        n_checkpoints = sum(source.bytes_to_download > 0 for source in self.sources)
-        if n_bytes:
-            lines.append(f"  download  {_in_bytes(n_bytes)} of {n_checkpoints} checkpoints")
+        costs = self.costs()
+        if costs.download_bytes:
+            lines.append(f"  download  {estimate.in_bytes(costs.download_bytes)} of {costs.n_downloads} checkpoints")
+            lines.append(f"  disk      {self._disk(costs)}")
         if self.sources:
             lines.append(f"  memory    about {self._memory()}")
+        if costs.flops:
+            card = estimate.H200
+            share = f"{card.share:.0%} of the {card.peak / 1e12:.0f} TFLOP/s of one {card.name}"
+            hours = f"{estimate.in_time(costs.h200_seconds)} at {share}"
+            lines.append(f"  work      at most {costs.flops:.3g} FLOP (a token a byte): {hours}")
         if self.jobs:
             lines.append(f"  time      {self._time()}")
         return "\n".join([*lines, *(f"  failed    {o.cell.label}: {o.reason}" for o in self.failed)])
 
+    def _disk(self, costs: Costs) -> str:
+        if self.disk_bytes is None:
+            return f"{estimate.in_bytes(costs.download_bytes)}, as nothing is deleted"
+        limit = estimate.in_bytes(min(self.disk_bytes, costs.download_bytes))
+        return f"at most {limit} of weights at once: a revision is deleted when its cells are done"
+
     def _memory(self) -> str:
         """Of models in float32; while one is at work, the next one is read as it is stored."""
-        alone = [4 * _params(source) for source in self.sources]
-        text = f"{_in_bytes(max(alone))} for the largest model"
+        alone = [4 * estimate.count_params(source) for source in self.sources]
+        text = f"{estimate.in_bytes(max(alone))} for the largest model"
         pairs = [now + after.weight_bytes for now, after in zip(alone, self.sources[1:], strict=False)]
-        return f"{text}, {_in_bytes(max(pairs))} with the next one loading" if pairs else text
+        return f"{text}, {estimate.in_bytes(max(pairs))} with the next one loading" if pairs else text
 
     def _time(self) -> str:
         """Work is parameters times bytes; its speed is that of the finished cells, else of a matrix product here."""
@@ -158,10 +199,31 @@ class Plan:
         known = rows[rows["params"].notna() & rows["seconds"].notna()]
         if seconds := float(known["seconds"].sum()):
             done = float((known["params"].astype("float64") * known["bytes_in"]).sum())
-            return f"about {_in_time(work * seconds / done)}, going by the finished cells"
-        rate = _operations_per_second(self.jobs[0])
+            return f"about {estimate.in_time(work * seconds / done)}, going by the finished cells"
+        job = self.jobs[0]
+        rate = estimate.operations_per_second(job.engine, job.options.get("device"), job.options.get("dtype"))
         # A token costs two operations a parameter, and a byte is at most one token.
-        return f"about {_in_time(2 * work / rate)}, going by a matrix product here ({rate / 1e9:.0f} GFLOP/s)"
+        return f"about {estimate.in_time(2 * work / rate)}, going by a matrix product here ({rate / 1e9:.0f} GFLOP/s)"
+
+
+class Costs(NamedTuple):
+    """Of what a plan has left to do. `h200_seconds`: on one `estimate.H200`."""
+
+    n_cells: int
+    n_checkpoints: int
+    n_downloads: int
+    download_bytes: int
+    flops: float
+    h200_seconds: float
+
+
+class Choice(NamedTuple):
+    """Which checkpoints of a suite are meant, in the words of `selection.select`."""
+
+    sizes: Any = None
+    steps: Any = None
+    seeds: Any = None
+    tokens: Any = None
 
 
 class Settings(NamedTuple):
@@ -171,6 +233,7 @@ class Settings(NamedTuple):
     scorer: Scorer | None
     verify: bool
     max_memory: MaxMemory = None
+    disk_bytes: int | None = None
 
 
 def check_settings(engine: str, options: Mapping[str, Any], max_memory: MaxMemory) -> None:
@@ -180,22 +243,28 @@ def check_settings(engine: str, options: Mapping[str, Any], max_memory: MaxMemor
 
 
 def usual(wanted: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Data sets and protocols where none are named: of Pythia's suite those of the published grid, else the samples."""
-    if wanted == "pythia":
-        return ("enwik8", "imagenet", "librispeech"), ("lossless", "published")
-    return ("text", "image", "speech"), ("lossless",)
+    """Data sets and protocols where none are named: those of the suite's usual grid, else the bundled samples."""
+    default = load_suite(wanted).grids.get("default", {}) if is_suite(wanted) else {}
+    named = (default.get("datasets", ("text", "image", "speech")), default.get("protocols", ("lossless",)))
+    return tuple(named[0]), tuple(named[1])
 
 
 def find_models(
-    wanted: str | Sequence[Any], steps: int | Sequence[int | None] | None, cache_dir: Any
+    wanted: str | Sequence[Any], choice: Choice, cache_dir: Any, lock: Lock, progress: bool = False
 ) -> Iterator[tuple[ModelSource | Any, str]]:
-    """(source or model, reason why it cannot be had or "") for every model and step."""
+    """(source or model, reason why it cannot be had or "") for every model and step. What `lock` has is pinned; what is
+    found on the hub is put into it."""
+    steps = choice.steps
+    if is_suite(wanted):
+        yield from _find_in_suite(str(wanted), choice, cache_dir, lock, progress)
+        return
+    if choice._replace(steps=None) != Choice():
+        raise Error("sizes, seeds and tokens choose from a suite; give the name of one, or of its file")
+    if isinstance(steps, str):
+        raise Error(f"steps is {steps!r}, expected an integer or several; words choose from a suite only")
     if steps is not None:
         one_or_several = steps if np.iterable(steps) and not isinstance(steps, str) else [steps]
         steps = [None if step is None else sources.as_step(step) for step in one_or_several]
-    if isinstance(wanted, str) and wanted in registry.SUITES:
-        suite = registry.SUITES[wanted]
-        wanted, steps = suite.models, steps or suite.steps
     seen = set()
     for name in [wanted] if isinstance(wanted, (str, os.PathLike)) or is_model(wanted) else wanted:
         if not isinstance(name, (str, os.PathLike)):
@@ -206,15 +275,42 @@ def find_models(
                 raise Error(f"{name} at step {step} is asked for twice")
             seen.add((os.fspath(name), step))
             try:
-                yield sources.find_model(name, step, cache_dir=cache_dir), ""
+                yield sources.find_model(name, step, cache_dir=cache_dir, lock=lock), ""
             except hub.HubUnreachable as error:
                 yield ModelSource(os.fspath(name), step, ()), str(error)
 
 
+def _find_in_suite(
+    name: str, choice: Choice, cache_dir: Any, lock: Lock, progress: bool
+) -> Iterator[tuple[ModelSource, str]]:
+    """A checkpoint that is not what it should be fails with its reason; the others go on."""
+
+    def find(checkpoint: Checkpoint) -> tuple[ModelSource, str]:
+        try:
+            return sources.find_checkpoint(checkpoint, cache_dir=cache_dir, lock=lock), ""
+        except Error as error:
+            return _lost(checkpoint), str(error)
+
+    words = {"models": choice.sizes, "steps": choice.steps, "seeds": choice.seeds, "tokens": choice.tokens}
+    chosen = select(load_suite(name), **words, branches=lambda model: sources.branches_of(model, lock))
+    with ThreadPoolExecutor(hub.REQUESTS_AT_ONCE) as pool:
+        found = pool.map(find, chosen)
+        yield from tqdm(found, "asking the hub", len(chosen), unit="revision", disable=not progress, delay=2)
+
+
+def _lost(checkpoint: Checkpoint) -> ModelSource:
+    name = Path(checkpoint.name).name if checkpoint.model.is_folder else checkpoint.name
+    return ModelSource(name, checkpoint.step, (), checkpoint=checkpoint)
+
+
 def find_datasets(
-    wanted: str | Sequence[Any], n_chunks: int | None, chunk_bytes: int, seed: int, progress: bool
+    wanted: str | Sequence[Any] | Mapping[str, Any], n_chunks: int | None, chunk_bytes: int, seed: int, progress: bool
 ) -> list[Any]:
-    specs = [wanted] if isinstance(wanted, str) or hasattr(wanted, "chunks") else list(wanted)
+    """Data sets of names, of data sets, or of a mapping from names to the user's files: {"text": FILE}."""
+    if isinstance(wanted, Mapping):
+        specs = [_named_file(name, path) for name, path in wanted.items()]
+    else:
+        specs = [wanted] if isinstance(wanted, str) or hasattr(wanted, "chunks") else list(wanted)
     found: list[Any] = [
         datasets.load_dataset(str(spec), n_chunks=n_chunks, chunk_bytes=chunk_bytes, seed=seed, progress=progress)
         if isinstance(spec, (str, os.PathLike))
@@ -228,6 +324,12 @@ def find_datasets(
         if n_times > 1:
             raise Error(f"{n_times} data sets are called {name!r}; cells are told apart by it")
     return found
+
+
+def _named_file(name: Any, path: Any) -> str:
+    if not isinstance(name, str) or not isinstance(path, (str, os.PathLike)):
+        raise Error(f"data sets: found {name!r}: {path!r}, expected a name and the path of its files")
+    return f"{name}={os.fspath(path)}"
 
 
 def find_protocols(protocol: str | Sequence[str], mapping: str | Sequence[str] | None) -> list[tuple[str, str]]:
@@ -252,6 +354,7 @@ def make_plan(
 ) -> Plan:
     plan = Plan(settings.out, [], {}, [], datasets=chosen)
     by_name = {data.name: data for data in chosen}
+    sizes = {data.name: sum(map(len, data.chunks)) for data in chosen}
     digests = {name: _chunks_sha256(data.chunks) for name, data in by_name.items()}
     for model, reason in found:
         to_do = []
@@ -264,21 +367,33 @@ def make_plan(
             }
             # Baselines are always decoded again, the published protocol never can be.
             verify = settings.verify and protocol == "lossless" and model is not BASELINES
-            cell = _cell(settings.out, key, sum(map(len, data.chunks)), verify)
+            cell = _cell(settings.out, key, sizes[name], verify)
             plan.cells.append(cell)
             if reason:
                 plan.failed.append(Outcome(cell, None, reason))
             elif (rows := finished_rows(cell)) is not None:
-                plan.finished[cell] = rows
+                plan.finished[cell] = add_facts(rows, model) if isinstance(model, ModelSource) else rows
             else:
                 to_do.append(cell)
         if to_do:
             needed = {cell.dataset: by_name[cell.dataset] for cell in to_do}
             how = (settings.engine, settings.options, settings.scorer, settings.max_memory)
             plan.jobs.append(Job(model, tuple(to_do), needed, *how))
-    plan.jobs.sort(key=job_work)
+    plan.jobs = _in_order(plan.jobs)
+    plan.disk_bytes = settings.disk_bytes
     plan.set_aside = _others(plan)
     return plan
+
+
+def _in_order(jobs: list[Job]) -> list[Job]:
+    """The least work first, checkpoints with equal weights one after the other: so these are downloaded once."""
+    by_weights: dict[str, int] = {}
+    order = {}
+    for number, job in enumerate(sorted(jobs, key=job_work)):
+        weights = job.model.weights_digest if isinstance(job.model, ModelSource) and job.model.repo else ""
+        first = by_weights.setdefault(weights, number) if weights else number
+        order[id(job)] = (first, number)
+    return sorted(jobs, key=lambda job: order[id(job)])
 
 
 def _baselines_key() -> dict[str, Any]:
@@ -351,47 +466,8 @@ def _others(plan: Plan) -> list[Path]:
 
 def cell_work(job: Job, cell: Cell) -> float:
     """Parameters times bytes."""
-    params = _params(job.model) if isinstance(job.model, ModelSource) else ModelTraits.of(job.model).n_params or 1_000
-    return float(params) * cell.n_bytes
+    return float(estimate.count_params(job.model)) * cell.n_bytes
 
 
 def job_work(job: Job) -> float:
     return sum(cell_work(job, cell) for cell in job.cells)
-
-
-def _params(source: ModelSource) -> int:
-    """Going by the size of the files, which hold little beside the weights."""
-    config = source.read_config()
-    stored = config.get("dtype", config.get("torch_dtype"))
-    return source.weight_bytes // (2 if stored in ("float16", "bfloat16") else 4)
-
-
-def _operations_per_second(job: Job) -> float:
-    """What a square product of the size of a small layer reaches here."""
-    device = job.options.get("device")
-    if job.engine == "torch" and device not in (None, "cpu"):
-        from llmcomp.models.engines.torch import product_rate
-
-        return product_rate(device, job.options.get("dtype"))
-    width = 512
-    left, right = np.ones((2, width, width), np.float32)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        left @ right
-        seconds.append(time.perf_counter() - start)
-    return 2 * width**3 / min(seconds)
-
-
-def _in_bytes(n_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000 or unit == "GB":
-            break
-        n_bytes /= 1000
-    return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
-
-
-def _in_time(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

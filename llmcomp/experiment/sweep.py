@@ -31,16 +31,22 @@ from llmcomp.atomic_write import remove_stale_parts, write_beside
 from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
 from llmcomp.experiment import plan as grid
+from llmcomp.experiment.disk import DiskLimit
 from llmcomp.experiment.load_ahead import LoadAhead
 from llmcomp.experiment.plan import Cell, Job, Outcome, Plan, Scorer
+from llmcomp.experiment.provenance import add_facts
 from llmcomp.models import load
-from llmcomp.models.memory import MaxMemory
+from llmcomp.models.lock import NAME as LOCK_NAME
+from llmcomp.models.lock import Lock, read_lock, write_lock
+from llmcomp.models.memory import MaxMemory, parse_memory
 from llmcomp.models.sources import ModelSource
 from llmcomp.scoring import score
 from llmcomp.scoring.baselines import baseline_rows, random_models
 
 _LOCK_NAME = ".sweep.lock"
 _FAILED_NAME = "failed.json"
+# Of checkpoints with equal weights.
+_NAMES_SHOWN = 8
 
 
 class EqualWeightsWarning(UserWarning):
@@ -74,21 +80,33 @@ def sweep(
     progress: bool = True,
     dry_run: bool = False,
     scorer: Scorer | None = None,
+    sizes: Any = None,
+    seeds: Any = None,
+    tokens: Any = None,
+    lock: str | os.PathLike[str] | None = None,
+    disk: int | str | None = None,
 ) -> pd.DataFrame:
     """Score every model at every step on every data set; one row a chunk (`results.ROW_COLUMNS`).
 
     Args:
-        models: a suite ("pico", "pythia": with its own steps), or names, folders and objects for `load_model`; one or
-            several.
-        steps: training steps, one or several; None: the suite's, or the last of each model.
-        datasets: names and specifications for `load_dataset`, or `Dataset`s; None: the bundled samples, for the suite
-            "pythia" the published data sets.
+        models: a suite ("pico", "pythia", ..., or a file of your own: models/suites/README.md), or names, folders and
+            objects for `load_model`; one or several.
+        steps: training steps, one or several; None: the suite's, or the last of each model. Of a suite also words:
+            "log:12", "1000..8000", "last", "all" (`selection.select`).
+        sizes, seeds, tokens: of a suite: which models ("70m,410m", "70m..1b"), which seeds, and instead of steps how
+            many tokens seen ("2e9,2e10", "log:8"), in the words of `selection.select`.
+        datasets: names and specifications for `load_dataset`, or `Dataset`s; None: those of the suite's usual grid
+            ("pythia": the published ones), else the bundled samples.
         out: the folder of results. Every finished cell is a file there and is never computed again; a file that is
             torn or belongs to other settings is set aside (".superseded"), never trusted. One sweep a folder at a time.
         executor: None: in this process; "ray"; or any object with `submit(function, argument)` that returns a future
             with `add_done_callback` and `result`. A task is one model at one step; only this process writes files.
-        protocol, mapping: one or several of each; protocol None: "lossless", for the suite "pythia" both; mapping
-            None: "bytes" (lossless), "ascii" (published).
+        protocol, mapping: one or several of each; protocol None: those of the suite's usual grid ("pythia": both), else
+            "lossless"; mapping None: "bytes" (lossless), "ascii" (published).
+        lock: a file that pins revisions of the hub to commits and digests (`llmcomp models check --lock`); None:
+            models.lock in `out`, which every sweep writes, if it is there.
+        disk: at most so many bytes ("50GB") of weights lie on the disk at once: they are downloaded into a folder of
+            the sweep's own and deleted when their cells are done. In this process only.
         n_chunks, chunk_bytes, seed: passed to `load_dataset` for names.
         engine, device, dtype, attention, cache_dir: as in `load_model`.
         verify: decode every lossless payload again and fail the cell if one is not its chunk. A cell that was finished
@@ -116,8 +134,12 @@ def sweep(
     pairs = grid.find_protocols(protocol or usual_protocols, mapping)
     given = {"device": device, "dtype": dtype, "attention": attention}
     options = {key: value for key, value in given.items() if value is not None}
-    settings = grid.Settings(Path(out), engine, options, scorer, verify, max_memory)
-    found = list(grid.find_models(models, steps, cache_dir))
+    settings = grid.Settings(Path(out), engine, options, scorer, verify, max_memory, _disk_bytes(disk, executor))
+    pinned = _read_lock(lock, settings.out)
+    found = list(grid.find_models(models, grid.Choice(sizes, steps, seeds, tokens), cache_dir, pinned, progress))
+    limit = None if settings.disk_bytes is None else DiskLimit(settings.out, settings.disk_bytes)
+    if limit is not None:
+        found = [(limit.place(item) if isinstance(item, ModelSource) else item, reason) for item, reason in found]
     if baselines:
         known = [item for item, reason in found if isinstance(item, ModelSource) and not reason]
         found.append((grid.BASELINES, ""))
@@ -127,15 +149,42 @@ def sweep(
     _warn_of_training_data([item for item, _ in found if isinstance(item, ModelSource)], chosen)
     if dry_run:
         plan = grid.make_plan(found, chosen, pairs, settings)
+        if limit is not None:
+            limit.check(plan.sources)
         print(plan, file=sys.stderr)
-        return plan.table()
+        table = plan.table()
+        table.attrs["costs"] = plan.costs()._asdict()
+        return table
     with _locked(settings.out):
         plan = grid.make_plan(found, chosen, pairs, settings)
         if progress:
             print(plan, file=sys.stderr)
+        if pinned.revisions:
+            write_lock(settings.out / LOCK_NAME, pinned)
+        if limit is not None:
+            limit.expect(plan.sources)
         _set_aside(plan)
-        _run(plan, executor, progress)
+        _run(plan, executor, progress, limit)
+        if limit is not None and not plan.failed:
+            limit.remove_folder()
     return _table(plan)
+
+
+def _disk_bytes(disk: int | str | None, executor: Any) -> int | None:
+    if disk is None:
+        return None
+    if executor is not None:
+        raise Error("disk bounds the downloads of a sweep in this process; there is an executor")
+    n_bytes = parse_memory(disk) if isinstance(disk, str) else disk
+    if not isinstance(n_bytes, int) or n_bytes < 1:
+        raise Error(f"disk is {disk!r}, expected bytes (50000000000) or a size (50GB)")
+    return n_bytes
+
+
+def _read_lock(path: str | os.PathLike[str] | None, out: Path) -> Lock:
+    if path is not None:
+        return read_lock(path)
+    return read_lock(out / LOCK_NAME) if (out / LOCK_NAME).is_file() else Lock()
 
 
 def _set_aside(plan: Plan) -> None:
@@ -144,7 +193,7 @@ def _set_aside(plan: Plan) -> None:
     remove_stale_parts(plan.out)
 
 
-def _run(plan: Plan, executor: Any, progress: bool) -> None:
+def _run(plan: Plan, executor: Any, progress: bool, limit: DiskLimit | None = None) -> None:
     """Compute what is missing; write every cell as soon as it is there."""
     _warn_of_equal_files(plan)
     n_cells = sum(len(job.cells) for job in plan.jobs)
@@ -154,7 +203,7 @@ def _run(plan: Plan, executor: Any, progress: bool) -> None:
     layout = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
     with (
         tqdm(total=sum(work.values()), disable=not progress, delay=2, bar_format=layout) as bar,
-        contextlib.closing(_outcomes(plan.jobs, executor, progress)) as outcomes,
+        contextlib.closing(_outcomes(plan.jobs, executor, progress, limit)) as outcomes,
     ):
         for n_done, outcome in enumerate(outcomes, 1):
             if outcome.rows is None:
@@ -176,12 +225,17 @@ def _keep(outcome: Outcome) -> pd.DataFrame:
     return results.read_rows(outcome.cell.path)
 
 
-def _outcomes(jobs: list[Job], executor: Any, progress: bool) -> Generator[Outcome]:
+def _outcomes(jobs: list[Job], executor: Any, progress: bool, limit: DiskLimit | None) -> Generator[Outcome]:
     if executor is None:
         cache = TokenCache()
-        with LoadAhead([functools.partial(_stage, job) for job in jobs]) as models_ahead:
+        with contextlib.ExitStack() as stack:
+            models_ahead = stack.enter_context(LoadAhead([functools.partial(_stage, job, limit) for job in jobs]))
+            if limit is not None:
+                stack.callback(limit.close)
             for number, job in enumerate(jobs):
                 yield from _compute(job, functools.partial(models_ahead.take, number), cache, progress)
+                if limit is not None and isinstance(job.model, ModelSource):
+                    limit.release(job.model)
         return
     with tempfile.TemporaryDirectory(prefix="llmcomp-tokens-") as folder:
         yield from _executed([replace(job, tokens_folder=folder) for job in jobs], executor)
@@ -221,8 +275,10 @@ def _shared_cache(folder: str | None) -> TokenCache:
     return TokenCache(folder)
 
 
-def _stage(job: Job) -> Callable[[], Any]:
+def _stage(job: Job, limit: DiskLimit | None = None) -> Callable[[], Any]:
     if isinstance(job.model, ModelSource):
+        if limit is not None:
+            limit.reserve(job.model)
         return load.stage_source(job.model, job.engine, **job.options)
     return lambda: job.model
 
@@ -257,7 +313,8 @@ def _score(job: Job, cell: Cell, model: Any, cache: TokenCache, progress: bool) 
     rows = (job.scorer or score.score)(list(data.chunks), model, **options)
     if cell.protocol == "lossless" and len(rows) != len(data.chunks):
         raise Error(f"the score has {len(rows)} rows, expected one for each of {len(data.chunks)} chunks")
-    return rows.assign(model=cell.model, step=cell.step, dataset=cell.dataset, modality=data.modality)
+    rows = rows.assign(model=cell.model, step=cell.step, dataset=cell.dataset, modality=data.modality)
+    return add_facts(rows, job.model) if isinstance(job.model, ModelSource) else rows
 
 
 def _reason(error: BaseException) -> str:
@@ -308,8 +365,10 @@ def _warn_of_equals(plan: Plan, by_weights: Mapping[str, list[str]]) -> None:
         names = frozenset(labels)
         if len(names) > 1 and names not in plan.warned:
             plan.warned.add(names)
+            first = sorted(names)[:_NAMES_SHOWN]
+            more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
             warnings.warn(
-                f"{' and '.join(sorted(names))} have equal weights (SHA-256 {digest[:12]}...): at least one of them is "
+                f"{' and '.join(first)}{more} have equal weights (SHA-256 {digest[:12]}...): at least one of them is "
                 "not what its name says",
                 EqualWeightsWarning,
                 stacklevel=2,

@@ -1,4 +1,4 @@
-"""Names that `load_model` knows: the bundled models and the suites of the hub. Nothing is read or downloaded here."""
+"""Names that `load_model` knows: the models of the bundled suites. Nothing is downloaded; `suite` reads the files."""
 
 from __future__ import annotations
 
@@ -6,27 +6,15 @@ import difflib
 import functools
 from typing import NamedTuple
 
-from llmcomp import pico
 from llmcomp.errors import Error
-
-# Steps and names: Biderman et al., "Pythia: A Suite for Analyzing Large Language Models", 2023, section 2.
-PYTHIA_STEPS = (0, *(2**k for k in range(10)), *range(1000, 143001, 1000))
-_PYTHIA_PARAMS = {
-    "14m": 14_000_000,
-    "31m": 31_000_000,
-    "70m": 70_000_000,
-    "160m": 160_000_000,
-    "410m": 410_000_000,
-    "1b": 1_000_000_000,
-    "1.4b": 1_400_000_000,
-    "2.8b": 2_800_000_000,
-    "6.9b": 6_900_000_000,
-    "12b": 12_000_000_000,
-}
+from llmcomp.models.suite import SuiteModel, bundled_suites, load_suite
 
 
 class ModelEntry(NamedTuple):
-    """One name that `load_model` knows; `params` is what the suite's authors call it by, not a count of weights."""
+    """One name that `load_model` knows; `params` is what the suite's authors call it by, not a count of weights.
+
+    `steps` is empty where the revisions are looked up on the hub or have no step.
+    """
 
     name: str
     suite: str
@@ -35,53 +23,45 @@ class ModelEntry(NamedTuple):
     bundled: bool
 
 
-class Suite(NamedTuple):
-    """The models and steps of one grid of experiments."""
-
-    models: tuple[str, ...]
-    steps: tuple[int, ...]
-
-
-SUITES = {
-    "pico": Suite(pico.SUITE_NAMES, pico.STEPS),
-    # The grid of the published experiment.
-    "pythia": Suite(
-        tuple(f"EleutherAI/pythia-{size}" for size in ("70m", "160m", "410m", "1b", "1.4b")),
-        (1000, 8000, 32000, 128000, 143000),
-    ),
-}
+@functools.cache
+def suite_models() -> dict[str, SuiteModel]:
+    """The models of all bundled suites by name, those that come with llmcomp first."""
+    models = [model for name in bundled_suites() for model in load_suite(name).models]
+    return {model.name: model for model in sorted(models, key=lambda model: not model.is_bundled)}
 
 
 @functools.cache
 def list_models() -> tuple[ModelEntry, ...]:
-    """Every name that `load_model` knows beside folders and other names of the hub: the pico and the Pythia suite."""
-    bundled = [
-        ModelEntry(
-            name,
-            "pico" if name in pico.SUITE_NAMES else "pico-vocabularies",
-            int(name.removeprefix("pico-").partition("k")[0]) * 1000,
-            steps,
-            True,
-        )
-        for name, steps in pico.MODEL_STEPS.items()
-    ]
-    hub = [
-        ModelEntry(f"EleutherAI/pythia-{size}{variant}", "pythia", params, PYTHIA_STEPS, False)
-        for variant in ("", "-deduped")
-        for size, params in _PYTHIA_PARAMS.items()
-        if not (variant and size in ("14m", "31m"))
-    ]
-    return (*bundled, *hub)
+    """Every name that `load_model` knows beside folders and other names of the hub."""
+    return tuple(
+        ModelEntry(model.name, model.suite, model.params or 0, known_steps(model), model.is_bundled)
+        for model in suite_models().values()
+    )
+
+
+def find_entry(text: str) -> SuiteModel | None:
+    """The model of a suite by its name, with or without its owner."""
+    return suite_models().get(text) or _by_short_name().get(text)
+
+
+@functools.cache
+def _by_short_name() -> dict[str, SuiteModel]:
+    return {model.short_name: model for model in reversed(suite_models().values())}
+
+
+def known_steps(model: SuiteModel) -> tuple[int, ...]:
+    """The steps that a suite lists for a model, in order."""
+    return tuple(sorted({step for rule in model.rules for step in rule.steps or () if step is not None}))
 
 
 def check_step(name: str, step: int, steps: tuple[int, ...]) -> None:
     if step not in steps:
         near = sorted(sorted(steps, key=lambda known: abs(known - step))[:5])
-        raise Error(f"{name} has no step {step}; the nearest are {', '.join(map(str, near))}")
+        raise Error(f"{name} has no step {step}; the nearest are {', '.join(map(str, near)) or 'none'}")
 
 
 def near_names(text: str) -> str:
     """ "; near names: ..." or nothing."""
-    by_key = {entry.name.rpartition("/")[2].lower(): entry.name for entry in list_models()}
+    by_key = {model.short_name.lower(): model.name for model in suite_models().values()}
     near = difflib.get_close_matches(text.rpartition("/")[2].lower(), by_key, n=4, cutoff=0.5)
     return f"; near names: {', '.join(by_key[key] for key in near)}" if near else ""

@@ -14,15 +14,18 @@ import os
 import re
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmcomp import pico
 from llmcomp.errors import Error
 from llmcomp.float_state import ieee_state
+from llmcomp.models import hub
 from llmcomp.models.hub import DownloadNeeded, SourceFile, hub_cached, hub_download, hub_listing
-from llmcomp.models.registry import ModelEntry, check_step, list_models, near_names
+from llmcomp.models.lock import Lock, LockedFile, LockedRevision
+from llmcomp.models.registry import check_step, find_entry, known_steps, near_names, suite_models
+from llmcomp.models.suite import Checkpoint, SuiteModel, checkpoints
 
 _WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 _INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -46,6 +49,13 @@ class ModelSource:
     commit: str | None = None
     cache_dir: Path | None = None
     tokenizer_path: Path | None = None
+    # What a suite says of it, if it is of one.
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def n_params(self) -> int | None:
+        """All parameters, as the suite counts them; None if no suite does."""
+        return self.checkpoint.model.n_params if self.checkpoint else None
 
     @property
     def label(self) -> str:
@@ -57,7 +67,7 @@ class ModelSource:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(file.n_bytes for file in self.files if _is_weight_file(file.name))
+        return sum(file.n_bytes for file in self.files if is_weight_file(file.name))
 
     @functools.cached_property
     def identity(self) -> str:
@@ -70,7 +80,7 @@ class ModelSource:
     @functools.cached_property
     def weights_digest(self) -> str:
         """SHA-256 over the digests of the weight files alone: equal weights stored in one form have equal digests."""
-        digests = [self._digest(file) for file in sorted(self.files) if _is_weight_file(file.name)]
+        digests = [self._digest(file) for file in sorted(self.files) if is_weight_file(file.name)]
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     def _digest(self, file: SourceFile) -> str:
@@ -83,7 +93,7 @@ class ModelSource:
     @ieee_state()
     def read_config(self) -> dict[str, Any]:
         """The checkpoint's config.json; of a hub checkpoint only that file is downloaded."""
-        path = self.folder / "config.json" if self.folder else self._download("config.json")
+        path = self.folder / "config.json" if self.folder else self._fetch_named("config.json")
         try:
             config = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
@@ -96,7 +106,7 @@ class ModelSource:
         """The checkpoint's tokenizer.json; of a hub checkpoint only that file is downloaded. None: it has none."""
         if self.tokenizer_path is not None or not any(file.name == "tokenizer.json" for file in self.files):
             return self.tokenizer_path
-        return self.folder / "tokenizer.json" if self.folder else self._download("tokenizer.json")
+        return self.folder / "tokenizer.json" if self.folder else self._fetch_named("tokenizer.json")
 
     def fetch(self) -> Path:
         """The folder with all files of the checkpoint; downloads what is not in the cache."""
@@ -104,8 +114,30 @@ class ModelSource:
             return self.folder
         # Small files first: an interrupted download then never leaves weights without their tokenizer.
         for file in sorted(self.files, key=lambda file: file.n_bytes):
-            path = self._download(file.name)
+            path = self._fetch_file(file)
         return path.parent
+
+    def _fetch_named(self, name: str) -> Path:
+        file = next((file for file in self.files if file.name == name), None)
+        return self._download(name) if file is None else self._fetch_file(file)
+
+    def _fetch_file(self, file: SourceFile) -> Path:
+        """One file, with the size and, where it is downloaded now, the digest that was stated; else not at all."""
+        assert self.repo is not None and self.commit is not None
+        there = hub_cached(self.repo, file.name, self.commit, self.cache_dir)
+        if there is not None and there.stat().st_size == file.n_bytes:
+            return there
+        if there is not None:
+            # Cut off by a crash of the system, or by a hand.
+            remove_from_cache(there)
+        path = self._download(file.name)
+        if file.digest and (found := _stated_digest(path, file.digest)) != file.digest:
+            remove_from_cache(path)
+            raise Error(
+                f"{self.label}: {file.name} arrived with the digest {found}, expected {file.digest}; nothing of it "
+                "was kept, and the same command fetches it again"
+            )
+        return path
 
     def _download(self, filename: str) -> Path:
         assert self.repo is not None and self.commit is not None
@@ -118,6 +150,7 @@ def find_model(
     *,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    lock: Lock | None = None,
 ) -> ModelSource:
     """Where a checkpoint is and what it weighs; of a hub checkpoint only config.json is downloaded.
 
@@ -125,8 +158,9 @@ def find_model(
     text is a bundled model, a name of the registry with or without its owner, or "owner/model" on the hub
     (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` are respected), whatever lies in the working directory;
     only what has the form of none of these may be a folder there. Where such a name is also that of a folder, a
-    warning says how to name the folder. `step` chooses the revision "step<step>" on the hub; `revision` names any other
-    branch, tag or commit. Raises `Error` for whatever cannot be found.
+    warning says how to name the folder. `step` chooses the revision "step<step>" on the hub, of a suite the one that
+    its file says; `revision` names any other branch, tag or commit. A revision that `lock` has is not asked of the hub,
+    one that it lacks is put into it. Raises `Error` for whatever cannot be found.
     """
     text = os.fspath(name)
     step = None if step is None else as_step(step)
@@ -138,17 +172,19 @@ def find_model(
             return _folder_source(path, step, revision)
         found = "a file, not a folder" if os.path.lexists(path) else "nothing"
         raise Error(f"no model folder at {text}: found {found}, expected config.json and model.safetensors in a folder")
-    entry = next((entry for entry in list_models() if text in (entry.name, entry.name.rpartition("/")[2])), None)
-    if entry is None and not _HUB_NAME.fullmatch(text):
+    model = find_entry(text)
+    if model is None and not _HUB_NAME.fullmatch(text):
         if is_folder:
             return _folder_source(path, step, revision)
         raise Error(f"no model is called {text!r}{near_names(text)}; see `llmcomp models`")
     if is_folder:
-        where = "of the Hugging Face hub" if entry is None else "of the registry"
+        where = "of the Hugging Face hub" if model is None else "of the registry"
         warnings.warn(f"{text} is taken for the model {where}; the folder is called ./{text}", stacklevel=2)
-    if entry is None:
-        return _hub_source(text, step, revision, Path(cache_dir) if cache_dir else None)
-    return _entry_source(entry, step, revision, Path(cache_dir) if cache_dir else None)
+    cache = Path(cache_dir) if cache_dir else None
+    if model is None or (revision is not None and not model.is_bundled):
+        wanted = revision or ("main" if step is None else f"step{step}")
+        return _hub_source(model.name if model else text, step, wanted, cache, lock)
+    return _entry_source(model, step, cache, lock)
 
 
 def find_registered(name: str, step: int | None = None, *, download: bool = False) -> ModelSource:
@@ -158,23 +194,99 @@ def find_registered(name: str, step: int | None = None, *, download: bool = Fals
     lacks is looked up on the hub, and downloaded when it is loaded, only with `download`; without it nothing is
     requested and `DownloadNeeded` names the model and about how large it is.
     """
-    entry = next((entry for entry in list_models() if entry.name == name), None)
-    if entry is None:
+    model = suite_models().get(name)
+    if model is None:
         raise Error(f"no model of the registry is called {name!r}")
-    if download or entry.bundled:
-        return _entry_source(entry, step, None, None)
-    step = entry.steps[-1] if step is None else step
-    check_step(entry.name, step, entry.steps)
-    config = hub_cached(entry.name, "config.json", f"step{step}")
+    if download or model.is_bundled:
+        return _entry_source(model, step, None, None)
+    checkpoint = _checkpoint_at(model, step) if model.is_listed else None
+    revision = checkpoint.revision if checkpoint else "main"
+    step = checkpoint.step if checkpoint else step
+    config = hub_cached(model.name, "config.json", revision) if checkpoint or step is None else None
     with contextlib.suppress(Error):
-        files = _folder_files(config.parent, entry.name) if config is not None else ()
+        files = _folder_files(config.parent, model.name) if config is not None else ()
         if config is not None and any(file.name == "tokenizer.json" for file in files):
-            return ModelSource(entry.name, step, files, folder=config.parent)
-    size = f"{_WEIGHT_BYTES * entry.params / 1e9:.2g} GB"
+            return ModelSource(model.name, step, files, folder=config.parent, checkpoint=checkpoint)
+    size = f"{_WEIGHT_BYTES * (model.n_params or model.params or 0) / 1e9:.2g} GB"
+    at_step = "" if step is None else f" step {step}"
     raise DownloadNeeded(
-        f"the model {entry.name} step {step} is not on this machine, and its download (about {size}) needs your word: "
+        f"the model {model.name}{at_step} is not on this machine, and its download (about {size}) needs your word: "
         "--download, or its name with --model (in Python download=True)"
     )
+
+
+def find_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    lock: Lock | None = None,
+) -> ModelSource:
+    """Where a checkpoint of a suite is. What `lock` has is not asked of the hub; what it lacks is put into it.
+
+    Nothing is downloaded: sizes and digests are those that the hub states. Raises `Error` as `find_model`.
+    """
+    model = checkpoint.model
+    if model.is_bundled:
+        return replace(_bundled_source(model.name, checkpoint.step), checkpoint=checkpoint)
+    if model.is_folder:
+        folder = Path(model.name) / checkpoint.revision
+        name = Path(model.name).name + (f"@{checkpoint.tag}" if checkpoint.tag else "")
+        return replace(_source_in(name, checkpoint.step, folder), checkpoint=checkpoint)
+    cache = Path(cache_dir) if cache_dir else None
+    lock = Lock() if lock is None else lock
+    if lock.get(model.name, checkpoint.revision) is None:
+        with contextlib.suppress(hub.HubUnreachable):
+            lock.put(model.name, checkpoint.revision, ask_revision(model.name, checkpoint.revision, checkpoint.label))
+    found = _hub_source(model.name, checkpoint.step, checkpoint.revision, cache, lock)
+    return replace(found, name=checkpoint.name, checkpoint=checkpoint)
+
+
+def ask_revision(repo: str, revision: str, label: str) -> LockedRevision:
+    """The commit and the files of a checkpoint as the hub states them now; `Error` for what is no whole checkpoint."""
+    listed = hub.list_revision(repo, revision)
+    chosen = checkpoint_files(listed.files, label)
+    return LockedRevision(listed.commit, {name: _as_locked(listed.files[name]) for name in chosen})
+
+
+def _as_locked(file: SourceFile) -> LockedFile:
+    return LockedFile(file.n_bytes, file.digest or "")
+
+
+def _locked_files(repo: str, locked: LockedRevision, cache: Path | None) -> tuple[SourceFile, ...]:
+    return tuple(
+        SourceFile(name, file.n_bytes, file.digest or None, _is_cached(repo, name, file, locked.commit, cache))
+        for name, file in locked.files.items()
+    )
+
+
+def _is_cached(repo: str, name: str, file: LockedFile, commit: str, cache: Path | None) -> bool:
+    there = hub_cached(repo, name, commit, cache)
+    return there is not None and there.stat().st_size == file.n_bytes
+
+
+def branches_of(model: SuiteModel, lock: Lock | None = None) -> list[str]:
+    """The names of a model's revisions: on the hub, or in the lock where the hub cannot be reached."""
+    try:
+        return list(hub.list_branches(model.name))
+    except hub.HubUnreachable:
+        if lock is not None and model.name in lock.revisions:
+            return list(lock.revisions[model.name])
+        raise
+
+
+def _checkpoint_at(model: SuiteModel, step: int | None) -> Checkpoint | None:
+    """The checkpoint of a step; the last where none is asked for; None: the suite lists none."""
+    if model.is_listed or step is None:
+        there = checkpoints(model)
+        steps = known_steps(model)
+    else:
+        there = checkpoints(model, hub.list_branches(model.name))
+        steps = tuple(sorted({c.step for c in there if c.step is not None}))
+    if step is None and (not model.is_listed or not steps):
+        return None
+    wanted = steps[-1] if step is None else step
+    check_step(model.name, wanted, steps)
+    return next(c for c in there if c.step == wanted)
 
 
 def as_step(step: Any) -> int:
@@ -185,13 +297,14 @@ def as_step(step: Any) -> int:
         raise Error(f"step is {step!r}, expected an integer") from None
 
 
-def _entry_source(entry: ModelEntry, step: int | None, revision: str | None, cache_dir: Path | None) -> ModelSource:
-    if entry.bundled:
-        return _bundled_source(entry.name, step)
-    if revision is None:
-        step = entry.steps[-1] if step is None else step
-        check_step(entry.name, step, entry.steps)
-    return _hub_source(entry.name, step, revision, cache_dir)
+def _entry_source(model: SuiteModel, step: int | None, cache: Path | None, lock: Lock | None) -> ModelSource:
+    if model.is_bundled:
+        return _bundled_source(model.name, step)
+    checkpoint = _checkpoint_at(model, step)
+    if checkpoint is None:
+        return _hub_source(model.name, None, "main", cache, lock)
+    source = _hub_source(model.name, checkpoint.step, checkpoint.revision, cache, lock)
+    return replace(source, checkpoint=checkpoint)
 
 
 def _bundled_source(name: str, step: int | None) -> ModelSource:
@@ -199,7 +312,10 @@ def _bundled_source(name: str, step: int | None) -> ModelSource:
     check_step(name, step, pico.MODEL_STEPS[name])
     folder = pico.suite_folder(name, step)
     files = _folder_files(folder, f"{name} step {step}")
-    return ModelSource(name, step, files, folder=folder, tokenizer_path=pico.tokenizer_path_of(name))
+    model = find_entry(name)
+    checkpoint = _checkpoint_at(model, step) if model else None
+    where: Any = {"folder": folder, "tokenizer_path": pico.tokenizer_path_of(name), "checkpoint": checkpoint}
+    return ModelSource(name, step, files, **where)
 
 
 def _folder_source(path: Path, step: int | None, revision: str | None) -> ModelSource:
@@ -247,11 +363,11 @@ def _cached_snapshot(path: Path, revision: str) -> Path:
 def _folder_files(folder: Path, label: str) -> tuple[SourceFile, ...]:
     names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     return tuple(
-        SourceFile(name, (folder / name).stat().st_size, None, True) for name in _checkpoint_files(names, label)
+        SourceFile(name, (folder / name).stat().st_size, None, True) for name in checkpoint_files(names, label)
     )
 
 
-def _checkpoint_files(names: Iterable[str], label: str) -> list[str]:
+def checkpoint_files(names: Iterable[str], label: str) -> list[str]:
     """Which of a repository's or folder's files make the checkpoint; safetensors where both forms are there."""
     present = set(names)
     if "config.json" not in present:
@@ -270,8 +386,26 @@ def _checkpoint_files(names: Iterable[str], label: str) -> list[str]:
     raise Error(f"{label} holds no weights: expected one of {', '.join((*_WEIGHT_NAMES, *_INDEX_NAMES))}")
 
 
-def _is_weight_file(name: str) -> bool:
+def is_weight_file(name: str) -> bool:
     return name.endswith((".safetensors", ".bin"))
+
+
+def _stated_digest(path: Path, like: str) -> str:
+    """The digest of a file in the form in which the hub states it: SHA-256, of small files the SHA-1 of git's blob."""
+    if len(like) != 40:
+        return _sha256(path)
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def remove_from_cache(path: Path) -> None:
+    """Remove a file of the hub's cache: the link of a snapshot and whatever it points to inside the cache."""
+    for _ in range(4):
+        target = path.parent / path.readlink() if path.is_symlink() else None
+        path.unlink(missing_ok=True)
+        if target is None:
+            return
+        path = target
 
 
 def _file_digest(path: Path) -> str:
@@ -284,6 +418,11 @@ def _file_digest(path: Path) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _content_digest(path: Path, n_bytes: int, mtime_ns: int) -> str:
+    del n_bytes, mtime_ns  # they are what the digest is remembered by
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_HASH_BLOCK_BYTES):
@@ -291,21 +430,32 @@ def _content_digest(path: Path, n_bytes: int, mtime_ns: int) -> str:
     return digest.hexdigest()
 
 
-def _hub_source(name: str, step: int | None, revision: str | None, cache_dir: Path | None) -> ModelSource:
-    wanted = revision or ("main" if step is None else f"step{step}")
+def _hub_source(
+    name: str, step: int | None, wanted: str, cache_dir: Path | None, lock: Lock | None = None
+) -> ModelSource:
+    if lock is not None and (locked := lock.get(name, wanted)):
+        return _hub_model(name, step, locked.commit, cache_dir, _locked_files(name, locked, cache_dir))
+    found = _ask_hub(name, step, wanted, cache_dir)
+    if lock is not None and found.commit is not None:
+        files = {file.name: _as_locked(file) for file in found.files}
+        lock.put(name, wanted, LockedRevision(found.commit, files))
+    return found
+
+
+def _ask_hub(name: str, step: int | None, wanted: str, cache_dir: Path | None) -> ModelSource:
     snapshot = hub_download(name, "config.json", wanted, cache_dir).parent
     commit = snapshot.name
     label = f"{name} {wanted}"
     cached = {path.name for path in snapshot.iterdir()}
     with contextlib.suppress(Error):
-        files = _checkpoint_files(cached, label)
+        files = checkpoint_files(cached, label)
         if "tokenizer.json" in files:
             return _hub_model(name, step, commit, cache_dir, _snapshot_files(snapshot, files))
-    listed = hub_listing(name, commit, label)
+    listed = hub_listing(name, commit)
     if listed is None:
-        files = _checkpoint_files(cached, f"the cached part of {label} (the hub cannot be reached)")
+        files = checkpoint_files(cached, f"the cached part of {label} (the hub cannot be reached)")
         return _hub_model(name, step, commit, cache_dir, _snapshot_files(snapshot, files))
-    chosen = _checkpoint_files(listed, label)
+    chosen = checkpoint_files(listed, label)
     files_there = tuple(listed[file]._replace(cached=file in cached) for file in chosen)
     return _hub_model(name, step, commit, cache_dir, files_there)
 

@@ -220,6 +220,42 @@ def test_list_as_gzip_does(text_file: Path, tmp_path: Path, capsys: pytest.Captu
     assert lines[0][3:5] == ["pico-13k", "step2048"] and lines[1][3] == "-"
 
 
+def test_checkpoints_of_a_suite_are_chosen_by_words(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sweep", "--suite=pico", "--models=13k..28k", f"--dataset=enwik8={text_file}", "--chunks=1", "-q"]
+    arguments += ["--out", str(tmp_path / "out"), "--json"]
+    assert main([*arguments, "--steps=log:2", "--dry-run"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert [(row["model"], row["step"]) for row in planned] == [
+        (name, step) for name in ("pico-13k", "pico-28k") for step in (128, 2048)
+    ]
+    assert main([*arguments, "--tokens=262144"]) == 0
+    assert [(row["params"], row["step"]) for row in json.loads(capsys.readouterr().out)] == [(45536, 128), (77520, 128)]
+    assert main([*arguments, "--steps=129"]) == 1
+    assert "pico-13k has no step 129; the nearest are 128, 256" in capsys.readouterr().err
+    assert main([*arguments, "--disk=0.5"]) == 1
+    assert "expected bytes" in capsys.readouterr().err
+
+
+def test_suites_are_listed_with_what_is_uncertain(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("pico", "pythia", "polypythias", "olmo3", "datadecide", "apertus"))
+    assert main(["models", "pythia"]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "EleutherAI/pythia-12b-deduped" in shown
+        and "154 from 0 to 143000" in shown
+        and "uncertain: pythia-2.8b" in shown
+    )
+    assert main(["models", "olmo3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["n_params"] == 7_298_011_136
+    assert main(["models", "pythai"]) == 1
+    assert "no suite is called 'pythai'" in capsys.readouterr().err
+    assert main(["models", "one", "two"]) == 1
+
+
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
     names = {entry["name"] for entry in json.loads(capsys.readouterr().out)}

@@ -267,3 +267,13 @@ def test_real_files() -> None:
         assert np.mean(np.frombuffer(b"".join(dataset.chunks), np.uint8) > 127) == pytest.approx(share, abs=0.1)
     assert len({source.split()[0] for source in image.sources}) == 37
     assert len({source.split()[0] for source in speech.sources}) == 13
+
+
+@pytest.mark.parametrize(
+    ("magic", "kind"), [(b"PAR1", "Parquet"), (b"\x1f\x8b\x08", "gzip"), (b"PK\x03\x04", "zip"), (b"%PDF-1.7", "PDF")]
+)
+def test_a_container_is_not_scored_as_the_text_in_it(tmp_path: Path, magic: bytes, kind: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(magic + bytes(5000))
+    with pytest.raises(DatasetError, match=f"is a {kind} file: its container would be scored"):
+        load_dataset(f"text={path}")

@@ -510,3 +510,16 @@ def test_a_lock_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
     (out / "failed.json").symlink_to(precious)
     assert len(run_sweep()) == 3
     assert precious.read_text() == "not the sweep's"
+
+
+def test_a_mapping_from_names_to_files_scores_those_files(suite: Path, tmp_path: Path) -> None:
+    """Once the paths were ignored and the bundled samples scored."""
+    file = tmp_path / "own.txt"
+    file.write_bytes(b"the user's own text, " * 200)
+    rows = sweep(suite, 1, {"text": file}, tmp_path / "out", n_chunks=1, progress=False)
+    assert rows["dataset"].tolist() == ["text"] and rows.attrs["failed"] == []
+    sample = sweep(suite, 1, ["text"], tmp_path / "sample", n_chunks=1, progress=False)
+    assert sample["dataset"].tolist() == ["text-sample"]
+    assert rows["coded_bytes"].tolist() != sample["coded_bytes"].tolist()
+    with pytest.raises(Error, match="expected a name and the path of its files"):
+        sweep(suite, 1, {"text": 7}, tmp_path / "third", progress=False)

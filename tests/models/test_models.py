@@ -18,11 +18,13 @@ from safetensors.numpy import save
 
 from llmcomp import compress, decompress, pico, score
 from llmcomp.errors import Error
-from llmcomp.models import protocol, registry
+from llmcomp.models import protocol
 from llmcomp.models.hub import HubUnreachable
 from llmcomp.models.load import load_model
 from llmcomp.models.registry import list_models
+from llmcomp.models.selection import select
 from llmcomp.models.sources import find_model
+from llmcomp.models.suite import load_suite
 from llmcomp.scoring.baselines import random_models
 
 REPO = "org/tiny-neox"
@@ -51,9 +53,11 @@ def test_registry_holds_the_published_grid_and_the_bundled_suite() -> None:
     assert known["EleutherAI/pythia-1.4b"].params == 1_400_000_000
     # Biderman et al. 2023: 154 checkpoints a model.
     assert len(known["EleutherAI/pythia-70m"].steps) == 154
-    suite = registry.SUITES["pythia"]
-    assert len(suite.models) * len(suite.steps) == 25
-    assert all(set(suite.steps) <= set(known[name].steps) for name in suite.models)
+    grid = select(load_suite("pythia"))
+    assert {checkpoint.model.size for checkpoint in grid} == {"70m", "160m", "410m", "1b", "1.4b"}
+    assert {checkpoint.step for checkpoint in grid} == {1000, 8000, 32000, 128000, 143000}
+    assert len(grid) == 25
+    assert all(checkpoint.step in known[checkpoint.name].steps for checkpoint in grid)
 
 
 @pytest.mark.parametrize(

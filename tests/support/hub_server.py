@@ -1,7 +1,8 @@
 """A server on 127.0.0.1 with the layout of the Hugging Face hub, and small GPT-NeoX checkpoints of random weights.
 
-API listing with digests, relative redirects for small files, redirects to a CDN path for large ones, ranges, etags,
-error codes, and faults on demand (a connection cut after some bytes, a server that is down). Nothing of llmcomp here.
+API listing with digests, branches, relative redirects for small files, redirects to a CDN path for large ones, ranges,
+etags, error codes, and faults on demand (a connection cut after some bytes, other content, a limit of requests, gated
+repositories, a server that is down). Nothing of llmcomp here.
 """
 
 from __future__ import annotations
@@ -112,13 +113,19 @@ class Hub:
     """Repositories with revisions, served until `close`; `requests` holds (method, path, range) of what was asked."""
 
     def __init__(self) -> None:
-        self.revisions: dict[str, dict[str, dict[str, bytes]]] = {}
-        self.commits: dict[str, tuple[str, str]] = {}
+        # Commits of branches by repository, and files by commit.
+        self.branches: dict[str, dict[str, str]] = {}
+        self.trees: dict[tuple[str, str], dict[str, bytes]] = {}
         self.blobs: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, str | None]] = []
         self.bytes_sent = 0
         self.cut_after_bytes: int | None = None
         self.token: str | None = None
+        # Lists can be seen by everybody, files by nobody.
+        self.gated: set[str] = set()
+        # Statuses that the next requests are answered with, and what large files hold instead of their content.
+        self.busy: list[int] = []
+        self.corrupt: dict[str, bytes] = {}
         # The CDN is another host on the real hub, so clients stop at the redirect to it and read its headers.
         self.server, self.cdn = self.start(), self.start()
 
@@ -137,18 +144,17 @@ class Hub:
         return f"http://127.0.0.1:{self.cdn.server_address[1]}/cdn"
 
     def add(self, repo: str, revision: str, files: dict[str, bytes]) -> str:
-        """Put a revision up; the answer is its commit."""
+        """Put a revision up, or other files where it was; the answer is its commit."""
         commit = hashlib.sha1(f"{repo} {revision} {sorted(map(blob_id, files.values()))}".encode()).hexdigest()
-        self.revisions.setdefault(repo, {})[revision] = files
-        self.commits[commit] = (repo, revision)
+        self.branches.setdefault(repo, {})[revision] = commit
+        self.trees[repo, commit] = files
         self.blobs |= {hashlib.sha256(data).hexdigest(): data for data in files.values()}
         return commit
 
     def find(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        for commit, (its_repo, its_revision) in self.commits.items():
-            if its_repo == repo and revision in (commit, its_revision):
-                return commit, self.revisions[repo][its_revision]
-        return None
+        commit = self.branches.get(repo, {}).get(revision, revision)
+        files = self.trees.get((repo, commit))
+        return None if files is None else (commit, files)
 
     def downloads(self, name: str) -> int:
         """How many times the content of a file was asked for."""
@@ -174,26 +180,43 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path, self.headers.get("Range")))
             parts = path.strip("/").split("/")
+            if hub.busy:
+                return self.answer(hub.busy.pop(0), b"{}", {"Retry-After": "0"})
             if parts[0] == "cdn":
-                return self.send_file(hub.blobs[parts[1]], {"ETag": f'"{parts[1]}"'})
+                data = hub.corrupt.get(parts[1], hub.blobs[parts[1]])
+                return self.send_file(data, {"ETag": f'"{parts[1]}"'})
             if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
                 return self.fail(401, "GatedRepo")
+            if parts[:2] == ["api", "models"] and parts[4:] == ["refs"]:
+                return self.send_branches("/".join(parts[2:4]))
             if parts[:2] == ["api", "models"]:
                 return self.send_listing("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
             if parts[:2] == ["api", "resolve-cache"]:
                 return self.send_small(parts)
+            if len(parts) >= 5 and parts[2] == "resolve" and "/".join(parts[:2]) in hub.gated:
+                return self.fail(401, "GatedRepo")
             if len(parts) >= 5 and parts[2] == "resolve":
                 return self.send_redirect("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
             return self.fail(404, "RepoNotFound")
 
         def look_up(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
-            if repo not in hub.revisions:
+            if repo not in hub.branches:
                 self.fail(401 if not hub.token else 404, "RepoNotFound")
                 return None
             found = hub.find(repo, revision)
             if found is None:
                 self.fail(404, "RevisionNotFound")
             return found
+
+        def send_branches(self, repo: str) -> None:
+            if self.look_up(repo, next(iter(hub.branches.get(repo, {"": ""})))) is None:
+                return
+            branches = [
+                {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
+                for name, commit in hub.branches[repo].items()
+            ]
+            refs = {"branches": branches, "converts": [], "tags": []}
+            self.send_file(json.dumps(refs).encode(), {"Content-Type": "application/json"})
 
         def send_listing(self, repo: str, revision: str) -> None:
             found = self.look_up(repo, revision)
@@ -206,6 +229,7 @@ def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
                     entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
                 siblings.append(entry)
             info = {"id": repo, "modelId": repo, "sha": found[0], "siblings": siblings, "tags": [], "private": False}
+            info["gated"] = "auto" if repo in hub.gated else False
             self.send_file(json.dumps(info).encode(), {"Content-Type": "application/json"})
 
         def send_redirect(self, repo: str, revision: str, name: str) -> None:
