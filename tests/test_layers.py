@@ -63,6 +63,7 @@ C_ROOMS: dict[str, set[str]] = {
     "include": set(),
     "core/base": {"include"},
     "core/coding": {"include", "core/base"},
+    "core/mixing": {"include", "core/base", "core/coding"},
     "core/int8": {"include", "core/base"},
     "core/transformer": {"include", "core/base", "core/coding", "core/int8"},
     "dispatch": {"include", "core/base", "core/coding", "core/int8", "core/transformer"},

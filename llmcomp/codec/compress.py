@@ -64,6 +64,7 @@ def compress(
     segment_bytes: int = container.SEGMENT_BYTES_DEFAULT,
     device: str | None = None,
     salt: bytes | None = None,
+    mix: bool | None = None,
 ) -> bytes:
     """The archive of `data`, any bytes, coded with `model`: a name, or an object with logits() and session().
 
@@ -71,7 +72,8 @@ def compress(
     as context, default a share of the model's context. `segment_bytes`: what one segment holds; segments are decoded
     side by side or alone. `device`: as in `load_model`, for a model that is given by its name. `salt`: 16 bytes that
     tell this archive from any other, default a hash of `data`; b"" writes format 1, which has none and which versions
-    before 0.2 read. The same arguments give the same archive whatever the backend, the number of threads and, of the
+    before 0.2 read. `mix`: whether the model is mixed with what each segment teaches on the way; default yes, but not in
+    format 1. The same arguments give the same archive whatever the backend, the number of threads and, of the
     exact engine, the device.
 
     Raises:
@@ -79,6 +81,7 @@ def compress(
     """
     target = io.BytesIO()
     options: dict[str, Any] = {"mapping": mapping, "overlap": overlap, "segment_bytes": segment_bytes, "device": device}
+    options["mix"] = mix
     options["salt"] = salt_of([data]) if salt is None else salt
     compress_stream(io.BytesIO(data), target, model, **options)
     return target.getvalue()
@@ -111,6 +114,7 @@ def compress_stream(
     lanes: int | None = None,
     device: str | None = None,
     salt: bytes | None = None,
+    mix: bool | None = None,
     on_bytes: OnBytes | None = None,
 ) -> StreamSummary:
     """Reads `source` to its end and writes the archive to `target`; neither need be seekable.
@@ -128,6 +132,7 @@ def compress_stream(
         lanes=lanes,
         device=device,
         salt=salt,
+        mix=mix,
         on_bytes=on_bytes,
     )
     while part := source.read(_READ_BYTES):
@@ -164,10 +169,12 @@ class StreamCompressor:
         lanes: int | None = None,
         device: str | None = None,
         salt: bytes | None = None,
+        mix: bool | None = None,
         on_bytes: OnBytes | None = None,
     ):
-        self._codec = SegmentCodec(load_model(model, device=device), mapping, overlap)
         salt = os.urandom(container.SALT_BYTES) if salt is None else salt
+        mixing = container.MIXING_VERSIONS[-1] if (mix is None and salt) or mix else 0
+        self._codec = SegmentCodec(load_model(model, device=device), mapping, overlap, mixing=mixing)
         self._header = Header(segment_bytes, self._codec.identity, salt)
         container.header_bytes(self._header)
         self._batch_bytes = segment_bytes * lanes_of(self._codec, lanes, segment_bytes, _ENCODED_BYTES_MAX)

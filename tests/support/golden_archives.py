@@ -18,7 +18,7 @@ from llmcomp.data.tokenizers import Tokenizer
 FOLDERS = {
     version: Path(__file__).parents[1] / "golden" / folder for version, folder in ((1, "archives"), (2, "archives-2"))
 }
-WRITING: dict[int, dict] = {1: {"salt": b""}, 2: {}}
+WRITING: dict[int, dict] = {1: {"salt": b""}, 2: {"mix": False}}
 CONTENTS = {
     "empty": b"",
     "byte": b"\xff",
