@@ -1,5 +1,5 @@
 /* What the tokens of a stream teach about the next one, as integer masses beside the model's weights.
- * FORMAT.md, section 8, is the contract; rows and streams of bits are elsewhere. */
+ * FORMAT.md, section 7, is the contract; rows and streams of bits are elsewhere. */
 #include "llmcomp/mixing.h"
 
 #include <string.h>

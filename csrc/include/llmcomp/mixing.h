@@ -1,4 +1,4 @@
-/* Rows of a model mixed with what a stream's own tokens teach, in integers: FORMAT.md, section 8. */
+/* Rows of a model mixed with what a stream's own tokens teach, in integers: FORMAT.md, section 7. */
 #ifndef LLMCOMP_MIXING_H
 #define LLMCOMP_MIXING_H
 
