@@ -71,7 +71,7 @@ C_ROOMS: dict[str, set[str]] = {
     "cuda/transformer": {"include", "core/base", "core/coding", "core/int8", "core/transformer", "cuda/coding"},
     "python": {"include", "core/base", "cuda/coding", "cuda/transformer"},
     "check": {
-        *("include", "core/base", "core/coding", "core/int8", "core/transformer"),
+        *("include", "core/base", "core/coding", "core/mixing", "core/int8", "core/transformer"),
         *("dispatch", "cuda/coding", "cuda/transformer"),
     },
 }

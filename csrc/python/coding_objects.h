@@ -37,7 +37,7 @@ typedef struct lmc_py_decoder {
     PyObject *payloads; /* a tuple of bytes, which hold what the streams read */
     lmc_decoder_t *streams;
     lmc_mixer_t **mixers; /* NULL: none; each is memory of its own */
-    size_t vocab_size; /* 0: all logits */
+    size_t vocab_size;    /* 0: all logits */
     atomic_flag in_use;
 } lmc_py_decoder_t;
 

@@ -285,7 +285,9 @@ def _add_archive(parser: argparse.ArgumentParser, compress: bool) -> None:
     parser.add_argument("--salvage", action="store_true", help="write the intact segments of a damaged archive")
     parser.add_argument("--mapping", choices=("bytes", "latin1", "shift", "ascii"), default="bytes")
     parser.add_argument("--overlap", type=int, metavar="N", help="tokens of the window before that a window sees")
-    parser.add_argument("--no-mix", action="store_true", help="by the model alone, without what a segment itself teaches")
+    parser.add_argument(
+        "--no-mix", action="store_true", help="by the model alone, without what a segment itself teaches"
+    )
     parser.add_argument(
         "--salt", type=_hexadecimal, metavar="HEX", help="16 bytes, for the same archive from a pipe each time"
     )

@@ -30,6 +30,8 @@ _READ_BYTES = 1 << 20
 # Original bytes in hand at once, by default: tokens take four bytes each, and the intervals of an encoder 24 more.
 _DECODED_BYTES_MAX = 1 << 24
 _ENCODED_BYTES_MAX = 1 << 22
+# What a stream of mixed rows has learnt takes up to 80 bytes for each byte of its segment.
+_MIXED_BYTES_MAX = 1 << 22
 # A large segment whose byte values are about equally frequent (random, encrypted or compressed already) is tried on
 # samples first: a model needs minutes for a megabyte, and to find out that nothing shrinks a thirtieth is enough.
 _PROBED_SEGMENT_BYTES_MIN = 1 << 14
@@ -72,8 +74,8 @@ def compress(
     as context, default a share of the model's context. `segment_bytes`: what one segment holds; segments are decoded
     side by side or alone. `device`: as in `load_model`, for a model that is given by its name. `salt`: 16 bytes that
     tell this archive from any other, default a hash of `data`; b"" writes format 1, which has none and which versions
-    before 0.2 read. `mix`: whether the model is mixed with what each segment teaches on the way; default yes, but not in
-    format 1. The same arguments give the same archive whatever the backend, the number of threads and, of the
+    before 0.2 read. `mix`: whether the model is mixed with what each segment teaches on the way; default yes, but not
+    in format 1. The same arguments give the same archive whatever the backend, the number of threads and, of the
     exact engine, the device.
 
     Raises:
@@ -358,6 +360,9 @@ def lanes_of(codec: SegmentCodec | None, lanes: int | None, segment_bytes: int, 
 
 
 def decoding_lanes(codec: SegmentCodec | None, lanes: int | None, segment_bytes: int) -> int:
-    """`lanes_of`, in the memory that as many segments of the default size take, or 16 MiB of the original."""
+    """`lanes_of`, in the memory that as many segments of the default size take, or 16 MiB of the original; of 4 MiB
+    where rows are mixed."""
+    if codec is not None and codec.identity.mixing:
+        return lanes_of(codec, lanes, segment_bytes, _MIXED_BYTES_MAX)
     usual = 0 if codec is None else codec.lanes * container.SEGMENT_BYTES_DEFAULT
     return lanes_of(codec, lanes, segment_bytes, max(_DECODED_BYTES_MAX, usual))

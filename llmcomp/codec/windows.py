@@ -113,8 +113,9 @@ class WindowedModel:
     """A model, the symbols that are coded with it, its start token and its windows.
 
     `is_stepwise` is for models whose one-pass logits differ in bits from their step-by-step logits: both sides then
-    step through one stream at a time. `is_mixed`: intervals are mixed with what the stream itself teaches, from its first
-    token to its last, whatever the windows. `max_memory` (bytes, a share of all, or None for what is free) bounds batches.
+    step through one stream at a time. `is_mixed`: intervals are mixed with what the stream itself teaches, from its
+    first token to its last, whatever the windows. `max_memory` (bytes, a share of all, or None for what is free) bounds
+    batches.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Mixed intervals: met by the second mixer, decoded from the same rows, and better than the model where text repeats."""
+"""Mixed intervals: met by the second mixer, decoded from the same rows, smaller than the model's where text repeats."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def test_intervals_and_payload_are_the_second_mixers(kind, n, vocab_size):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("backend", llmcomp.backends())
 def test_the_decoder_gives_the_tokens_whatever_the_backend_and_threads(backend, dtype):
-    streams = [(rows_of(300, 2100, i).astype(dtype), tokens_of(k, 300, 2100)) for i, k in enumerate(("phrases", "noise"))]
+    streams = [
+        (rows_of(300, 2100, i).astype(dtype), tokens_of(k, 300, 2100)) for i, k in enumerate(("phrases", "noise"))
+    ]
     payloads = [coding.encode_intervals(*coding.mix_intervals(t, *coding.intervals(rows, t))) for rows, t in streams]
     with llmcomp.use_backend(backend):
         for n_threads in (1, 2, 8):

@@ -162,7 +162,8 @@ lmc_status_t lmc_search_row(const lmc_backend_t *backend, const void *row, lmc_d
     return LMC_OK;
 }
 
-/* What is added to tokens below `end`, from the next one on that has not been passed; *n_passed moves there. */
+/* What is added to tokens below `end`, from the next one on that has not been passed; *n_passed moves there.
+ */
 static uint64_t added_below(const lmc_added_t *added, size_t end, size_t *n_passed) {
     uint64_t sum = 0;
     for (; *n_passed < added->n && (size_t)added->tokens[*n_passed] < end; ++*n_passed)

@@ -29,9 +29,8 @@ static lmc_status_t decode_row(const mixed_job_t *job, size_t i, lmc_search_t *s
     status = lmc_mixer_predict(job->mixers[i], search->total, &added);
     if (status != LMC_OK) return status;
     uint64_t total = search->total + added.total;
-    size_t token =
-        lmc_search_find_added(job->backend, row, rows->dtype, rows->vocab_size, search, &added,
-                              lmc_range_value(decoder, total), &start, &freq, &own);
+    size_t token = lmc_search_find_added(job->backend, row, rows->dtype, rows->vocab_size, search, &added,
+                                         lmc_range_value(decoder, total), &start, &freq, &own);
     /* Only the row of a caller who changes it meanwhile does not fit its own sums. */
     if (!lmc_interval_is_valid(start, freq, total)) return LMC_ERROR_INTERVAL;
     status = lmc_mixer_take(job->mixers[i], (int64_t)token, own);

@@ -28,9 +28,9 @@ size_t lmc_mixer_bound(size_t n_tokens_max);
 /* The mixer of a stream that has no tokens yet; memory is aligned to 8 bytes and stays the mixer's. */
 lmc_status_t lmc_mixer_begin(void *memory, size_t memory_bytes, size_t n_tokens_max, lmc_mixer_t **mixer);
 
-/* The next n tokens of a stream to be encoded: the model's intervals, those of lmc_intervals, become the mixed
- * ones in place. LMC_ERROR_TOKEN or LMC_ERROR_INTERVAL with *error_index, the mixer then being of no more use,
- * or LMC_ERROR_CAPACITY, when nothing has changed. */
+/* The next n tokens of a stream to be encoded: the model's intervals, those of lmc_intervals, become the
+ * mixed ones in place. LMC_ERROR_TOKEN or LMC_ERROR_INTERVAL with *error_index, the mixer then being of no
+ * more use, or LMC_ERROR_CAPACITY, when nothing has changed. */
 lmc_status_t lmc_mixer_encode(lmc_mixer_t *mixer, size_t n, const int64_t *tokens, uint64_t *start,
                               uint64_t *freq, uint64_t *total, size_t *error_index);
 

@@ -177,7 +177,7 @@ class DecodingChain:
         self._session = model.session(n_streams, n_tokens)
 
     def begin(self, payloads: Sequence[bytes], n_tokens_max: npt.NDArray[np.int64] | None = None) -> None:
-        """At most `n_streams` payloads, each at its start; `n_tokens_max`, one each, where they are of mixed intervals."""
+        """At most `n_streams` payloads, each at its start; `n_tokens_max`, one each, where intervals are mixed."""
         n_more = self.n_streams - len(payloads)
         bounds = None if n_tokens_max is None else np.pad(n_tokens_max, (0, n_more))
         self._decoder = _core.Decoder([*payloads, *[b""] * n_more], self._vocab_size, bounds)
