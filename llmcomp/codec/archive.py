@@ -16,7 +16,7 @@ from typing import IO, Any, BinaryIO, cast
 
 from llmcomp.atomic_write import written_beside
 from llmcomp.codec import container
-from llmcomp.codec.compress import StreamCompressor, decoding_lanes
+from llmcomp.codec.compress import DECODED_BYTES_MIN, StreamCompressor, lanes_of
 from llmcomp.codec.container import ArchiveIndex, Header
 from llmcomp.codec.segments import ENGINE_CODES, SegmentCodec
 from llmcomp.data import mappings
@@ -98,7 +98,7 @@ class _SegmentReader(io.RawIOBase):
         except BaseException:
             self.close()
             raise
-        self._lanes = decoding_lanes(self._codec, lanes, self._index.header.segment_bytes)
+        self._lanes = lanes_of(self._codec, lanes, self._index.header.segment_bytes, DECODED_BYTES_MIN)
         self._position = 0
         self._decoded: dict[int, bytes] = {}
         self._n_ahead = 1

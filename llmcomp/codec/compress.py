@@ -27,10 +27,9 @@ if TYPE_CHECKING:
 
 
 _READ_BYTES = 1 << 20
-# Original bytes in hand at once, by default: tokens take four bytes each, and the intervals of an encoder 24 more.
-_DECODED_BYTES_MAX = 1 << 24
-_ENCODED_BYTES_MAX = 1 << 22
-# What a stream of mixed rows has learnt takes up to 80 bytes for each byte of its segment.
+# What segments that are decoded side by side may have in any case: a token of theirs takes four bytes.
+DECODED_BYTES_MIN = 1 << 24
+# What they may have at the most where rows are mixed: what a stream has learnt takes up to 80 bytes a byte of its own.
 _MIXED_BYTES_MAX = 1 << 22
 # A large segment whose byte values are about equally frequent (random, encrypted or compressed already) is tried on
 # samples first: a model needs minutes for a megabyte, and to find out that nothing shrinks a thirtieth is enough.
@@ -121,7 +120,7 @@ def compress_stream(
 ) -> StreamSummary:
     """Reads `source` to its end and writes the archive to `target`; neither need be seekable.
 
-    Memory does not depend on the size: `lanes` segments (default: the codec's, but at most 4 MiB) with their tokens,
+    Memory does not depend on the size: `lanes` segments (default: the codec's, large ones fewer) with their tokens,
     and one batch of the model. `salt` is as for `compress`, but random unless it is given: the content is not known
     when the archive begins. `on_bytes` is called with every number of original bytes that was coded.
     """
@@ -179,7 +178,7 @@ class StreamCompressor:
         self._codec = SegmentCodec(load_model(model, device=device), mapping, overlap, mixing=mixing)
         self._header = Header(segment_bytes, self._codec.identity, salt)
         container.header_bytes(self._header)
-        self._batch_bytes = segment_bytes * lanes_of(self._codec, lanes, segment_bytes, _ENCODED_BYTES_MAX)
+        self._batch_bytes = segment_bytes * lanes_of(self._codec, lanes, segment_bytes)
         self._target = target
         self._on_bytes = on_bytes
         self._pending = bytearray()
@@ -286,7 +285,7 @@ def decompress_stream(
     codec = SegmentCodec.for_archive(reader.header, model, device, download)
     hasher = container.content_hasher()
     n_segments = n_stored = 0
-    for batch in _batches(reader.segments(), decoding_lanes(codec, lanes, reader.header.segment_bytes)):
+    for batch in _batches(reader.segments(), lanes_of(codec, lanes, reader.header.segment_bytes, DECODED_BYTES_MIN)):
         for content in _contents(batch, codec, on_bytes):
             hasher.update(content)
             target.write(content)
@@ -314,7 +313,7 @@ def salvage_stream(
     codec = SegmentCodec.for_archive(header, model, device, download)
     lost: list[tuple[int, int | None]] = []
     content_bytes = n_segments = expected_at = 0
-    for batch in _batches(salvage_segments(source), decoding_lanes(codec, lanes, header.segment_bytes)):
+    for batch in _batches(salvage_segments(source), lanes_of(codec, lanes, header.segment_bytes, DECODED_BYTES_MIN)):
         for segment, content in zip(batch, _contents(batch, codec, on_bytes), strict=True):
             target.write(content)
             at = segment.number * header.segment_bytes
@@ -349,20 +348,16 @@ def _batches(items: Iterable[Item], n_items: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def lanes_of(codec: SegmentCodec | None, lanes: int | None, segment_bytes: int, bytes_max: int) -> int:
-    """How many segments are coded side by side: what the caller says, else what the memory for sessions allows, as far
-    as they have no more than `bytes_max` original bytes together."""
+def lanes_of(codec: SegmentCodec | None, lanes: int | None, segment_bytes: int, bytes_min: int = 0) -> int:
+    """How many segments are coded side by side: what the caller says, else what the memory for sessions allows, of
+    large segments no more than take the memory of so many of the default size, or of `bytes_min` original bytes; of 4 MiB where
+    rows are mixed."""
     if lanes is None:
-        return 1 if codec is None else max(1, min(codec.lanes, bytes_max // segment_bytes))
+        n_lanes = 1 if codec is None else codec.lanes
+        n_bytes = max(bytes_min, n_lanes * container.SEGMENT_BYTES_DEFAULT)
+        if codec is not None and codec.identity.mixing:
+            n_bytes = min(n_bytes, _MIXED_BYTES_MAX)
+        return max(1, min(n_lanes, n_bytes // segment_bytes))
     if lanes < 1:
         raise Error(f"lanes={lanes}: expected 1 or more")
     return lanes
-
-
-def decoding_lanes(codec: SegmentCodec | None, lanes: int | None, segment_bytes: int) -> int:
-    """`lanes_of`, in the memory that as many segments of the default size take, or 16 MiB of the original; of 4 MiB
-    where rows are mixed."""
-    if codec is not None and codec.identity.mixing:
-        return lanes_of(codec, lanes, segment_bytes, _MIXED_BYTES_MAX)
-    usual = 0 if codec is None else codec.lanes * container.SEGMENT_BYTES_DEFAULT
-    return lanes_of(codec, lanes, segment_bytes, max(_DECODED_BYTES_MAX, usual))

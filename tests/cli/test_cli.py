@@ -113,6 +113,27 @@ def test_a_killed_sweep_finishes_when_started_again(three_sizes: Path, text_file
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
 
 
+def test_salvage_tells_of_what_is_lost_by_its_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = random.Random(0).randbytes(1000)
+    archive, out = tmp_path / "noise.llmc", tmp_path / "noise"
+    options = ["compress", "-q", "-m", "pico-13k", "--segment-bytes", "100", "--salt", "00" * 16]
+    out.write_bytes(content)
+    assert main([*options, str(out)]) == 0
+    first = archive.read_bytes()
+    out.write_bytes(content)
+    assert main([*options, "-f", str(out)]) == 0
+    assert archive.read_bytes() == first
+    assert main(["compress", "-q", "--salvage", str(archive)]) == 0
+    assert out.read_bytes() == content and archive.exists()
+    archive.write_bytes(first[:-400] + bytes([first[-400] ^ 1]) + first[-399:])
+    capsys.readouterr()
+    assert main(["compress", "-q", "-f", "--salvage", str(archive)]) == 3
+    assert "bytes 600 to 700 are lost" in capsys.readouterr().err
+    assert out.read_bytes() == content[:600] + content[700:]
+    assert main(["compress", "-q", "-f", "--salvage", str(archive), str(tmp_path / "absent.llmc")]) == 1
+    assert main(["compress", "-q", "--salvage", str(tmp_path / "absent.llmc")]) == 1
+
+
 def test_compress_and_decompress_as_gzip_does(text_file: Path, tmp_path: Path) -> None:
     archive = tmp_path / "text.txt.llmc"
     assert main(["compress", "-q", "-m", "pico-13k", str(text_file)]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import random
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +18,8 @@ from real_data import DATA, needs_data
 from tiny_models import TRAINING_TEXT, HashModel, TinyModel
 
 from llmcomp import coding, compress, decompress, pico, results, score
-from llmcomp.codec import container
-from llmcomp.codec.compress import compress_stream, decompress_stream, salvage_stream
+from llmcomp.codec import container, windows
+from llmcomp.codec.compress import DECODED_BYTES_MIN, compress_stream, decompress_stream, lanes_of, salvage_stream
 from llmcomp.codec.container import ArchiveReader, ArchiveWriter
 from llmcomp.codec.segments import SegmentCodec
 from llmcomp.codec.windows import WindowedModel, batch_size, plan_windows
@@ -164,6 +165,34 @@ def test_vocabulary_that_lacks_bytes(name, pythia_tokenizer):
     contents = [b"plain text", bytes(range(256)), "Grüße".encode() * 5, b"\xff" * 9 + "ÿÿ".encode(), b"x"]
     coded = segment_codec.encode(contents)
     assert segment_codec.decode([item.payload for item in coded], [len(content) for content in contents]) == contents
+
+
+def test_a_decoded_token_takes_four_bytes():
+    """Not an array for every step: a segment of a megabyte took hundreds."""
+    n_bytes, n_streams = 60_000, 2
+    tokens = np.arange(64 * n_streams, dtype=np.int32).reshape(64, n_streams)
+    table = np.ones((1, 256), np.int64)
+    tracemalloc.start()
+    walk = windows._Walk([n_bytes] * n_streams, table, [0] * n_streams, None)
+    for _ in range(-(-n_bytes // 64)):
+        walk.take(tokens)
+    streams = walk.streams()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Room for two tokens a byte, of which the half that is not written takes no memory.
+    assert peak < n_streams * 2 * n_bytes * 4 + (200 << 10)
+    assert all((stream == np.resize(tokens[:, k], n_bytes)).all() for k, stream in enumerate(streams))
+
+
+@pytest.mark.parametrize(
+    ("segment_bytes", "encoded", "decoded"), [(1 << 16, 32, 32), (1 << 18, 8, 32), (1 << 20, 2, 16)]
+)
+def test_large_segments_are_coded_in_the_memory_of_others(segment_bytes, encoded, decoded):
+    codec = SegmentCodec(TINY)
+    assert codec.lanes == 32
+    assert lanes_of(codec, None, segment_bytes) == encoded
+    assert lanes_of(codec, None, segment_bytes, DECODED_BYTES_MIN) == decoded
+    assert lanes_of(codec, 300, segment_bytes) == 300
 
 
 def test_lanes_and_ways_of_reading_do_not_change_a_byte():
