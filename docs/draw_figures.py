@@ -1,7 +1,8 @@
 """Draws the README's figures from what is in the repository: `python docs/draw_figures.py`, a few seconds, no data.
 
 law.png: the pico suite on held-out chunks (llmcomp/pico/suite/ratios.csv) with the laws fitted to it. surfaces.png: the
-75 published ratios with the laws refitted to them.
+75 published ratios with the laws refitted to them. holdout.png: what laws of the three smaller published sizes predict
+of the two larger ones.
 """
 
 from pathlib import Path
@@ -30,7 +31,9 @@ def write(panels: Any, name: str) -> None:
 def main() -> None:
     cells = pd.read_csv(pico.suite_root() / "ratios.csv").assign(protocol="lossless", mapping="bytes")
     write(plot.law(llmcomp.fit_scaling_law(cells, resamples=0)), "law.png")
-    write(plot.surfaces(llmcomp.fit_scaling_law(llmcomp.published(), resamples=0)), "surfaces.png")
+    laws = llmcomp.fit_scaling_law(llmcomp.published(), resamples=0)
+    write(plot.surfaces(laws), "surfaces.png")
+    write(plot.holdout(laws.holdout(by="params", keep=3)), "holdout.png")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from llmcomp.data.datasets import load_dataset
     from llmcomp.experiment.sweep import sweep
     from llmcomp.law.figures import plot_all
-    from llmcomp.law.fit import fit_scaling_law
+    from llmcomp.law.fit import compare_forms, fit_scaling_law
+    from llmcomp.law.joint import compare_shares, fit_joint
     from llmcomp.models.load import load_model
     from llmcomp.models.registry import list_models
     from llmcomp.results import published, read_rows
@@ -57,7 +58,8 @@ _MODULE_OF = {
     "score": "scoring.score",
     **dict.fromkeys(("published", "read_rows"), "results"),
     "bits_by_position": "scoring.position",
-    "fit_scaling_law": "law.fit",
+    **dict.fromkeys(("compare_forms", "fit_scaling_law"), "law.fit"),
+    **dict.fromkeys(("compare_shares", "fit_joint"), "law.joint"),
     "generate": "codec.sampling",
     "load_dataset": "data.datasets",
     "open": "codec.archive",
@@ -76,11 +78,14 @@ __all__ = [
     "backends",
     "bits_by_position",
     "code_length",
+    "compare_forms",
+    "compare_shares",
     "compress",
     "decode",
     "decompress",
     "encode",
     "encode_intervals",
+    "fit_joint",
     "fit_scaling_law",
     "generate",
     "intervals",

@@ -120,11 +120,18 @@ def _executor(args: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
 def fit(args: argparse.Namespace) -> int:
     from llmcomp.law.fit import fit_scaling_law
 
-    laws = fit_scaling_law(_results(args), form=args.form)
+    axes = tuple(args.x.split(","))
+    laws = fit_scaling_law(_results(args), x=axes, form=args.form)
+    held_out = [laws.holdout(axis) for axis in axes] if args.holdout else []
     if args.json:
-        _print_json(laws.to_dict())
+        found = laws.to_dict()
+        _print_json({"laws": found, "holdout": [one.to_dict() for one in held_out]} if held_out else found)
+    elif args.report:
+        print(laws.report("latex" if args.latex else "markdown"))
     else:
         print(laws.to_latex() if args.latex else laws)
+        for one in held_out:
+            print("", one.to_latex() if args.latex else one, sep="\n")
     return 0
 
 

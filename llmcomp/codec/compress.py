@@ -350,8 +350,8 @@ def _batches(items: Iterable[Item], n_items: int) -> Iterator[list[Item]]:
 
 def lanes_of(codec: SegmentCodec | None, lanes: int | None, segment_bytes: int, bytes_min: int = 0) -> int:
     """How many segments are coded side by side: what the caller says, else what the memory for sessions allows, of
-    large segments no more than take the memory of so many of the default size, or of `bytes_min` original bytes; of 4 MiB where
-    rows are mixed."""
+    large segments no more than take the memory of so many of the default size, or of `bytes_min` original bytes; of
+    4 MiB where rows are mixed."""
     if lanes is None:
         n_lanes = 1 if codec is None else codec.lanes
         n_bytes = max(bytes_min, n_lanes * container.SEGMENT_BYTES_DEFAULT)

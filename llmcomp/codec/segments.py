@@ -38,7 +38,7 @@ MAPPING_DEFAULT = "bytes"
 OVERLAP_SHARE_DEFAULT = 0.25
 _REVISION = re.compile(r"(?:step([0-9]{1,9}))?")
 # The side byte of mapping bytes with a vocabulary that lacks some.
-_NO_STAND_INS, _STAND_INS = b"\x00", b"\x80"
+_BIT_UNSET, _BIT_SET = b"\x00", b"\x80"
 
 
 def _hash_prefix(fingerprint: str | None, n_bytes: int) -> bytes:
@@ -184,8 +184,12 @@ class SegmentCodec:
         context_length, overlap = self._model.context_length, self._model.overlap
         self._model.is_mixed = mixing != 0
         self.identity = _identity(self.traits, mappings.MAPPINGS.index(mapping), context_length, overlap, mixing)
-        # A vocabulary that has no token for some bytes: one side bit a segment tells whether stand-ins are in use.
-        self._has_stand_ins = mapping == "bytes" and self.traits.tokenizer.needs_stand_ins(bytes(range(256)))
+        # One side bit a segment tells whether stand-ins are in use, of a vocabulary that has no token for some bytes,
+        # or whether the tokens begin with the space that another tokenizer puts before text in training.
+        self._prefix = mappings.prefix_of(self.traits.tokenizer) if mapping == "bytes" else b""
+        lacks_bytes = mapping == "bytes" and self.traits.tokenizer.needs_stand_ins(bytes(range(256)))
+        self._has_stand_ins = lacks_bytes and not self._prefix
+        self._has_side_bit = lacks_bytes or bool(self._prefix)
         self._lanes = adapted.lanes(context_length)
 
     @classmethod
@@ -229,7 +233,7 @@ class SegmentCodec:
         return lambda: [self._code(item, parts) for item, parts in zip(encoded, wait(), strict=True)]
 
     def _code(self, item: Encoded, parts: npt.NDArray[np.uint64]) -> Coded:
-        side, side_bits = (item.side or _NO_STAND_INS, 1) if self._has_stand_ins else (item.side, item.side_bits)
+        side, side_bits = (item.side or _BIT_UNSET, 1) if self._has_side_bit else (item.side, item.side_bits)
         ideal_bits = -np.log2(parts[1].astype(np.float64) / parts[2].astype(np.float64)).sum()
         return Coded(side, coding.encode_intervals(*parts), side_bits, len(item.tokens), float(ideal_bits))
 
@@ -241,12 +245,22 @@ class SegmentCodec:
     ) -> list[bytes]:
         """The contents of segments of `n_bytes` each, from their payloads; CorruptArchive where they do not fit."""
         sides = [self._side(payload, n) for payload, n in zip(payloads, n_bytes, strict=True)]
+        left = sum(n_bytes)
+
+        def report(n_done: int) -> None:
+            # The spaces put before segments are no bytes of theirs.
+            nonlocal left
+            n_done = min(n_done, left)
+            left -= n_done
+            if on_step is not None:
+                on_step(n_done)
+
         streams = self._model.decode(
             [payload[len(side) :] for payload, side in zip(payloads, sides, strict=True)],
-            n_bytes,
+            [n + len(self._prefix) * (side == _BIT_SET) for n, side in zip(n_bytes, sides, strict=True)],
             self._token_bytes,
             [int(self._uses_stand_ins(side)) for side in sides],
-            on_step,
+            report,
         )
         return [self._join(*parts) for parts in zip(streams, sides, n_bytes, strict=True)]
 
@@ -268,7 +282,7 @@ class SegmentCodec:
 
     def _side(self, payload: bytes, n_bytes: int) -> bytes:
         """The side bytes of a payload; CorruptArchive where its form is one that no encoder writes."""
-        n_bits = {"bytes": int(self._has_stand_ins), "latin1": 0}.get(self._mapping.name, n_bytes)
+        n_bits = {"bytes": int(self._has_side_bit), "latin1": 0}.get(self._mapping.name, n_bytes)
         length = -(-n_bits // 8)
         side, stream = payload[:length], payload[length:]
         if len(side) < length or (side and side[-1] % (1 << 8 * length - n_bits)):
@@ -287,7 +301,7 @@ class SegmentCodec:
             raise CorruptArchive(f"segment {segment.number} is malformed: {error}") from None
 
     def _uses_stand_ins(self, side: bytes) -> bool:
-        return self._has_stand_ins and side == _STAND_INS
+        return self._has_stand_ins and side == _BIT_SET
 
     @functools.cached_property
     def _token_bytes(self) -> npt.NDArray[np.int64]:

@@ -5,6 +5,7 @@ What may not live here: the figures themselves (llmcomp.law.plot).
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,12 @@ from matplotlib.figure import Figure
 from llmcomp.atomic_write import written_beside
 from llmcomp.errors import Error
 from llmcomp.law.fit import fit_scaling_law
+from llmcomp.law.holdout import joined
 from llmcomp.law.plot import (
     adjusted_ratio,
     baselines,
     chunk_distribution,
+    holdout,
     law,
     laws_of,
     residuals,
@@ -86,12 +89,14 @@ def _matching(laws: Any, protocol: str, mapping: str) -> dict[str, Any]:
 
 
 def _figures(table: pd.DataFrame, laws: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
-    n_groups = len(groups_of(table))
+    groups = groups_of(table)
+    n_groups = len(groups)
     draws: list[tuple[str, Callable[..., Any], tuple[float, float], int]] = [
         ("training-dynamics", training_dynamics, PANEL_INCHES, 1),
-        ("baselines", baselines, (4.4, 2.9), 1),
         ("model-size-counted", adjusted_ratio, (4.4, 2.9), 1),
     ]
+    if any(not lines.empty for _, lines in groups):
+        draws.append(("baselines", baselines, (4.4, 2.9), 1))
     if "chunk" in table.columns:
         draws.append(("chunks", chunk_distribution, PANEL_INCHES, 1))
     with matplotlib.rc_context(STYLE):
@@ -100,10 +105,12 @@ def _figures(table: pd.DataFrame, laws: Mapping[str, Any]) -> Iterator[tuple[str
             draw(table, axes)
             yield name, figure
         if laws:
-            figure, axes = new_figure(len(laws), 1, (3.1, 2.9), subplot_kw={"projection": "3d"})
-            surfaces(laws, axes)
-            yield "surfaces", figure
-            figure, axes = new_figure(len(laws), 2)
+            n_axes = max(len(one.axes) for one in laws.values())
+            if n_axes == 2:
+                figure, axes = new_figure(len(laws), 1, (3.1, 2.9), subplot_kw={"projection": "3d"})
+                surfaces(laws, axes)
+                yield "surfaces", figure
+            figure, axes = new_figure(len(laws), n_axes)
             law(laws, axes)
             yield "law", figure
             figure, axes = new_figure(len(laws))
@@ -113,6 +120,11 @@ def _figures(table: pd.DataFrame, laws: Mapping[str, Any]) -> Iterator[tuple[str
             for ax in axes[0, 1:]:
                 ax.set_ylabel("")
             yield "residuals", figure
+            with contextlib.suppress(Error):  # too few sizes to hold one out
+                found = joined([one.holdout() for one in laws.values()])
+                figure, axes = new_figure(len(laws), 1, (3.1, 2.9))
+                holdout(found, axes)
+                yield "holdout", figure
 
 
 def _part_names(ax: Axes) -> list[str]:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 from numpy.typing import ArrayLike
@@ -22,6 +24,7 @@ from numpy.typing import ArrayLike
 from llmcomp import results
 from llmcomp.errors import Error
 from llmcomp.law.style import (
+    LINES,
     MARKERS,
     PARAMS_LABEL,
     RATIO_LABEL,
@@ -34,6 +37,7 @@ from llmcomp.law.style import (
     fine_range,
     groups_of,
     keep_last_legend,
+    label_of,
     last_step,
     legend_beside,
     log_axis,
@@ -55,41 +59,49 @@ def laws_of(source: Any) -> list[Any]:
 
 @styled
 def ratio_against_params(law: Any, ax: Axes | None = None) -> Axes:
-    """Ratio against P, one curve of the law with its band for every S; points are the cells."""
-    return _against(law, axes_of(ax)[0, 0], "params", "step")
+    """Ratio against the law's first axis (P), one curve of the law with its band for every value of the second (S);
+    points are the cells."""
+    return _against(law, axes_of(ax)[0, 0], 0)
 
 
 @styled
 def ratio_against_step(law: Any, ax: Axes | None = None) -> Axes:
-    """Ratio against S, one curve of the law with its band for every P; points are the cells."""
-    return _against(law, axes_of(ax)[0, 0], "step", "params")
+    """Ratio against the law's last axis (S), one curve of the law with its band for every value of the first (P)."""
+    return _against(law, axes_of(ax)[0, 0], len(law.axes) - 1)
 
 
-def _against(law: Any, ax: Axes, x_name: str, by: str) -> Axes:
-    x = fine_range(law.cells[x_name])
-    for value, cells, colour, marker in series_of(law.cells, by):
-        at = {x_name: x, by: np.full_like(x, value)}
-        low, high = law.band(at["params"], at["step"])
+def _against(law: Any, ax: Axes, index: int) -> Axes:
+    axis, others = law.axes[index], [one for one in law.axes if one is not law.axes[index]]
+    x = fine_range(law.cells[axis.column])
+    everything = [(math.nan, law.cells.sort_values(axis.column), colours(2)[0], MARKERS[0])]
+    for value, cells, colour, marker in series_of(law.cells, others[0].column) if others else everything:
+        at = {axis.name: x} | {one.name: np.full_like(x, value) for one in others}
+        low, high = law.band(**at)
         ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        ax.plot(x, law.predict(at["params"], at["step"]), color=colour)
+        ax.plot(x, law.predict(**at), color=colour)
         edge: Any = {"markeredgecolor": "white", "markeredgewidth": 0.4, "markersize": 5.2}
-        ax.plot(cells[x_name].astype(float), cells["ratio"], marker, color=colour, label=short_number(value), **edge)
-    log_axis(ax.xaxis, law.cells[x_name], PARAMS_LABEL if x_name == "params" else STEP_LABEL)
+        label = short_number(value) if others else "cells"
+        ax.plot(cells[axis.column].astype(float), cells["ratio"], marker, color=colour, label=label, **edge)
+    log_axis(ax.xaxis, law.cells[axis.column], label_of(axis))
     ax.set_ylabel(RATIO_LABEL)
     ax.set_title(title_of(law.cells))
-    legend_beside(ax, "S" if by == "step" else "P")
+    name = f"{others[0].letter} " if others else ""
+    legend_beside(ax, f"{name}(band:\n{100 * law.level:g} % profile\ninterval of\nthe law)")
     return ax
 
 
 @styled
 def law(source: Any, axes: Any = None) -> Any:
-    """Ratio against P (above) and against S (below), one column a law; an array of Axes [2, laws]."""
+    """Ratio against P (above) and against S (below), one column a law; an array of Axes [2, laws], or [1, laws] for
+    laws of one axis. Bands are the law's profile interval at its level."""
     laws = laws_of(source)
-    grid = axes_of(axes, len(laws), 2)
+    n_rows = max(len(one.axes) for one in laws)
+    grid = axes_of(axes, len(laws), n_rows)
     for column, one in enumerate(laws):
-        ratio_against_params(one, grid[0, column])
-        ratio_against_step(one, grid[1, column])
-        grid[1, column].set_title("")
+        for row in range(len(one.axes)):
+            _against(one, grid[row, column], row)
+            if row:
+                grid[row, column].set_title("")
     for row in grid:
         keep_last_legend(row)
         for ax in row[1:]:
@@ -109,15 +121,21 @@ def surfaces(source: Any, axes: Any = None) -> Any:
 
 def _surface(ax: Axes3D, law: Any) -> None:
     cells = law.cells
-    p, s = np.meshgrid(fine_range(cells["params"], 30), fine_range(cells["step"], 30))
+    if len(law.axes) != 2:
+        raise Error(f"{law.name}: a surface needs a law of two axes")
+    first, last = law.axes
+    p, s = np.meshgrid(fine_range(cells[first.column], 30), fine_range(cells[last.column], 30))
     ratio = law.predict(p, s)
     ax.plot_surface(np.log10(p), np.log10(s), ratio, cmap="cividis", alpha=0.75, linewidth=0, antialiased=True)
-    x, y = np.log10(cells["params"].to_numpy(float)), np.log10(cells["step"].to_numpy(float))
+    x, y = (np.log10(cells[axis.column].to_numpy(float)) for axis in law.axes)
     z = cells["ratio"].to_numpy(float)
     for xi, yi, observed, fitted in zip(x, y, z, cells["fitted"], strict=True):
         ax.plot([xi, xi], [yi, yi], [observed, fitted], color="0.3", linewidth=0.7)
     ax.scatter(x, y, z, c="black", s=9, depthshade=False)
-    for axis, values, label in ((ax.xaxis, cells["params"], "P"), (ax.yaxis, cells["step"], "S")):
+    for axis, values, label in (
+        (ax.xaxis, cells[first.column], first.letter),
+        (ax.yaxis, cells[last.column], last.letter),
+    ):
         distinct = np.unique(values.to_numpy(float))
         far = 0.25 * math.log(distinct[-1] / distinct[0])
         shown = [*(v for v in distinct[:-1] if math.log(distinct[-1] / v) > far), distinct[-1]]
@@ -126,8 +144,12 @@ def _surface(ax: Axes3D, law: Any) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(round(10**value, 6))))
         axis.set_label_text(label)
     ax.tick_params(labelsize=7.5, pad=-1)
+    # The two axes meet in the near corner: their labels run away from it.
+    for axis, alignment in ((ax.xaxis, "left"), (ax.yaxis, "right")):
+        for label in axis.get_ticklabels():
+            label.set_horizontalalignment(alignment)
     ax.text2D(0.02, 0.86, "ratio", transform=ax.transAxes)  # a label of the z axis is cut off by the layout
-    ax.xaxis.labelpad = ax.yaxis.labelpad = -2
+    ax.xaxis.labelpad = ax.yaxis.labelpad = 1
     ax.view_init(elev=22, azim=40)
     ax.set_box_aspect((1.0, 1.0, 0.85), zoom=0.92)
     ax.set_title(f"{title_of(cells)}, $R^2$ = {law.r2:.3f}", y=0.97)
@@ -135,24 +157,66 @@ def _surface(ax: Axes3D, law: Any) -> None:
 
 @styled
 def residuals(law: Any, ax: Axes | None = None) -> Axes:
-    """Observed - fitted ratio against S, one series a size, over a band of plus and minus the rms error."""
+    """Observed - fitted ratio against the law's last axis (S), one series a value of the first (P), over a band of plus
+    and minus the rms error."""
     ax = axes_of(ax)[0, 0]
     ax.axhspan(-law.rmse, law.rmse, color="0.92", linewidth=0)
     ax.axhline(0.0, color="0.3", linewidth=0.8)
-    for value, cells, colour, marker in series_of(law.cells, "params"):
-        ax.plot(
-            cells["step"].astype(float),
-            cells["residual"],
-            marker=marker,
-            color=colour,
-            linewidth=0.8,
-            label=short_number(value),
-        )
-    log_axis(ax.xaxis, law.cells["step"], STEP_LABEL)
+    first, last = law.axes[0], law.axes[-1]
+    everything = [(math.nan, law.cells.sort_values(last.column), colours(2)[0], MARKERS[0])]
+    for value, cells, colour, marker in series_of(law.cells, first.column) if len(law.axes) > 1 else everything:
+        label = short_number(value) if len(law.axes) > 1 else "cells"
+        x = cells[last.column].astype(float)
+        ax.plot(x, cells["residual"], marker=marker, color=colour, linewidth=0.8, label=label)
+    log_axis(ax.xaxis, law.cells[last.column], label_of(last))
     ax.set_ylabel("observed - fitted ratio")
     ax.set_title(title_of(law.cells))
-    legend_beside(ax, "P (band:\nrms error)")
+    legend_beside(ax, f"{first.letter} (band:\nrms error)" if len(law.axes) > 1 else "band:\nrms error")
     return ax
+
+
+@styled
+def holdout(found: Any, axes: Any = None) -> Any:
+    """What laws predicted of cells that they had not seen (ScalingLaw.holdout): line and band are the prediction and
+    its predictive interval, points the held-out cells, grey points those that the law saw; one Axes a law."""
+    grid = axes_of(axes, len(found.laws), inches=(3.1, 2.9))[0]
+    panels = sorted(found.laws.items(), key=lambda one: modality_rank(next(iter(one[1].values())).cells))
+    for ax, (name, by_kept) in zip(grid, panels, strict=True):
+        _predictions(ax, found, name, by_kept)
+    keep_last_legend(grid)
+    for ax in grid[1:]:
+        ax.set_ylabel("")
+    return grid
+
+
+def _predictions(ax: Axes, found: Any, name: str, by_kept: Mapping[float, Any]) -> None:
+    table = found.table[found.table["law"] == name]
+    law = next(iter(by_kept.values()))
+    others = [one for one in law.axes if one.column != found.column]
+    across = others[0] if others else law.axes[0]
+    first = by_kept[min(by_kept)].cells
+    ax.plot(first[across.column].astype(float), first["ratio"], ".", color="0.65", markersize=4, label="seen")
+    everywhere = pd.concat([table[across.column], first[across.column].astype(float)])
+    for value, cells, colour, marker in series_of(table, found.column):
+        predictor = by_kept[float(cells["kept"].iloc[0])]
+        x = fine_range(everywhere)
+        at = {one.name: np.full_like(x, value) if one.column == found.column and others else x for one in law.axes}
+        low, high = predictor.predict_interval(**at)
+        ax.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+        for end in (low, high):  # bands lie on one another: their edges tell them apart
+            ax.plot(x, end, color=colour, linewidth=0.7, linestyle=LINES[1])
+        ax.plot(x, predictor.predict(**at), color=colour)
+        label = short_number(value) if others else "held out"
+        edge: Any = {"markeredgecolor": "white", "markeredgewidth": 0.4, "markersize": 5.5, "label": label}
+        ax.plot(cells[across.column], cells["ratio"], marker, color=colour, **edge)
+        if not others:
+            break
+    log_axis(ax.xaxis, everywhere, label_of(across))
+    ax.set_ylabel(RATIO_LABEL)
+    inside = f"{int(table['inside'].sum())} of {len(table)} inside"
+    ax.set_title(f"{title_of(law.cells)}\n{inside}, rms error {np.sqrt((table['error'] ** 2).mean()):.4f}")
+    letter = next(one.letter for one in law.axes if one.column == found.column)
+    legend_beside(ax, f"{letter} (band:\n{100 * found.level:g} % predictive\ninterval)")
 
 
 @styled
@@ -181,6 +245,8 @@ def baselines(table: pd.DataFrame, axes: Any = None) -> Any:
     is drawn. Random baselines, mostly far above, are drawn where there are no others.
     """
     groups = groups_of(table)
+    if all(lines.empty for _, lines in groups):
+        raise Error("no baseline in the table: sweep with baselines adds them")
     grid = axes_of(axes, len(groups), inches=(4.4, 2.9))[0]
     for ax, (cells, lines) in zip(grid, groups, strict=True):
         last, lines = last_step(cells), lines if _compressors(lines).empty else _compressors(lines)
@@ -221,6 +287,16 @@ def chunk_distribution(rows: pd.DataFrame, axes: Any = None) -> Any:
         ax.grid(axis="x", visible=False)
         ax.set_title(f"{title_of(cells)}, step {short_number(float(last['step'].iloc[0]))}")
     grid[0].set_ylabel("ratio of a chunk")
+    box: Any = {"facecolor": "0.88", "edgecolor": "black"}
+    mean: Any = {"marker": "^", "color": "black", "markersize": 4, "linestyle": "none"}
+    shown = [
+        Patch(label="box: quartiles", **box),
+        Line2D([], [], color="black", linewidth=1.0, label="line: median,\nwhiskers:\n5 to 95 %"),
+    ]
+    grid[-1].legend(
+        handles=[*shown, Line2D([], [], label="mean", **mean)], loc="center left", bbox_to_anchor=(1.0, 0.5),
+        handlelength=1.4,
+    )  # fmt: skip
     return grid
 
 
@@ -301,7 +377,9 @@ def adjusted_ratio(table: pd.DataFrame, axes: Any = None, bytes_per_param: float
         draw_baselines(ax, _best_baseline(lines))
         ax.set_title(f"{title_of(cells)}, step {short_number(float(last['step'].iloc[0]))}")
         plain: Any = {"frameon": True, "framealpha": 1.0, "edgecolor": "none"}
-        ax.legend(title=f"P, {bytes_per_param:g} bytes each", loc="upper right", labelspacing=0.25, **plain)
+        plain |= {"labelspacing": 0.25, "ncols": 2, "columnspacing": 1.0}
+        ax.legend(title=f"P, {bytes_per_param:g} bytes each", loc="upper right", **plain)
+    keep_last_legend(grid)
     grid[0].set_ylabel("(compressed + model) / original")
     return grid
 

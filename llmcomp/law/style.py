@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from llmcomp import results
 from llmcomp.errors import Error
+from llmcomp.law.text import short_number
 
 RATIO_LABEL = "compressed / original size"
 PARAMS_LABEL = "parameters P"
@@ -87,18 +88,13 @@ def new_figure(
     return figure, figure.subplots(n_rows, n_columns, squeeze=False, **kwargs)
 
 
-def short_number(value: float) -> str:
-    """1400000000 -> 1.4B, 13000 -> 13k, 2048 -> 2,048."""
-    if 1e3 <= value < 1e4 and value % 100:
-        return f"{value:,.0f}"
-    for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g}{letter}"
-    return f"{value:.3g}"
-
-
 def colours(n: int) -> list[Any]:
     return [matplotlib.colormaps["cividis"](x) for x in np.linspace(0.0, 0.8, max(n, 2))][:n]
+
+
+def label_of(axis: Any) -> str:
+    """What an axis of a law is called in a figure, with its letter."""
+    return f"{axis.label} {axis.letter}"
 
 
 def title_of(cells: pd.DataFrame) -> str:
@@ -173,9 +169,10 @@ def series_of(cells: pd.DataFrame, by: str) -> Iterator[tuple[float, pd.DataFram
     """(value, its cells, colour, marker) for every value of params or step, ascending."""
     values = sorted(cells[by].unique())
     shades = colours(len(values))
+    others = [name for name in ("params", "step") if name in cells.columns and name != by]
     for i, value in enumerate(values):
-        other = "step" if by == "params" else "params"
-        yield float(value), cells[cells[by] == value].sort_values(other), shades[i], MARKERS[i % len(MARKERS)]
+        part = cells[cells[by] == value]
+        yield float(value), part.sort_values(others) if others else part, shades[i], MARKERS[i % len(MARKERS)]
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:

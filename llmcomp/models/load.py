@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llmcomp.errors import Error
+from llmcomp.errors import Error, shown
 from llmcomp.models.adapter import ModelTraits
 from llmcomp.models.memory import host_memory
 from llmcomp.models.protocol import as_model
@@ -29,6 +29,7 @@ def load_model(
     attention: str | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
     """Load a model: a bundled pico model, a Hugging Face folder or hub name, or any object with logits() and session().
@@ -42,7 +43,8 @@ def load_model(
     integers: other logits, its own archives (`exact.Int8Model`). `engine="torch"` runs any causal model of
     transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32", "bfloat16", "float16") with `attention`
     ("sdpa", "eager"); what it promises is written in `engine_torch`. `step` None means the last step of a
-    known suite. An object that is a model already is returned unchanged.
+    known suite. `tokenizer`: a file or folder to read it from instead of the model's own, or "bytes": tokens 0 to 255
+    are then bytes, whatever the folder holds. An object that is a model already is returned unchanged.
 
     No code that a model brings along is run, and nobody is asked about it, unless `trust_remote_code=True`: then, with
     the torch engine, transformers runs the Python files of the folder. From the hub no Python file is downloaded.
@@ -56,7 +58,7 @@ def load_model(
     if trust_remote_code:
         options["trust_remote_code"] = True
     check_options(engine, options)
-    source = find_model(name, step, revision=revision, cache_dir=cache_dir)
+    source = find_model(name, step, revision=revision, cache_dir=cache_dir).with_tokenizer(tokenizer)
     return load_source(source, engine, **options)
 
 
@@ -78,11 +80,11 @@ def load_source(source: ModelSource, engine: str = "exact", **options: Any) -> A
         if architecture == "gpt_neox":
             options["digest"] = functools.partial(_stored_digest, source)
         return engine_torch.load_torch(
-            folder, name=source.name, step=source.step, tokenizer_path=source.tokenizer_path, **options
+            folder, name=source.name, step=source.step, tokenizer_path=source.tokenizer_option, **options
         )
     if architecture != "gpt_neox":
         raise Error(
-            f"{source.label} is a {architecture!r} model, the {engine} engine computes 'gpt_neox' only; "
+            f"{source.label} is a {shown(architecture)} model, the {engine} engine computes 'gpt_neox' only; "
             "engine='torch' runs any causal model of transformers"
         )
     check_options(engine, options)
@@ -148,7 +150,7 @@ def stage_source(source: ModelSource, engine: str = "exact", **options: Any) -> 
         folder,
         name=source.name,
         step=source.step,
-        tokenizer_path=source.tokenizer_path,
+        tokenizer_path=source.tokenizer_option,
         weights=weights,
         **options,
     )
@@ -169,7 +171,7 @@ def _load_exact(source: ModelSource, engine: str, device: str) -> Any:
         engine=engine,
         name=source.name,
         step=source.step,
-        tokenizer_path=source.tokenizer_path,
+        tokenizer_path=source.tokenizer_option,
         weights=_pickled_weights(source, folder),
     )
 

@@ -334,7 +334,7 @@ def test_ratio_by_position_means_over_chunks():
 
 def test_plot_all_writes_the_set(table, tmp_path):
     paths = plot_all(table[table["dataset"] == "libri"], tmp_path / "figures")
-    names = {"training-dynamics", "baselines", "model-size-counted", "chunks", "surfaces", "law", "residuals"}
+    names = {"training-dynamics", "model-size-counted", "chunks", "surfaces", "law", "residuals"}  # no baseline in it
     assert {path.name for path in paths} == {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {path.name for path in paths}
     for path in paths:
@@ -349,13 +349,13 @@ def test_plot_all_of_both_protocols(tmp_path):
     paths = plot_all(both[both["step"] == STEPS[-1]], tmp_path, formats=("png",))
     names = {path.stem for path in paths}
     kinds = ("lossless-bytes", "lossless-ascii", "published-ascii")
-    figures = ("training-dynamics", "baselines", "model-size-counted", "chunks")
+    figures = ("training-dynamics", "model-size-counted", "chunks")
     assert names == {f"{figure}-{kind}" for figure in figures for kind in kinds} | {"published-to-lossless"}
 
 
 def test_plot_all_without_enough_for_a_law(table, tmp_path):
     paths = plot_all(table[table["step"] == 128], tmp_path, formats=("png",))
-    assert {path.stem for path in paths} == {"training-dynamics", "baselines", "model-size-counted", "chunks"}
+    assert {path.stem for path in paths} == {"training-dynamics", "model-size-counted", "chunks"}
     with pytest.raises(Error, match="nothing to draw"):
         plot_all(table[table["params"].isna()], tmp_path)
 
@@ -364,6 +364,72 @@ def test_plot_all_names_what_it_cannot_write(table, tmp_path):
     (tmp_path / "a_file").write_text("")
     with pytest.raises(Error, match=r"cannot write .*a_file"):
         plot_all(table[table["step"] == 128], tmp_path / "a_file" / "figures")
+
+
+def test_baselines_are_not_drawn_without_baselines(table):
+    with pytest.raises(Error, match="no baseline in the table"):
+        plot.baselines(table[table["dataset"] == "libri"])
+
+
+def test_the_bands_of_a_law_say_what_they_are(laws):
+    for row in plot.law(laws):
+        title = row[-1].get_legend().get_title().get_text()
+        assert "95 % profile" in title.replace("\n", " ")
+
+
+def test_boxes_of_chunks_say_what_they_are(table):
+    panels = plot.chunk_distribution(table)
+    said = [text.get_text().replace("\n", " ") for text in panels[-1].get_legend().get_texts()]
+    assert said == ["box: quartiles", "line: median, whiskers: 5 to 95 %", "mean"]
+    assert nothing_cut_off(panels[0].figure)
+
+
+def test_the_legend_of_counted_sizes_leaves_the_line_at_one_free(table):
+    panels = plot.adjusted_ratio(table)
+    assert [ax.get_legend() is not None for ax in panels] == [False] * (len(panels) - 1) + [True]
+    panels[0].figure.draw_without_rendering()
+    lowest = panels[-1].get_legend().get_window_extent().y0
+    assert lowest > panels[-1].transData.transform((1.0, 1.0))[1]
+
+
+def test_labels_of_surfaces_do_not_touch():
+    panels = plot.surfaces(fit_scaling_law(results.published(), resamples=0))
+    panels[0].figure.draw_without_rendering()
+    for ax in panels:
+        ticks = [label for axis in (ax.xaxis, ax.yaxis) for label in axis.get_ticklabels() if label.get_text()]
+        boxes = [label.get_window_extent() for label in [*ticks, ax.xaxis.label, ax.yaxis.label]]
+        for i, one in enumerate(boxes):
+            assert not any(one.overlaps(other) for other in boxes[i + 1 :])
+
+
+def test_held_out_cells_lie_over_what_was_predicted_of_them():
+    laws = fit_scaling_law(results.published(), resamples=0)
+    found = laws.holdout(keep=3)
+    panels = plot.holdout(found)
+    assert [ax.get_title().partition(":")[0] for ax in panels] == ["text", "image", "speech"]
+    assert nothing_cut_off(panels[0].figure)
+    seen, *rest = panels[0].get_lines()
+    assert len(seen.get_xdata()) == 15
+    points = [line for line in rest if line.get_marker() not in ("None", "", None)]
+    table = found.table[found.table["law"] == "enwik8"]
+    assert [list(line.get_ydata()) for line in points] == [
+        list(table[table["params"] == size]["ratio"]) for size in (1e9, 1.4e9)
+    ]
+    assert "95 % predictive" in panels[-1].get_legend().get_title().get_text()
+    steps = laws["text"].holdout("step").plot()
+    assert steps[0].get_xlabel() == "parameters P"
+
+
+def test_a_law_of_one_axis_is_drawn(tmp_path):
+    flops = np.geomspace(1e17, 1e22, 10)
+    law = fit_scaling_law(pd.DataFrame({"flops": flops, "ratio": 0.1 + 3e4 * flops**-0.3}), x="flops", resamples=0)
+    panels = law.plot()
+    assert panels.shape == (1, 1)
+    assert panels[0, 0].get_xlabel() == "training FLOPs C"
+    assert plot.residuals(law).get_xlabel() == "training FLOPs C"
+    assert len(law.holdout().plot()) == 1
+    with pytest.raises(Error, match="a surface needs a law of two axes"):
+        plot.surfaces(law)
 
 
 def test_settings_and_open_figures_are_left_alone(table, tmp_path):

@@ -92,14 +92,10 @@ class ExactModel(Tokenized):
     @functools.cached_property
     @ieee_state()
     def fingerprint(self) -> str:
-        try:
-            tokenizer = self.tokenizer.fingerprint
-        except Error:
-            tokenizer = None
         facts = {
             "arithmetic": ARITHMETIC,
             "config": self.config._asdict(),
-            "tokenizer": tokenizer,
+            "tokenizer": self.tokenizer_fingerprint,
             "vocab_size": self.vocab_size,
             "weights": self.weights_sha256,
         }
@@ -249,4 +245,7 @@ def load_exact(
     an `Int8Model`. Raises `Error`.
     """
     found = read_checkpoint(folder, name=name, step=step, tokenizer_path=tokenizer_path, weights=weights)
-    return (Int8Model if engine == Int8Model.engine else ExactModel)(**found)
+    try:
+        return (Int8Model if engine == Int8Model.engine else ExactModel)(**found)
+    except MemoryError:
+        raise Error(f"{folder}: the model takes more memory than there is") from None
