@@ -65,6 +65,7 @@ C_ROOMS: dict[str, set[str]] = {
     "include": set(),
     "core/base": {"include"},
     "core/coding": {"include", "core/base"},
+    "core/mixing": {"include", "core/base", "core/coding"},
     "core/int8": {"include", "core/base"},
     "core/transformer": {"include", "core/base", "core/coding", "core/int8"},
     "dispatch": {"include", "core/base", "core/coding", "core/int8", "core/transformer"},
@@ -72,7 +73,7 @@ C_ROOMS: dict[str, set[str]] = {
     "cuda/transformer": {"include", "core/base", "core/coding", "core/int8", "core/transformer", "cuda/coding"},
     "python": {"include", "core/base", "cuda/coding", "cuda/transformer"},
     "check": {
-        *("include", "core/base", "core/coding", "core/int8", "core/transformer"),
+        *("include", "core/base", "core/coding", "core/mixing", "core/int8", "core/transformer"),
         *("dispatch", "cuda/coding", "cuda/transformer"),
     },
 }

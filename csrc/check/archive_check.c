@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "llmcomp/coder.h"
+#include "llmcomp/mixing.h"
 #include "llmcomp/transformer.h"
 
 _Atomic long check_failures;
@@ -166,6 +167,7 @@ typedef struct header {
     size_t segment_bytes, context_length, overlap, vocab_size;
     int64_t bos_token;
     uint32_t check;
+    int is_mixed;
 } header_t;
 
 typedef struct codec {
@@ -220,6 +222,15 @@ static size_t open_window(codec_t *codec, const int64_t *tokens, size_t n_tokens
     return 1 + n_context;
 }
 
+/* The mixer of a segment, NULL where the archive has none; the caller frees it. */
+static lmc_mixer_t *new_mixer(const codec_t *codec, size_t n_bytes) {
+    lmc_mixer_t *mixer = NULL;
+    if (!codec->header.is_mixed) return NULL;
+    size_t memory_bytes = lmc_mixer_bound(n_bytes); /* a token of mapping bytes has a byte or more */
+    must(lmc_mixer_begin(check_malloc(memory_bytes), memory_bytes, n_bytes, &mixer));
+    return mixer;
+}
+
 /* Returns the number of tokens; content gets n_bytes bytes, tokens at most 2 n_bytes. */
 static size_t decode_segment(codec_t *codec, const uint8_t *payload, size_t payload_bytes, size_t n_bytes,
                              uint8_t *content, int64_t *tokens) {
@@ -227,6 +238,7 @@ static size_t decode_segment(codec_t *codec, const uint8_t *payload, size_t payl
     lmc_rows_t row = {codec->logits, 0, 1, codec->header.vocab_size, LMC_FLOAT32};
     lmc_decoder_t decoder;
     lmc_decoder_init(&decoder, payload, payload_bytes);
+    lmc_mixer_t *mixer = new_mixer(codec, n_bytes);
     while (n_done < n_bytes) {
         if (n_inputs == codec->header.context_length) {
             n_inputs = open_window(codec, tokens, n_tokens);
@@ -235,7 +247,11 @@ static size_t decode_segment(codec_t *codec, const uint8_t *payload, size_t payl
             n_inputs++;
         }
         int32_t token;
-        must(lmc_decode_step(&codec->context, &row, NULL, &decoder, &codec->search, &token, &error));
+        if (mixer != NULL)
+            must(lmc_mixed_decode_step(&codec->context, &row, NULL, &decoder, &mixer, &codec->search, &token,
+                                       &error));
+        else
+            must(lmc_decode_step(&codec->context, &row, NULL, &decoder, &codec->search, &token, &error));
         size_t length = codec->checkpoint->token_lengths[token];
         if (length == 0 || length > n_bytes - n_done)
             die("token %d cannot stand at byte %zu", (int)token, n_done);
@@ -243,6 +259,7 @@ static size_t decode_segment(codec_t *codec, const uint8_t *payload, size_t payl
         n_done += length;
         tokens[n_tokens++] = token;
     }
+    free(mixer);
     return n_tokens;
 }
 
@@ -254,6 +271,7 @@ static size_t encode_segment(codec_t *codec, const int64_t *tokens, size_t n_tok
     uint64_t *start = parts, *freq = parts + context_length, *total = parts + 2 * context_length;
     lmc_encoder_t encoder;
     lmc_encoder_init(&encoder, bytes, (n_tokens + 1) * LMC_STEP_BYTES_MAX);
+    lmc_mixer_t *mixer = new_mixer(codec, n_tokens);
     for (size_t at = 0, stop; at < n_tokens; at = stop) {
         size_t first = at < codec->header.overlap ? 0 : at - codec->header.overlap;
         stop = first + context_length < n_tokens ? first + context_length : n_tokens;
@@ -268,10 +286,13 @@ static size_t encode_segment(codec_t *codec, const int64_t *tokens, size_t n_tok
         must(lmc_transformer_pass(&codec->context, &codec->model, &batch, &sink, codec->pass_workspace,
                                   codec->pass_bytes, &error));
         size_t skip = at - first;
+        if (mixer != NULL)
+            must(lmc_mixer_encode(mixer, stop - at, tokens + at, start + skip, freq + skip, total + skip,
+                                  &error));
         must(lmc_encoder_put(&encoder, stop - at, start + skip, freq + skip, total + skip, &error));
     }
     must(lmc_encoder_end(&encoder));
-    free(inputs), free(parts);
+    free(inputs), free(parts), free(mixer);
     if (encoder.n_bytes == 0) bytes[encoder.n_bytes++] = 0; /* a payload is never empty */
     return encoder.n_bytes;
 }
@@ -299,7 +320,9 @@ static header_t read_header(reader_t *reader) {
     header.segment_bytes = varint(reader);
     take(reader, 2); /* arithmetic, engine */
     if (integer(reader, 1) != 0) die("the archive has another mapping than bytes");
-    if (version == 2 && integer(reader, 1) != 0) die("the archive mixes models");
+    uint64_t mixing = version == 2 ? integer(reader, 1) : 0;
+    if (mixing > 1) die("the archive has another mixing");
+    header.is_mixed = mixing == 1;
     header.context_length = varint(reader);
     header.overlap = varint(reader);
     header.vocab_size = varint(reader);

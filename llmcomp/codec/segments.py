@@ -53,7 +53,7 @@ def _hash_prefix(fingerprint: str | None, n_bytes: int) -> bytes:
 
 def _check_identity(wanted: ModelId, traits: ModelTraits) -> None:
     """ModelMismatch unless that model decodes what `wanted` coded; both are named with what differs."""
-    found = _identity(traits, wanted.mapping, wanted.context_length, wanted.overlap)
+    found = _identity(traits, wanted.mapping, wanted.context_length, wanted.overlap, wanted.mixing)
     by_name = not any(wanted.weights_hash)
     differing = [
         field
@@ -81,7 +81,7 @@ def _engine_name(code: int) -> str:
     return next((name for name, known in ENGINE_CODES.items() if known == code), "")
 
 
-def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: int) -> ModelId:
+def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: int, mixing: int) -> ModelId:
     if traits.engine not in ENGINE_CODES:
         raise Error(
             f"no archive knows engine {traits.engine!r}; expected one of {', '.join(filter(None, ENGINE_CODES))}"
@@ -98,6 +98,7 @@ def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: i
         overlap=overlap,
         vocab_size=traits.vocab_size,
         bos_token=traits.bos_token,
+        mixing=mixing,
     )
 
 
@@ -158,6 +159,7 @@ class SegmentCodec:
     """Segments of bytes <-> payloads with one model, one mapping and one window plan.
 
     The payload of a segment depends on nothing else: not on the segments beside it, lanes, threads or backend.
+    `mixing`: the version of what is learnt from the segment itself, 0 for nothing (FORMAT.md, "Mixing").
     `is_stepwise` None: step by step with the torch engine, whose one-pass logits are not bit for bit its steps'.
     """
 
@@ -170,6 +172,7 @@ class SegmentCodec:
         is_stepwise: bool | None = None,
         *,
         max_memory: MaxMemory = None,
+        mixing: int = 0,
     ):
         adapted = AdaptedModel(model)
         self.traits = adapted.traits
@@ -178,7 +181,8 @@ class SegmentCodec:
         if is_stepwise is not None:
             self._model.is_stepwise = is_stepwise
         context_length, overlap = self._model.context_length, self._model.overlap
-        self.identity = _identity(self.traits, mappings.MAPPINGS.index(mapping), context_length, overlap)
+        self._model.is_mixed = mixing != 0
+        self.identity = _identity(self.traits, mappings.MAPPINGS.index(mapping), context_length, overlap, mixing)
         # One side bit a segment tells whether stand-ins are in use, of a vocabulary that has no token for some bytes,
         # or whether the tokens begin with the space that another tokenizer puts before text in training.
         self._prefix = mappings.prefix_of(self.traits.tokenizer) if mapping == "bytes" else b""
@@ -204,7 +208,8 @@ class SegmentCodec:
         model = _model_of_header(wanted, device, download) if model is None else load_model(model, device=device)
         traits = ModelTraits.of(model)
         _check_identity(wanted, traits)
-        return cls(model, mappings.MAPPINGS[wanted.mapping], wanted.overlap, wanted.context_length)
+        mapping = mappings.MAPPINGS[wanted.mapping]
+        return cls(model, mapping, wanted.overlap, wanted.context_length, mixing=wanted.mixing)
 
     @property
     def lanes(self) -> int:

@@ -29,6 +29,7 @@ __all__ = [
     "encode_intervals",
     "intervals",
     "log2_softmax",
+    "mix_intervals",
     "threads_in_use",
     "use_backend",
     "use_threads",
@@ -115,6 +116,21 @@ def encode_intervals(start: ArrayLike, freq: ArrayLike, total: ArrayLike) -> byt
     return _core.encode_intervals(start, freq, total)
 
 
+def mix_intervals(
+    tokens: ArrayLike, start: ArrayLike, freq: ArrayLike, total: ArrayLike
+) -> tuple[UInt64Array, UInt64Array, UInt64Array]:
+    """The intervals of one stream, integers [T] each, mixed with what its own tokens, integers [T], teach on the way.
+
+    Where a context of 1, 2, 3, 4, 6 or 12 tokens has occurred in the stream before, the tokens that followed it get
+    more of the row: csrc/FORMAT.md, "Mixing". Returns arrays as `intervals` does; a `Decoder` that was given
+    `n_tokens_max` decodes them from the same logits.
+
+    Raises:
+        Error: an interval that is empty or not one of `intervals`, or a token below 0, naming its index.
+    """
+    return _core.mix_intervals(tokens, start, freq, total)
+
+
 class _Streams:
     """Streams that live where their first logits are: in the C core, or on a CUDA device."""
 
@@ -195,11 +211,20 @@ class Decoder(_Streams):
     `llmcomp.cuda.DeviceDecoder` for errors and for steps captured in a CUDA graph.
     """
 
-    def __init__(self, payloads: Sequence[bytes], vocab_size: int | None = None) -> None:
-        self._on_host = _core.Decoder(payloads, vocab_size)
+    def __init__(
+        self, payloads: Sequence[bytes], vocab_size: int | None = None, n_tokens_max: ArrayLike | None = None
+    ) -> None:
+        """`n_tokens_max`, int [n_streams], for payloads of `mix_intervals`: the most tokens that a stream can have.
+
+        Such streams are decoded on the CPU: `Error` for logits on a device.
+        """
+        self._on_host = _core.Decoder(payloads, vocab_size, n_tokens_max)
         self._payloads, self._vocab_size = payloads, vocab_size
+        self._is_mixed = n_tokens_max is not None
 
     def _new_on_device(self) -> cuda.DeviceDecoder:
+        if self._is_mixed:
+            raise Error("mixed streams are decoded on the CPU; expected logits there")
         return cuda.DeviceDecoder(self._payloads, self._vocab_size)
 
     def pull(self, logits: Any, active: NDArray[np.bool_] | None = None) -> NDArray[np.int32]:

@@ -115,6 +115,7 @@ class AdaptedModel:
         self._watch: Callable[[str], AbstractContextManager[Any]] = _ability(model, "watch") or nullcontext
         self._lanes = _ability(model, "lanes")
         self._decoding_chain = _ability(model, "decoding_chain")
+        self._mixes_in_chains = bool(getattr(model, "mixes_in_chains", False))
 
     # Passes.
 
@@ -197,6 +198,11 @@ class AdaptedModel:
     @property
     def decodes_in_chains(self) -> bool:
         return self._decoding_chain is not None
+
+    @property
+    def mixes_in_chains(self) -> bool:
+        """Whether the chain's `begin` takes `n_tokens_max`, for payloads of mixed intervals."""
+        return self._mixes_in_chains
 
     def decoding_chain(self, n_streams: int, n_tokens: int, vocab_size: int) -> DecodingChain:
         assert self._decoding_chain is not None

@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 
+import mixing_oracle
 import numpy as np
 import oracle
 
@@ -58,7 +59,8 @@ def read_header(reader: Reader) -> dict:
     if flags:
         for name in ("arithmetic", "engine", "mapping"):
             header[name] = reader.integer(1)
-        require(version == 1 or reader.integer(1) == 0, "mixing")
+        header["mixing"] = reader.integer(1) if version == 2 else 0
+        require(header["mixing"] in (0, 1), "mixing")
         for name in ("context_length", "overlap", "vocab_size", "bos_token"):
             header[name] = reader.varint()
         header["weights"], header["tokenizer"] = reader.take(16), reader.take(8)
@@ -134,7 +136,7 @@ def decode_stream(
     header: dict, stream: bytes, n_bytes: int, token_bytes: Sequence[bytes | None], start: Callable[[], Step]
 ) -> bytes:
     """The bytes of the tokens of one stream: windows, then tokens until n_bytes are complete."""
-    decoder = oracle.Decoder(stream)
+    decoder, mixer = oracle.Decoder(stream), mixing_oracle.Mixer()
     context_length, overlap = header["context_length"], header["overlap"]
     is_latin1 = MAPPINGS[header["mapping"]] == "latin1"
     tokens: list[int] = []
@@ -151,7 +153,10 @@ def decode_stream(
         else:
             row = step(tokens[-1])
             n_inputs += 1
-        token = decoder.next([int(w) for w in oracle.weights(row[: header["vocab_size"]])])
+        weights = [int(w) for w in oracle.weights(row[: header["vocab_size"]])]
+        token = decoder.next(mixing_oracle.mixed_weights(mixer, weights) if header["mixing"] else weights)
+        if header["mixing"]:
+            mixer.take(token, weights[token], sum(weights))
         raw = token_bytes[token]
         require(raw is not None and len(tokens) < 2 * n_bytes, "impossible token")
         assert raw is not None

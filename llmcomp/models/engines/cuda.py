@@ -44,6 +44,8 @@ class CudaModel(ExactModel):
     it always has its number. Raises `Error` where the CUDA part, a driver, a device or its memory is missing.
     """
 
+    mixes_in_chains = False  # its decoders are on the device, where nothing mixes yet
+
     def __init__(
         self,
         config: Mapping[str, Any],

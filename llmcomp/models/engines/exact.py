@@ -51,6 +51,7 @@ class ExactModel(Tokenized):
     """
 
     engine = "exact"
+    mixes_in_chains = True
     device = "cpu"
     _is_int8 = False
     attention = None
@@ -182,10 +183,11 @@ class DecodingChain:
         self._vocab_size = vocab_size
         self._session = model.session(n_streams, n_tokens)
 
-    def begin(self, payloads: Sequence[bytes]) -> None:
-        """At most `n_streams` payloads, each at its start."""
-        rest = [b""] * (self.n_streams - len(payloads))
-        self._decoder = _core.Decoder([*payloads, *rest], self._vocab_size)
+    def begin(self, payloads: Sequence[bytes], n_tokens_max: npt.NDArray[np.int64] | None = None) -> None:
+        """At most `n_streams` payloads, each at its start; `n_tokens_max`, one each, where intervals are mixed."""
+        n_more = self.n_streams - len(payloads)
+        bounds = None if n_tokens_max is None else np.pad(n_tokens_max, (0, n_more))
+        self._decoder = _core.Decoder([*payloads, *[b""] * n_more], self._vocab_size, bounds)
 
     def open_window(self, lanes: npt.NDArray[np.intp], inputs: npt.NDArray[np.int32]) -> None:
         """Only the streams `lanes` go on, each after it has read its row of `inputs`, int32 [n_lanes, k], and no more.
