@@ -165,7 +165,7 @@ static PyObject *make_model(PyTypeObject *type, PyObject *arguments, PyObject *k
         PyErr_SetString(state->error, "the sizes of the model do not fit together or are out of range");
         return NULL;
     }
-    transformer_model_object_t *self = (transformer_model_object_t *)type->tp_alloc(type, 0);
+    transformer_model_object_t *self = (transformer_model_object_t *)lmc_py_new(type);
     if (self == NULL) return NULL;
     if (model_fill(state->error, self, &config, arrays) < 0) {
         Py_DECREF(self);
@@ -189,8 +189,7 @@ static void model_dealloc(PyObject *object) {
     PyMem_RawFree(self->tables);
     PyMem_RawFree(self->codes);
     Py_XDECREF(self->arrays);
-    type->tp_free(object);
-    Py_DECREF(type);
+    lmc_py_delete(object, type);
 }
 
 /* A pass. */
