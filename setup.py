@@ -38,7 +38,7 @@ FLAGS_BY_SUFFIX = {
     "_avx512vnni.c": [*AVX512, "-mavx512vnni"] if X86_64 else [],
     "_neondot.c": ["-march=armv8.2-a+dotprod"] if platform.machine() in ("aarch64", "arm64") else [],
 }
-# One module for every Python from 3.11 on, by the stable ABI. 3.10's has no buffers, a free-threaded Python none at all.
+# One module for every Python from 3.11 on, by the stable ABI: 3.10's has no buffers, a free-threaded Python has none.
 STABLE_ABI = sys.version_info >= (3, 11) and not sysconfig.get_config_var("Py_GIL_DISABLED")
 LIMITED_API = [("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else []
 # Machine code for these; PTX of the last one, which the driver compiles for newer cards.
