@@ -300,7 +300,9 @@ class _Run:
         self.dtype = self.attention = ""
 
     def stage(self) -> Callable[[], Any]:
-        return load.stage_source(sources.find_model(self._folder), self._engine, **self._options)
+        return load.stage_source(
+            sources.find_model(self._folder).with_tokenizer("bytes"), self._engine, **self._options
+        )
 
     def run_checkpoint(self, take: Callable[[], Any]) -> None:
         start = self._now()
@@ -334,7 +336,7 @@ class _Run:
         except Error:
             self._loop = math.nan
             return
-        other = model if self._engine == "torch" else load.load_model(self._folder, engine="torch")
+        other = model if self._engine == "torch" else load.load_model(self._folder, engine="torch", tokenizer="bytes")
         n_tokens = min(self._counts["published"]["text"], other.context_length)
         chunks = np.random.default_rng(1).integers(0, other.n_logits, (_LOOP_CHUNKS, n_tokens), np.int32)
         published_loop(other, chunks[0][:16])
