@@ -30,7 +30,7 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "pico": set(),  # where the bundled files lie; how they were made is pico.recipes
     "coding": {"errors", "float_state", "settings", "_core", "_cuda"},
     "data": {"errors", "atomic_write", "checked_json", "pico"},
-    "models": {"errors", "checked_json", "float_state", "pico", "_core", "coding", "data"},
+    "models": {"errors", "atomic_write", "checked_json", "float_state", "pico", "_core", "coding", "data"},
     "codec": {"errors", "atomic_write", "float_state", "coding", "data", "models"},
     "scoring": {"errors", "version", "results", "coding", "data", "models", "codec"},
     "law": {"errors", "atomic_write", "results"},

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmcomp.atomic_write import write_beside
 from llmcomp.checked_json import INDEX_BYTES_MAX, Members, is_file_name, read_object
 from llmcomp.errors import Error, named
 
@@ -97,11 +97,8 @@ def write_lock(path: str | os.PathLike[str], lock: Lock) -> None:
         ]
         models.append(f" {json.dumps(repo)}: {{\n" + ",\n".join(lines) + "\n }")
     text = f'{{"format": {_FORMAT}, "models": {{\n' + ",\n".join(models) + "\n}}\n"
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, "utf-8")
-        beside.replace(path)
+        write_beside(path, text.encode())
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise Error(f"cannot write {path}: {error.strerror or error}") from error
