@@ -54,7 +54,7 @@ def intervals(
     Returns:
         ``(start, freq, total)``, uint64 [...] each: the token owns [start, start + freq) of [0, total);
         freq >= 1 and total <= 2**51. For logits on a CUDA device: arrays there of the caller's own kind, computed on
-        its current stream (torch: int64; other than torch and CuPy: `llmcomp.cuda.DeviceArray`).
+        its current stream (torch: int64; other than torch and CuPy: `llmcomp.coding.cuda.DeviceArray`).
 
     Raises:
         Error: NaN, +inf, a row of nothing but -inf, or a token out of range, naming the row (counted over all leading
@@ -167,7 +167,7 @@ class Encoder(_Streams):
     """Codes n_streams independent streams of tokens side by side, one token of each at a step.
 
     With logits on a CUDA device everything stays there until finish(), and no step waits for the device: see
-    `llmcomp.cuda.DeviceEncoder` for errors and for steps captured in a CUDA graph.
+    `llmcomp.coding.cuda.DeviceEncoder` for errors and for steps captured in a CUDA graph.
     """
 
     def __init__(self, n_streams: int, vocab_size: int | None = None) -> None:
@@ -208,7 +208,7 @@ class Decoder(_Streams):
     """Decodes the payloads of an Encoder side by side, one token of each stream at a step.
 
     With logits on a CUDA device payloads, state and tokens are there, and no step waits for the device: see
-    `llmcomp.cuda.DeviceDecoder` for errors and for steps captured in a CUDA graph.
+    `llmcomp.coding.cuda.DeviceDecoder` for errors and for steps captured in a CUDA graph.
     """
 
     def __init__(
