@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cu') setup.py pyproject.toml
 C_FILES := $(shell find csrc -name '*.[ch]' -o -name '*.cu' -o -name '*.cpp')
 
-.PHONY: help demo test check check-slow check-oldest bench fuzz-archives clean format
+.PHONY: help demo test check check-slow check-oldest bench fuzz-archives fuzz-inputs clean format
 help:
 	@echo "make demo        install into $(VENV) and run the main job on the bundled models and samples"
 	@echo "make test        install with the test extra and run the tests"
 	@echo "make check       format, lint, types, layers, stubs"
 	@echo "make check-slow  the tests that take longer"
 	@echo "make check-oldest  the tests with the oldest dependencies, on OLDEST_PYTHON (python3.10)"
+	@echo "make fuzz-inputs FUZZ_INPUTS (100000) damaged files of each kind that llmcomp reads"
 	@echo "make bench       the benchmarks"
 	@echo "make fuzz-archives  a million readings of archives with hostile fields"
 	@echo "make format      rewrite the sources in the house style"
@@ -54,6 +55,10 @@ check-oldest:
 	$(OLDEST_PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --constraint tests/oldest.txt --editable . pytest pytest-xdist hypothesis
 	.venv-oldest/bin/pytest $(FAST_TESTS)
+
+FUZZ_INPUTS ?= 100000
+fuzz-inputs: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/fuzz_inputs.py --inputs $(FUZZ_INPUTS)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/bench_coding.py

@@ -36,7 +36,7 @@ FLAGS_BY_SUFFIX = {
     "_avx512vnni.c": [*AVX512, "-mavx512vnni"] if X86_64 else [],
     "_neondot.c": ["-march=armv8.2-a+dotprod"] if platform.machine() in ("aarch64", "arm64") else [],
 }
-# Machine code for these; PTX of the last one, which the driver compiles for newer cards.
+# Machine code for these; PTX of the last one, which the driver compiles for newer devices.
 CUDA_TARGETS = ["80", "90"]
 CUDA_EXACT = ["-std=c++17", "-O3", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true"]
 CUDA_HOST = "-fPIC,-fvisibility=hidden,-ffp-contract=off"
@@ -44,7 +44,7 @@ CUDA_MODULE = glob("csrc/python/cuda_*.c")
 # What the device's part needs of the core on the host: statuses, and the tables that go with a model's weights.
 CUDA_CORE = [
     *(f"csrc/core/{name}.c" for name in ("base/status", "coding/intervals", "coding/rows_serial")),
-    *(f"csrc/core/transformer/{name}.c" for name in ("forward", "kernels_serial", "position_tables")),
+    *(f"csrc/core/transformer/{name}.c" for name in ("config", "forward", "kernels_serial", "position_tables")),
 ]
 
 

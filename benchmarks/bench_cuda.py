@@ -1,4 +1,4 @@
-"""The CUDA coder on the card of this machine, beside torch and beside the card's own copy, all in one run.
+"""The CUDA coder on the device of this machine, beside torch and beside the device's own copy, all in one run.
 
     python benchmarks/bench_cuda.py [--rows 64,512,4096,65536] [--vocab-size 50304] [--out FILE.md]
 
@@ -89,7 +89,7 @@ def intervals_table(all_rows: list[int], vocab_size: int, copied: float) -> list
         for n_rows in all_rows:
             needed = 2.2 * n_rows * vocab_size * dtype.itemsize + ROTATION_BYTES
             if needed > torch.cuda.mem_get_info()[0]:
-                lines.append(f"| {name} | {n_rows:,} | too large for this card | | | | |")
+                lines.append(f"| {name} | {n_rows:,} | too large for this device | | | | |")
                 continue
             sets = inputs(n_rows, vocab_size, dtype)
             tokens = torch.randint(0, vocab_size, (n_rows,), device="cuda")
@@ -134,7 +134,7 @@ def machine() -> list[str]:
     told = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().splitlines()
     info = cuda_info()
     return [
-        f"- card: {torch.cuda.get_device_name()}; {query}: {told[0] if told else 'nvidia-smi gave nothing'}",
+        f"- device: {torch.cuda.get_device_name()}; {query}: {told[0] if told else 'nvidia-smi gave nothing'}",
         f"- llmcomp {llmcomp.__version__}, built with CUDA {info['toolkit']} for {', '.join(info['targets'])}; "
         f"torch {torch.__version__}",
     ]
@@ -153,7 +153,7 @@ def main() -> None:
     lines = [
         f"## Speed, V = {arguments.vocab_size:,}",
         *before,
-        f"- copy of 2 GiB on the card: {copied / 1e9:.0f} GB/s, read and write counted",
+        f"- copy of 2 GiB on the device: {copied / 1e9:.0f} GB/s, read and write counted",
         "",
         *intervals_table(all_rows, arguments.vocab_size, copied),
         "",

@@ -1,4 +1,4 @@
-"""The exact engines on the CUDA card of this machine, beside cuBLAS and beside transformers, all in one run.
+"""The exact engines on the CUDA device of this machine, beside cuBLAS and beside transformers, all in one run.
 
     python benchmarks/bench_cuda_engine.py [--streams 512,1024] [--steps 536] [--rows 8192] [--out FILE.md]
 
@@ -7,7 +7,7 @@ core's, and payloads that decode to what was coded. Then the times, by CUDA even
 
 - One pass of the 1.4b shape in float32, against its matrix products alone by cuBLAS in float32 with TF32 off; and in
   8-bit integers, against the products alone by cuBLAS in 8-bit integers, which leaves their sums as integers.
-- Decoding with the 70m shape: model, range decoder and tokens on the card, payloads in and tokens out. Against
+- Decoding with the 70m shape: model, range decoder and tokens on the device, payloads in and tokens out. Against
   transformers' steps with its cache on the same weights, which give a row of logits and no more: its share is one
   argmax a step. A token stands for 3.82 bytes, as on enwik8: 536 tokens in 2,048 bytes.
 """
@@ -38,7 +38,7 @@ SHAPES = {
 }
 BYTES_PER_TOKEN = 2048 / 536  # of enwik8 with Pythia's tokenizer
 N_REPEATS = 7
-# What every engine is on the processor, and on the card.
+# What every engine is on the processor, and on the device.
 MODELS: dict[str, tuple[type[ExactModel], type[CudaModel]]] = {
     "exact": (ExactModel, CudaModel),
     "exact-int8": (Int8Model, CudaInt8Model),
@@ -68,15 +68,15 @@ def check_bits(shape: str, engine: str, n_tokens: int) -> str:
     """One pass and steps, float32 and float16; SystemExit where a bit differs from the C core's."""
     config = config_of(shape)
     weights = random_weights(config)
-    on_cpu, on_card = MODELS[engine]
+    on_cpu, on_device = MODELS[engine]
     for dtype in (np.float32, np.float16):
         stored = {name: value.astype(dtype, copy=False) for name, value in weights.items()}
-        cpu, card = on_cpu(config, stored), on_card(config, stored)
+        cpu, device = on_cpu(config, stored), on_device(config, stored)
         tokens = np.random.default_rng(1).integers(0, cpu.n_logits, (2, n_tokens))
         expected = cpu.logits(tokens)
-        session = card.session(2, n_tokens)
+        session = device.session(2, n_tokens)
         steps = np.stack([session.step(tokens[:, t]) for t in range(n_tokens)], 1)
-        for name, found in (("one pass", card.logits(tokens)), ("steps", steps)):
+        for name, found in (("one pass", device.logits(tokens)), ("steps", steps)):
             n_wrong = int((found.view(np.uint32) != expected.view(np.uint32)).sum())
             if n_wrong:
                 which = f"{shape} {engine} {dtype.__name__}, {name}"
@@ -238,8 +238,8 @@ def decoding_table(torch: Any, all_streams: list[int], n_steps: int) -> list[str
     config = config_of("70m")
     weights = random_weights(config)
     ours = {}
-    for engine, (_, on_card) in MODELS.items():
-        model = on_card(config, weights)
+    for engine, (_, on_device) in MODELS.items():
+        model = on_device(config, weights)
         ours |= {(engine, n): time_decoding(torch, model, n, n_steps) for n in all_streams}
         del model
     lines = [

@@ -20,6 +20,9 @@ def intervals(
 def log2_softmax(logits: Any, tokens: ArrayLike, vocab_size: int | None, /) -> NDArray[np.float64]: ...
 def encode(logits: Any, tokens: ArrayLike, vocab_size: int | None, /) -> bytes: ...
 def encode_intervals(start: ArrayLike, freq: ArrayLike, total: ArrayLike, /) -> bytes: ...
+def mix_intervals(
+    tokens: ArrayLike, start: ArrayLike, freq: ArrayLike, total: ArrayLike, /
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]: ...
 def decode(payload: bytes, logits: Any, vocab_size: int | None, /) -> NDArray[np.int32]: ...
 
 @final
@@ -35,7 +38,9 @@ class Encoder:
 
 @final
 class Decoder:
-    def __new__(cls, payloads: Sequence[bytes], vocab_size: int | None = None) -> Self: ...
+    def __new__(
+        cls, payloads: Sequence[bytes], vocab_size: int | None = None, n_tokens_max: ArrayLike | None = None
+    ) -> Self: ...
     @property
     def n_streams(self) -> int: ...
     def pull(self, logits: Any, active: NDArray[np.bool_] | None = None) -> NDArray[np.int32]: ...
@@ -44,19 +49,9 @@ class Decoder:
 class TransformerModel:
     def __new__(
         cls,
-        n_layers: int,
-        n_heads: int,
-        hidden: int,
-        intermediate: int,
-        n_embeddings: int,
-        n_logits: int,
-        context_length: int,
-        rotary_dims: int,
-        rotary_base: float,
-        layer_norm_epsilon: float,
-        parallel_residual: bool,
-        tensors: tuple[np.ndarray | None, ...],
-        int8: bool = False,
+        config: dict[str, Any],
+        tensors: dict[str, np.ndarray],
+        layers: tuple[dict[str, np.ndarray], ...],
     ) -> Self: ...
     def logits(self, tokens: ArrayLike, lengths: ArrayLike | None = None) -> NDArray[np.float32]: ...
     def intervals(
@@ -92,3 +87,5 @@ class TransformerSession:
     ) -> NDArray[np.int32]: ...
     def prefill(self, stream: int, tokens: ArrayLike, /) -> NDArray[np.float32]: ...
     def reset(self, stream: int | None = None, /) -> None: ...
+
+def transformer_arithmetic(config: dict[str, Any], /) -> int: ...

@@ -29,19 +29,9 @@ class TransformerModel:
     def __init__(
         self,
         device: int,
-        n_layers: int,
-        n_heads: int,
-        hidden: int,
-        intermediate: int,
-        n_embeddings: int,
-        n_logits: int,
-        context_length: int,
-        rotary_dims: int,
-        rotary_base: float,
-        layer_norm_epsilon: float,
-        parallel_residual: bool,
-        tensors: tuple[Any, ...],
-        int8: bool = False,
+        config: dict[str, Any],
+        tensors: dict[str, Any],
+        layers: tuple[dict[str, Any], ...],
     ) -> None: ...
     @property
     def n_bytes(self) -> int: ...
@@ -77,12 +67,13 @@ class TransformerSession:
     def decode_steps(
         self,
         n_steps: int,
+        streams: int,
         decoders: int,
         tokens: int,
         log: int,
         n_logged: int,
         log_steps: int,
-        n_streams: int,
+        n_rows: int,
         vocab_size: int,
         logits: int,
         /,
@@ -123,6 +114,9 @@ def intervals(
     total: int,
     error: int,
     /,
+) -> None: ...
+def log2_softmax(
+    device: int, stream: int, rows: Rows, tokens: Tokens, log2_probabilities: int, error: int, /
 ) -> None: ...
 def code_length(device: int, stream: int, n: int, freq: int, total: int, bits: int, /) -> None: ...
 def encoders_begin(device: int, stream: int, encoders: int, n: int, data: int, capacity_bytes: int, /) -> None: ...

@@ -1,4 +1,12 @@
-"""The one family of errors that llmcomp raises for a user's mistake or a broken file; nothing else lives here."""
+"""The one family of errors that llmcomp raises for a user's mistake or a broken file, and how their messages show what
+came from outside: on one line, not too long, without characters that a terminal obeys. Nothing else lives here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SHOWN_CHARACTERS = 80
+_REASON_CHARACTERS = 300
 
 
 class Error(ValueError):
@@ -15,3 +23,25 @@ class ModelMismatch(Error):
 
 class DatasetError(Error):
     """A data set is missing, incomplete, has a wrong checksum or is too short."""
+
+
+def named(name: Any) -> str:
+    """A name from a file as a message shows it: as it is, where that is short and printable."""
+    return name if isinstance(name, str) and name.isprintable() and 0 < len(name) <= _SHOWN_CHARACTERS else shown(name)
+
+
+def shown(value: Any) -> str:
+    """A value from a file as a message shows it: its representation, shortened."""
+    if isinstance(value, (str, bytes)):
+        value = value[:_SHOWN_CHARACTERS]
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError, MemoryError):  # an int of more digits than Python writes
+        return f"of type {type(value).__name__}"
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+
+
+def reason(error: BaseException) -> str:
+    """What another library's exception says: its first line, shortened."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0][:_REASON_CHARACTERS]
+    return "".join(character if character.isprintable() else "?" for character in text)

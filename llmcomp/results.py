@@ -5,9 +5,10 @@ What may not live here: scoring, fitting, drawing; this module knows tables and 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcomp.atomic_write import written_beside
-from llmcomp.errors import Error
+from llmcomp.errors import Error, named, reason
 
 PROTOCOLS = ("lossless", "published")
 STREAM_CHUNK = -1  # the chunk number of a row that covers all chunks of a data set as one stream (baselines)
@@ -98,6 +99,8 @@ _ADDED: Mapping[str, Any] = {
     "n_params_nonembedding": pd.NA, "tokens_seen": pd.NA, "flops": math.nan, "flops_exact": math.nan, "seed": pd.NA,
     "commit": "",
 }  # fmt: skip
+# Of one file; a cell has a row a chunk. A few bytes of Parquet may stand for any number of rows.
+_ROWS_MAX = 1 << 22
 _NOT_NULL = (*(name for name, (dtype, _) in ROW_COLUMNS.items() if dtype == "int64"), "ratio")
 
 
@@ -136,16 +139,18 @@ def _with_added(df: pd.DataFrame, columns: Mapping[str, Any] = ROW_COLUMNS) -> p
 
 
 def _as_dtype(column: pd.Series, dtype: Any) -> pd.Series:
-    if dtype == "string":
-        return column.astype("string").fillna("")
     if column.name in _NOT_NULL and column.isna().any():
         raise Error(f"rows: column {column.name} has no value in row {int(column.isna().to_numpy().argmax())}")
     try:
+        if dtype == "string":
+            return column.astype("string").fillna("")
         if dtype == "int64":  # by way of Int64, which refuses 0.5 where int64 would cut it to 0
-            column = column.astype("Int64")
-        return column.astype(dtype)
-    except (TypeError, ValueError) as error:
-        raise Error(f"rows: column {column.name} is not {dtype}: {error}") from None
+            with np.errstate(invalid="ignore"):
+                column = column.astype("Int64")
+        with np.errstate(invalid="ignore"):
+            return column.astype(dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Error(f"rows: column {column.name} is not {dtype}: {reason(error)}") from None
 
 
 def _check_values(rows: pd.DataFrame) -> None:
@@ -217,11 +222,11 @@ def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
     Error that names the file if one is damaged or holds something else, if there is none, or if a chunk occurs twice.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         files = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith("."))
         if not files:
             raise Error(f"{path}: no *.parquet file in this folder")
-    elif path.exists():
+    elif os.path.exists(path):  # noqa: PTH110 - as above
         files = [path]
     else:
         raise Error(f"{path}: no such file or folder")
@@ -232,34 +237,50 @@ def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The `metadata` that `write_rows` put into a file; Error if it is no readable Parquet file."""
-    try:
-        with Path(path).open("rb") as file:
-            found = pq.read_schema(file).metadata or {}
+    with _reading(path), Path(path).open("rb") as file:
+        found = pq.read_schema(file).metadata or {}
         return {key.decode(): value.decode() for key, value in found.items() if key != _FORMAT_KEY}
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise Error(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+
+
+@contextlib.contextmanager
+def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever pyarrow and pandas run into with a file that is damaged or holds something else, as an `Error`."""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - Path's raise for long names
+            raise Error(f"{path}: not a regular file")  # a pipe or a device might never end
+        yield
+    except Error:
+        raise
+    except Exception as error:
+        raise Error(f"{path}: not a readable Parquet file ({reason(error)})") from error
 
 
 def _read_file(path: Path) -> pd.DataFrame:
-    if path.exists() and not path.is_file():
-        raise Error(f"{path}: not a regular file")  # a pipe or a device might never end
-    try:
-        # Opened here, not by name, so that a folder name with "=" is never taken for a partition column.
-        with path.open("rb") as file:
-            table = pq.read_table(file, page_checksum_verification=True)
+    # Opened here, not by name, so that a folder name with "=" is never taken for a partition column.
+    with _reading(path), path.open("rb") as file:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            if parquet.metadata.num_rows > _ROWS_MAX:
+                raise Error(f"{path}: {parquet.metadata.num_rows:,} rows, expected at most {_ROWS_MAX:,}")
+            table = parquet.read()
         table.validate(full=True)  # damaged text is found here, not where it is first used
-        rows = table.to_pandas()
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise Error(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+        # Without what pandas may have written about its own types: columns are what this module says.
+        rows = table.replace_schema_metadata(None).to_pandas()
     found = (table.schema.metadata or {}).get(_FORMAT_KEY)
     if found not in _FORMATS:
-        told = "no mark of llmcomp" if found is None else f"format {found.decode(errors='replace')}"
+        told = "no mark of llmcomp" if found is None else f"format {named(found.decode(errors='replace'))}"
         known = " or ".join(known.decode() for known in _FORMATS)
         raise Error(f"{path}: not a file of llmcomp's rows: found {told}, expected format {known}")
+    for field in table.schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+        if ROW_COLUMNS.get(field.name, ("", ""))[0] == "string" and not is_text:
+            raise Error(f"{path}: rows: column {field.name} is {kind}, expected string")
     try:
-        return check_rows(rows)
+        with _reading(path):
+            return check_rows(rows)
     except Error as error:
-        raise Error(f"{path}: {error}") from None
+        told = str(error)
+        raise Error(told if told.startswith(f"{path}: ") else f"{path}: {told}") from None
 
 
 def is_cells(df: pd.DataFrame) -> bool:

@@ -23,18 +23,20 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "settings": {"errors"},
     "_core": {"errors", "settings"},
     "float_state": {"_core"},
+    "checked_json": {"errors", "float_state"},
     "_cuda": set(),
     "atomic_write": set(),
     "results": {"errors", "atomic_write"},
     "pico": set(),  # where the bundled files lie; how they were made is pico.recipes
     "coding": {"errors", "float_state", "settings", "_core", "_cuda"},
-    "data": {"errors", "atomic_write", "pico"},
-    "models": {"errors", "atomic_write", "float_state", "pico", "_core", "coding", "data"},
+    "data": {"errors", "atomic_write", "checked_json", "pico"},
+    "models": {"errors", "atomic_write", "checked_json", "float_state", "pico", "_core", "coding", "data"},
     "codec": {"errors", "atomic_write", "float_state", "coding", "data", "models"},
     "scoring": {"errors", "version", "results", "coding", "data", "models", "codec"},
     "law": {"errors", "atomic_write", "results"},
     "experiment": {
-        *("errors", "atomic_write", "results", "pico", "coding", "data", "models", "codec", "scoring", "law"),
+        *("errors", "atomic_write", "checked_json", "results", "pico"),
+        *("coding", "data", "models", "codec", "scoring", "law"),
     },
     "bench": {"errors", "results", "pico", "coding", "data", "models", "codec", "scoring", "experiment"},
     "pico.recipes": {"errors", "atomic_write", "results", "pico", "data", "llmcomp"},
@@ -63,6 +65,7 @@ C_ROOMS: dict[str, set[str]] = {
     "include": set(),
     "core/base": {"include"},
     "core/coding": {"include", "core/base"},
+    "core/mixing": {"include", "core/base", "core/coding"},
     "core/int8": {"include", "core/base"},
     "core/transformer": {"include", "core/base", "core/coding", "core/int8"},
     "dispatch": {"include", "core/base", "core/coding", "core/int8", "core/transformer"},
@@ -70,13 +73,19 @@ C_ROOMS: dict[str, set[str]] = {
     "cuda/transformer": {"include", "core/base", "core/coding", "core/int8", "core/transformer", "cuda/coding"},
     "python": {"include", "core/base", "cuda/coding", "cuda/transformer"},
     "check": {
-        *("include", "core/base", "core/coding", "core/int8", "core/transformer"),
+        *("include", "core/base", "core/coding", "core/mixing", "core/int8", "core/transformer"),
         *("dispatch", "cuda/coding", "cuda/transformer"),
     },
 }
 # What only some rooms may include of the world outside.
 OUTSIDE = {"Python.h": {"python"}, "numpy": {"python"}, "cuda_runtime": {"python", "cuda/coding", "cuda/transformer"}}
-TORCH_FILES = {"models/engines/torch.py", "pico/train.py", "pico/vocabularies.py", "pico/muon.py"}
+TORCH_FILES = {
+    "data/tokenizer_conversion.py",
+    "models/engines/torch.py",
+    "pico/train.py",
+    "pico/vocabularies.py",
+    "pico/muon.py",
+}
 
 Edges = Mapping[str, set[str]]
 

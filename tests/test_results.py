@@ -155,6 +155,69 @@ def test_damaged_foreign_and_missing_files_are_named(tmp_path):
             results.read_rows(path)
 
 
+def rewrite(path, metadata=None, **columns):
+    """The file with other columns and metadata, by pyarrow alone."""
+    table = pq.read_table(path)
+    for name, values in columns.items():
+        array = pa.array(values)
+        i = table.schema.get_field_index(name)
+        table = table.set_column(i, name, array) if i >= 0 else table.append_column(name, array)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, **(metadata or {})}), path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"model": [[1], [2]]}, "rows: column model is list<element: int64>, expected string"),
+        ({"device": [1, 2]}, "rows: column device is int64, expected string"),
+        ({"step": ["9" * 400] * 2}, "rows: column step is not Int64"),
+        ({"step": [float("inf")] * 2}, "rows: column step is not Int64"),
+        ({"tokens": [1e300] * 2}, "rows: column tokens is not Int64"),
+        ({"bytes_in": np.array([2**64 - 1] * 2, np.uint64)}, "rows: column bytes_in is not int64"),
+        ({"chunk": [b"\xff", b"a"]}, "rows: column chunk is not int64"),
+        ({"ratio": [{"a": 1}] * 2}, "rows: column ratio is not float64"),
+        ({"params": [[], [1]]}, "rows: column params is not Int64"),
+        ({"seconds": ["a\nb\x1b[2J"] * 2}, "rows: column seconds is not float64"),
+    ],
+)
+def test_columns_of_other_types_end_in_one_error(tmp_path, columns, message):
+    path = results.write_rows(tmp_path / "rows.parquet", make_rows())
+    rewrite(path, **columns)
+    with pytest.raises(Error) as raised:
+        results.cells(results.read_rows(path))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value) and "\x1b" not in str(raised.value)
+
+
+@pytest.mark.parametrize("pandas", [b"[", b"{}", b"[" * 100_000, b"\xff", b'{"index_columns": [1], "columns": 3}'])
+def test_what_pandas_once_wrote_beside_the_columns_is_not_read(tmp_path, pandas):
+    path = results.write_rows(tmp_path / "rows.parquet", make_rows())
+    expected = results.read_rows(path)
+    rewrite(path, {b"pandas": pandas})
+    pd.testing.assert_frame_equal(results.read_rows(path), expected)
+
+
+def test_more_rows_than_a_cell_has_are_not_read(tmp_path, monkeypatch):
+    path = results.write_rows(tmp_path / "rows.parquet", make_rows())
+    monkeypatch.setattr(results, "_ROWS_MAX", 1)
+    with pytest.raises(Error, match=r"rows.parquet: 2 rows, expected at most 1"):
+        results.read_rows(path)
+
+
+def test_metadata_of_what_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.parquet")
+    for read in (results.read_metadata, results.read_rows):
+        with pytest.raises(Error, match="not a regular file"):
+            read(tmp_path / "pipe.parquet")
+
+
+def test_names_that_are_too_long(tmp_path):
+    with pytest.raises(Error, match="no such file"):
+        results.read_rows(tmp_path / ("x" * 300))
+    with pytest.raises(Error, match="not a readable Parquet file"):
+        results.read_metadata(tmp_path / ("x" * 300))
+
+
 def test_a_damaged_byte_is_refused_or_harmless(tmp_path):
     rows = results.check_rows(make_rows())
     path = results.write_rows(tmp_path / "cell.parquet", rows)

@@ -20,8 +20,8 @@ $(CHECK_MODELS)/%.model $(CHECK_MODELS)/%.content: tests/support/dump_model.py t
 	@mkdir -p $(@D)
 	$(or $(BIN),.venv/bin)/python tests/support/dump_model.py $* $(CHECK_MODELS)/$*.model $(CHECK_MODELS)/$*.content
 
-# 1 what runs the program, 2 variant, 3 names; cmp is silent where the bytes are the same. Both formats have all names.
-check_archives = for name in $(3); do for folder in archives archives-2; do \
+# 1 what runs the program, 2 variant, 3 names; cmp is silent where the bytes are the same. All folders have all names.
+check_archives = for name in $(3); do for folder in archives archives-2 archives-2-mixed; do \
 	$(1) $(CHECK_DIR)/$(2)/archive_check $(CHECK_MODELS)/$$name.model tests/golden/$$folder/$$name.llmc \
 		| cmp - $(CHECK_MODELS)/$$name.content && echo "$(2): $$folder/$$name.llmc decodes" || exit 1; done; done
 CHECK_DUMPS := $(foreach name,$(CHECK_ARCHIVES),$(CHECK_MODELS)/$(name).model)

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "llmcomp/coder.h"
+#include "llmcomp/mixing.h"
 #include "llmcomp/transformer.h"
 
 _Atomic long check_failures;
@@ -106,7 +107,7 @@ static double number(reader_t *reader) {
 
 static lmc_transformer_tensor_t read_tensor(reader_t *reader, lmc_dtype_t dtype) {
     size_t n = integer(reader, 8);
-    if (n == 0) return (lmc_transformer_tensor_t){NULL, dtype};
+    if (n == 0) return (lmc_transformer_tensor_t){NULL, dtype, NULL};
     size_t width = dtype == LMC_FLOAT32 ? 4 : 2;
     char *data = check_malloc(n * width);
     for (size_t i = 0; i < n; i++) {
@@ -114,7 +115,7 @@ static lmc_transformer_tensor_t read_tensor(reader_t *reader, lmc_dtype_t dtype)
         uint16_t half = (uint16_t)bits;
         memcpy(data + i * width, width == 4 ? (const void *)&bits : (const void *)&half, width);
     }
-    return (lmc_transformer_tensor_t){data, dtype};
+    return (lmc_transformer_tensor_t){data, dtype, NULL};
 }
 
 static void read_tokens(reader_t *reader, checkpoint_t *model) {
@@ -131,31 +132,60 @@ static void read_tokens(reader_t *reader, checkpoint_t *model) {
     if (n_single_bytes != 256) die("the vocabulary has %d of 256 bytes", n_single_bytes);
 }
 
+/* The order of the tensors in the file: GPT-NeoX's. */
+static const lmc_model_slot_t model_order[] = {LMC_MODEL_EMBEDDING, LMC_MODEL_FINAL_NORM_GAIN,
+                                               LMC_MODEL_FINAL_NORM_BIAS, LMC_MODEL_HEAD};
+static const lmc_layer_slot_t layer_order[] = {LMC_LAYER_ATTENTION_NORM_GAIN,
+                                               LMC_LAYER_ATTENTION_NORM_BIAS,
+                                               LMC_LAYER_MLP_NORM_GAIN,
+                                               LMC_LAYER_MLP_NORM_BIAS,
+                                               LMC_LAYER_QKV,
+                                               LMC_LAYER_QKV_BIAS,
+                                               LMC_LAYER_OUT,
+                                               LMC_LAYER_OUT_BIAS,
+                                               LMC_LAYER_UP,
+                                               LMC_LAYER_UP_BIAS,
+                                               LMC_LAYER_DOWN,
+                                               LMC_LAYER_DOWN_BIAS};
+
+static lmc_transformer_config_t read_config(reader_t *reader) {
+    lmc_transformer_config_t config = {.embedding_multiplier = 1,
+                                       .residual_multiplier = 1,
+                                       .logits_multiplier = 1,
+                                       .pre_norm = 1,
+                                       .fused_qkv = 1,
+                                       .n_kinds = 1};
+    config.n_layers = integer(reader, 8);
+    config.n_heads = config.n_kv_heads = integer(reader, 8);
+    config.hidden = integer(reader, 8), config.intermediate = integer(reader, 8);
+    config.n_embeddings = integer(reader, 8), config.n_logits = integer(reader, 8);
+    config.context_length = integer(reader, 8);
+    config.kinds[0].rotary.dims = integer(reader, 8);
+    config.parallel_residual = (int)integer(reader, 8);
+    config.kinds[0].rotary.base = number(reader);
+    config.norm_epsilon = (float)number(reader);
+    config.head_dim = config.hidden / config.n_heads;
+    config.attention_divisor = (double)config.head_dim;
+    return config;
+}
+
 static checkpoint_t read_checkpoint(const char *path) {
     reader_t reader = reader_open(path);
     checkpoint_t model;
-    uint64_t sizes[10];
-    for (int i = 0; i < 10; i++)
-        sizes[i] = integer(&reader, 8);
-    double rotary_base = number(&reader);
-    float epsilon = (float)number(&reader);
-    model.config =
-        (lmc_transformer_config_t){sizes[0], sizes[1], sizes[2],    sizes[3], sizes[4],     sizes[5],
-                                   sizes[6], sizes[7], rotary_base, epsilon,  (int)sizes[8]};
-    lmc_dtype_t dtype = (lmc_dtype_t)sizes[9];
+    model.config = read_config(&reader);
+    lmc_dtype_t dtype = (lmc_dtype_t)integer(&reader, 8);
     must(lmc_transformer_config_check(&model.config));
-    model.weights.embedding = read_tensor(&reader, dtype);
-    model.weights.final_gain = read_tensor(&reader, dtype);
-    model.weights.final_bias = read_tensor(&reader, dtype);
-    model.weights.head = read_tensor(&reader, dtype);
-    if (model.weights.head.data == NULL) model.weights.head = model.weights.embedding;
+    memset(&model.weights, 0, sizeof model.weights);
+    for (size_t i = 0; i < sizeof model_order / sizeof *model_order; i++)
+        model.weights.slots[model_order[i]] = read_tensor(&reader, dtype);
+    if (model.weights.slots[LMC_MODEL_HEAD].data == NULL)
+        model.weights.slots[LMC_MODEL_HEAD] = model.weights.slots[LMC_MODEL_EMBEDDING];
     lmc_transformer_layer_t *layers = check_malloc(model.config.n_layers * sizeof *layers);
+    memset(layers, 0, model.config.n_layers * sizeof *layers);
     model.weights.layers = layers;
-    for (size_t i = 0; i < model.config.n_layers; i++) {
-        lmc_transformer_tensor_t *tensors = (lmc_transformer_tensor_t *)&layers[i];
-        for (size_t j = 0; j < sizeof *layers / sizeof *tensors; j++)
-            tensors[j] = read_tensor(&reader, dtype);
-    }
+    for (size_t i = 0; i < model.config.n_layers; i++)
+        for (size_t j = 0; j < sizeof layer_order / sizeof *layer_order; j++)
+            layers[i].slots[layer_order[j]] = read_tensor(&reader, dtype);
     read_tokens(&reader, &model);
     return model;
 }
@@ -166,6 +196,7 @@ typedef struct header {
     size_t segment_bytes, context_length, overlap, vocab_size;
     int64_t bos_token;
     uint32_t check;
+    int is_mixed;
 } header_t;
 
 typedef struct codec {
@@ -220,6 +251,15 @@ static size_t open_window(codec_t *codec, const int64_t *tokens, size_t n_tokens
     return 1 + n_context;
 }
 
+/* The mixer of a segment, NULL where the archive has none; the caller frees it. */
+static lmc_mixer_t *new_mixer(const codec_t *codec, size_t n_bytes) {
+    lmc_mixer_t *mixer = NULL;
+    if (!codec->header.is_mixed) return NULL;
+    size_t memory_bytes = lmc_mixer_bound(n_bytes); /* a token of mapping bytes has a byte or more */
+    must(lmc_mixer_begin(check_malloc(memory_bytes), memory_bytes, n_bytes, &mixer));
+    return mixer;
+}
+
 /* Returns the number of tokens; content gets n_bytes bytes, tokens at most 2 n_bytes. */
 static size_t decode_segment(codec_t *codec, const uint8_t *payload, size_t payload_bytes, size_t n_bytes,
                              uint8_t *content, int64_t *tokens) {
@@ -227,6 +267,7 @@ static size_t decode_segment(codec_t *codec, const uint8_t *payload, size_t payl
     lmc_rows_t row = {codec->logits, 0, 1, codec->header.vocab_size, LMC_FLOAT32};
     lmc_decoder_t decoder;
     lmc_decoder_init(&decoder, payload, payload_bytes);
+    lmc_mixer_t *mixer = new_mixer(codec, n_bytes);
     while (n_done < n_bytes) {
         if (n_inputs == codec->header.context_length) {
             n_inputs = open_window(codec, tokens, n_tokens);
@@ -235,7 +276,11 @@ static size_t decode_segment(codec_t *codec, const uint8_t *payload, size_t payl
             n_inputs++;
         }
         int32_t token;
-        must(lmc_decode_step(&codec->context, &row, NULL, &decoder, &codec->search, &token, &error));
+        if (mixer != NULL)
+            must(lmc_mixed_decode_step(&codec->context, &row, NULL, &decoder, &mixer, &codec->search, &token,
+                                       &error));
+        else
+            must(lmc_decode_step(&codec->context, &row, NULL, &decoder, &codec->search, &token, &error));
         size_t length = codec->checkpoint->token_lengths[token];
         if (length == 0 || length > n_bytes - n_done)
             die("token %d cannot stand at byte %zu", (int)token, n_done);
@@ -243,6 +288,7 @@ static size_t decode_segment(codec_t *codec, const uint8_t *payload, size_t payl
         n_done += length;
         tokens[n_tokens++] = token;
     }
+    free(mixer);
     return n_tokens;
 }
 
@@ -254,6 +300,7 @@ static size_t encode_segment(codec_t *codec, const int64_t *tokens, size_t n_tok
     uint64_t *start = parts, *freq = parts + context_length, *total = parts + 2 * context_length;
     lmc_encoder_t encoder;
     lmc_encoder_init(&encoder, bytes, (n_tokens + 1) * LMC_STEP_BYTES_MAX);
+    lmc_mixer_t *mixer = new_mixer(codec, n_tokens);
     for (size_t at = 0, stop; at < n_tokens; at = stop) {
         size_t first = at < codec->header.overlap ? 0 : at - codec->header.overlap;
         stop = first + context_length < n_tokens ? first + context_length : n_tokens;
@@ -268,10 +315,13 @@ static size_t encode_segment(codec_t *codec, const int64_t *tokens, size_t n_tok
         must(lmc_transformer_pass(&codec->context, &codec->model, &batch, &sink, codec->pass_workspace,
                                   codec->pass_bytes, &error));
         size_t skip = at - first;
+        if (mixer != NULL)
+            must(lmc_mixer_encode(mixer, stop - at, tokens + at, start + skip, freq + skip, total + skip,
+                                  &error));
         must(lmc_encoder_put(&encoder, stop - at, start + skip, freq + skip, total + skip, &error));
     }
     must(lmc_encoder_end(&encoder));
-    free(inputs), free(parts);
+    free(inputs), free(parts), free(mixer);
     if (encoder.n_bytes == 0) bytes[encoder.n_bytes++] = 0; /* a payload is never empty */
     return encoder.n_bytes;
 }
@@ -299,7 +349,9 @@ static header_t read_header(reader_t *reader) {
     header.segment_bytes = varint(reader);
     take(reader, 2); /* arithmetic, engine */
     if (integer(reader, 1) != 0) die("the archive has another mapping than bytes");
-    if (version == 2 && integer(reader, 1) != 0) die("the archive mixes models");
+    uint64_t mixing = version == 2 ? integer(reader, 1) : 0;
+    if (mixing > 1) die("the archive has another mixing");
+    header.is_mixed = mixing == 1;
     header.context_length = varint(reader);
     header.overlap = varint(reader);
     header.vocab_size = varint(reader);

@@ -4,7 +4,7 @@ CHECK_DIR := build/check
 CHECK_GOLDEN := tests/golden/coding.bin
 CHECK_FLAGS := -std=c11 -D_GNU_SOURCE -O2 -g -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread -Icsrc/include -Icsrc \
 	-Wall -Wextra -Wno-missing-field-initializers
-CHECK_CODER := $(patsubst csrc/%.c,%,$(wildcard csrc/core/base/*.c csrc/core/coding/*.c csrc/dispatch/*.c)) \
+CHECK_CODER := $(patsubst csrc/%.c,%,$(wildcard csrc/core/base/*.c csrc/core/coding/*.c csrc/core/mixing/*.c csrc/dispatch/*.c)) \
 	check/no_engine
 CHECK_HEADERS := $(wildcard csrc/core/*/*.h csrc/include/llmcomp/*.h csrc/check/*.h)
 CHECK_CLANG ?= clang
@@ -91,7 +91,7 @@ coverage: $(CHECK_DIR)/coverage/self_check
 
 # FUZZ_RUNS executions of each target under each sanitizer, from the corpus; what is found lies in build/check.
 FUZZ_RUNS ?= 10000000
-FUZZ_TARGETS := fuzz_decode fuzz_roundtrip
+FUZZ_TARGETS := fuzz_decode fuzz_roundtrip fuzz_mixing
 FUZZ_PROGRAMS := $(foreach kind,fuzz_address fuzz_memory,$(FUZZ_TARGETS:%=$(CHECK_DIR)/$(kind)/%))
 fuzz_one = mkdir -p $(CHECK_DIR)/corpus/$(notdir $(1)) && $(1) -runs=$(FUZZ_RUNS) -max_len=1024 -timeout=20 $(2) \
 	-artifact_prefix=$(CHECK_DIR)/ -print_final_stats=1 -verbosity=0 $(CHECK_DIR)/corpus/$(notdir $(1)) \
@@ -99,13 +99,16 @@ fuzz_one = mkdir -p $(CHECK_DIR)/corpus/$(notdir $(1)) && $(1) -runs=$(FUZZ_RUNS
 fuzz: $(FUZZ_PROGRAMS)
 	$(call fuzz_one,$(CHECK_DIR)/fuzz_address/fuzz_decode)
 	$(call fuzz_one,$(CHECK_DIR)/fuzz_address/fuzz_roundtrip)
+	$(call fuzz_one,$(CHECK_DIR)/fuzz_address/fuzz_mixing)
 	$(call fuzz_one,$(CHECK_DIR)/fuzz_memory/fuzz_decode)
 	$(call fuzz_one,$(CHECK_DIR)/fuzz_memory/fuzz_roundtrip)
+	$(call fuzz_one,$(CHECK_DIR)/fuzz_memory/fuzz_mixing)
 
 # For CI: a few seconds a target.
 fuzz-short: $(FUZZ_TARGETS:%=$(CHECK_DIR)/fuzz_address/%)
 	$(call fuzz_one,$(CHECK_DIR)/fuzz_address/fuzz_decode,-max_total_time=5)
 	$(call fuzz_one,$(CHECK_DIR)/fuzz_address/fuzz_roundtrip,-max_total_time=5)
+	$(call fuzz_one,$(CHECK_DIR)/fuzz_address/fuzz_mixing,-max_total_time=5)
 
 include csrc/check/engine.mk
 include csrc/check/archive.mk

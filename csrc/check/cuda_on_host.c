@@ -1,8 +1,8 @@
-/* The CUDA row kernels without a card: csrc/cuda/row_tiles.h, which is their arithmetic and index arithmetic,
- * run in loops over blocks, warps and lanes and compared with the serial backend. cuda_on_host rows SEED
- * N_CASES     intervals, errors and decoding of random and adversarial rows cuda_on_host weights STRIDE every
- * STRIDE-th float: the device's form of the weight, and the order keys Barriers, shuffles and shared memory
- * have no part in it: tests/coding/test_cuda.py checks them on a card. */
+/* The CUDA row kernels without a device: csrc/cuda/row_tiles.h, which is their arithmetic and index
+ * arithmetic, run in loops over blocks, warps and lanes and compared with the serial backend. cuda_on_host
+ * rows SEED N_CASES     intervals, errors and decoding of random and adversarial rows cuda_on_host weights
+ * STRIDE every STRIDE-th float: the device's form of the weight, and the order keys Barriers, shuffles and
+ * shared memory have no part in it: tests/coding/test_cuda.py checks them on a device. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -65,8 +65,8 @@ static int32_t maximum_of_lane(const row_case_t *c, uint32_t warp, uint32_t lane
     lmc_vector_t vectors[LMC_TILE_VECTORS];
     uint32_t top = lmc_word_lowest(c->dtype);
     for (uint32_t chunk = 0; chunk < c->plan.n_chunks; chunk++) {
-        uint32_t begin = lmc_tile_begin(c->plan.n_chunks, warp, chunk, 0) + lane;
-        lmc_tiles_load(vectors, body_of(c), begin, c->layout.n_vectors, c->dtype);
+        uint32_t begin = lmc_tile_begin(c->plan.n_chunks, warp, chunk, 0);
+        lmc_tiles_load(vectors, body_of(c), begin, lane, c->layout.n_vectors, c->dtype);
         top = lmc_tiles_max(vectors, top, c->dtype);
     }
     return lmc_max_key(lmc_word_max_value(top, c->dtype));
@@ -101,15 +101,15 @@ static uint64_t sum_of_warp(const row_case_t *c, uint32_t warp, uint32_t n_befor
     *before = 0;
     for (uint32_t lane = 0; lane < LMC_WARP_LANES; lane++) {
         for (uint32_t chunk = c->plan.n_chunks; chunk-- > 0;) {
-            uint32_t begin = lmc_tile_begin(c->plan.n_chunks, warp, chunk, 0) + lane;
+            uint32_t begin = lmc_tile_begin(c->plan.n_chunks, warp, chunk, 0);
             if (origin.shift != 0.0f) {
-                lmc_tiles_weight_sum_moved(body_of(c), begin, c->layout.n_vectors, n_before, origin, c->dtype,
-                                           &sum, before);
+                lmc_tiles_weight_sum_moved(body_of(c), begin + lane, c->layout.n_vectors, n_before, origin,
+                                           c->dtype, &sum, before);
                 continue;
             }
-            lmc_tiles_load(vectors, body_of(c), begin, c->layout.n_vectors, c->dtype);
-            lmc_tiles_weight_sum(vectors, begin, c->layout.n_vectors, n_before, origin.offset, c->dtype, &sum,
-                                 before);
+            lmc_tiles_load(vectors, body_of(c), begin, lane, c->layout.n_vectors, c->dtype);
+            lmc_tiles_weight_sum(vectors, begin, lane, c->layout.n_vectors, n_before, origin.offset, c->dtype,
+                                 &sum, before);
         }
     }
     return sum;
@@ -123,7 +123,7 @@ static lmc_status_t intervals_of_row(const row_case_t *c, int64_t wanted, uint64
     if (status != LMC_OK) return status;
     lmc_origin_t origin = lmc_origin(lmc_max_of_key(key));
     uint32_t n_before = lmc_vectors_before(&c->layout, token, c->dtype);
-    uint32_t token_warp = lmc_warp_of_vector(c->plan.n_chunks, n_before);
+    uint32_t token_warp = lmc_warp_of_vector(&c->plan, n_before);
     *start = token;
     *total = c->vocab_size;
     int n_found = 0;
@@ -281,12 +281,23 @@ static uint32_t random_vocab_size(void) {
     return sizes[random_below(choice < 99 ? 13 : sizeof sizes / sizeof *sizes)];
 }
 
+/* A divisor of rows: any number of rows below 2^31, and those beside its multiples. */
+static void check_divisor(void) {
+    uint32_t divisor = 1 + random_below(random_below(2) ? 100 : INT32_MAX);
+    lmc_divisor_t by = lmc_divisor_of(divisor);
+    uint32_t multiple = random_below(INT32_MAX / divisor + 1) * divisor;
+    uint32_t numbers[] = {0, random_below(1u << 31), multiple, multiple > 0 ? multiple - 1 : 0, INT32_MAX};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        CHECK(lmc_divide(numbers[i], by) == numbers[i] / divisor, "%u / %u", numbers[i], divisor);
+}
+
 /* The plan of a launch, or any other that covers the row. */
 static lmc_tile_plan_t random_plan(uint32_t vocab_size, lmc_dtype_t dtype) {
     lmc_tile_plan_t plan = lmc_tile_plan(vocab_size, dtype, 1 + random_below(5000), 1 + random_below(200),
                                          1u << random_below(4));
     CHECK(plan.n_blocks <= LMC_CLUSTER_BLOCKS_MAX && plan.n_warps >= 1 && plan.n_warps <= LMC_BLOCK_WARPS_MAX,
           "%u blocks of %u warps", plan.n_blocks, plan.n_warps);
+    CHECK(plan.n_blocks == 1u << plan.log2_blocks, "%u blocks, 2^%u", plan.n_blocks, plan.log2_blocks);
     uint64_t covered = (uint64_t)plan.n_blocks * plan.n_warps * plan.n_chunks * LMC_TILE_VECTORS *
                        LMC_WARP_LANES * lmc_vector_elements(dtype);
     CHECK(covered >= vocab_size, "a plan for %u symbols covers %llu", vocab_size,
@@ -297,6 +308,7 @@ static lmc_tile_plan_t random_plan(uint32_t vocab_size, lmc_dtype_t dtype) {
     plan.n_blocks = 1u << random_below(4);
     plan.n_warps = 1 + random_below(LMC_BLOCK_WARPS_MAX);
     plan.n_chunks = (n_units + plan.n_blocks * plan.n_warps - 1) / (plan.n_blocks * plan.n_warps);
+    plan.warp_vectors = lmc_divisor_of(plan.n_chunks * LMC_TILE_VECTORS * LMC_WARP_LANES);
     return plan;
 }
 
@@ -320,6 +332,7 @@ static void check_decoding(const row_case_t *c, const lmc_rows_t *rows, lmc_deco
 }
 
 static void check_case(void) {
+    check_divisor();
     row_case_t c = {.vocab_size = random_vocab_size(), .dtype = (lmc_dtype_t)random_below(LMC_DTYPE_COUNT)};
     size_t n_bytes = (size_t)c.vocab_size * lmc_element_bytes(c.dtype);
     size_t offset = random_below(LMC_VECTOR_BYTES / lmc_element_bytes(c.dtype)) * lmc_element_bytes(c.dtype);

@@ -51,7 +51,7 @@ static void check_product(uint32_t kind) {
             for (size_t k = 0; k < n_k; k++)
                 chain = fmaf(widened(weights, i * n_k + k), widened(input, t * n_k + k), chain);
             if (has_bias) chain += widened(bias, i);
-            if (p.with_gelu) lmc_transformer_kernels_serial.gelu(&chain, 1);
+            if (p.with_gelu) chain = lmc_gelu(chain);
             if (has_first) chain += widened(first, t * n_rows + i);
             if (is_in_place) chain += widened(first, t * n_rows + i);
             n_wrong += !check_same(chain, p.output[t * n_rows + i]);
@@ -121,7 +121,7 @@ static void check_code_product(uint32_t kind) {
                 sum += all.codes[t * n_padded + k] * all.codes[(n_tokens + i) * n_padded + k];
             float number = (float)sum * p.scales[i] * all.scales[t];
             if (p.bias != nullptr) number += p.bias[i];
-            if (p.with_gelu) lmc_transformer_kernels_serial.gelu(&number, 1);
+            if (p.with_gelu) number = lmc_gelu(number);
             if (p.addends[1] != nullptr) number += widened(before, t * n_rows + i);
             n_wrong += !check_same(number, p.output[t * n_rows + i]);
         }
@@ -129,8 +129,9 @@ static void check_code_product(uint32_t kind) {
     CHECK(n_wrong == 0, "%ld outputs of %u x %u over %u", n_wrong, n_tokens, n_rows, n_k);
 }
 
-static void check_norm() {
-    uint32_t n_rows = 1 + below(9), n_features = 1 + below(below(4) == 0 ? 5000 : 300);
+/* is_long: of more features than shared memory holds at once. */
+static void check_norm(bool is_long) {
+    uint32_t n_rows = 1 + below(9), n_features = is_long ? 2049 + below(3000) : 1 + below(300);
     check_tensor_t input(LMC_FLOAT32, (size_t)n_rows * n_features, 2.0f);
     check_tensor_t gains[2] = {{LMC_FLOAT32, n_features, 1.0f}, {LMC_FLOAT32, n_features, 1.0f}};
     check_tensor_t biases[2] = {{LMC_FLOAT32, n_features, 1.0f}, {LMC_FLOAT32, n_features, 1.0f}};
@@ -152,14 +153,47 @@ static void check_norm() {
         for (uint32_t i = 0; i < n_features; i++)
             panel[i * LMC_LANES] = norm.input[(size_t)row * n_features + i];
         for (uint32_t o = 0; o < n_outputs; o++) {
-            lmc_transformer_kernels_serial.layer_norm(panel.data(), n_features, norm.gains[o], norm.biases[o],
-                                                      norm.epsilon, wanted.data());
+            const lmc_norm_rule_t rule = {LMC_NORM_LAYER, norm.epsilon};
+            lmc_transformer_kernels_serial.normalise(rule, panel.data(), n_features, norm.gains[o],
+                                                     norm.biases[o], wanted.data());
             long n_wrong = 0;
             for (uint32_t i = 0; i < n_features; i++)
                 n_wrong += !check_same(wanted[i * LMC_LANES], norm.outputs[o][(size_t)row * n_features + i]);
             CHECK(n_wrong == 0, "%ld of %u features, row %u of %u", n_wrong, n_features, row, n_rows);
         }
     }
+}
+
+/* Rows of any type with a gap between them, one of them spoiled. */
+static void check_softmax() {
+    /* Half of the rows end at, before or after a block of 64. */
+    uint32_t n_rows = 1 + below(20), n = below(2) ? 1 + below(400) : 64 * (1 + below(6)) + below(3) - 1,
+             gap = below(9);
+    check_tensor_t logits((lmc_dtype_t)below(LMC_DTYPE_COUNT), (size_t)n_rows * (n + gap), 12.0f);
+    uint32_t bytes = lmc_element_bytes(logits.dtype), bad = below(2 * n_rows);
+    std::vector<int64_t> targets(n_rows);
+    for (int64_t &target : targets)
+        target = below(n);
+    if (bad < n_rows && below(2)) targets[bad] = n;
+    if (bad < n_rows && targets[bad] < (int64_t)n) memset(logits.at(bad * (n + gap) + below(n)), 0x7F, bytes);
+    if (bad < n_rows && targets[bad] < (int64_t)n && logits.dtype == LMC_FLOAT32)
+        memset(logits.at(bad * (n + gap) + below(n)), 0xFF, bytes);
+    std::vector<double> found(n_rows, 7.0);
+    lmc_cuda_rows_t rows = {logits.at(0), 0, (int64_t)(n + gap) * bytes, n_rows, n_rows, n, logits.dtype};
+    lmc_cuda_tokens_t tokens = {targets.data(), 0, 8, 8};
+    uint64_t error = LMC_CUDA_NO_ERROR, wanted_error = LMC_CUDA_NO_ERROR;
+    CHECK(lmc_cuda_log2_softmax(&rows, &tokens, found.data(), 3, &error, nullptr) == cudaSuccess,
+          "a launch failed");
+    for (uint32_t i = n_rows; i-- > 0;) {
+        double wanted = 0.0;
+        size_t unused;
+        lmc_rows_t row = {logits.at((size_t)i * (n + gap)), 0, 1, n, logits.dtype};
+        lmc_status_t status = lmc_log2_softmax(&check_serial, &row, &targets[i], &wanted, &unused);
+        if (status != LMC_OK) wanted_error = (uint64_t)(i + 3) << 8 | status;
+        CHECK(status == LMC_OK ? found[i] == wanted : found[i] != found[i], "row %u: %.17g, not %.17g", i,
+              found[i], wanted);
+    }
+    CHECK(error == wanted_error, "error %llx", (unsigned long long)error);
 }
 
 /* One pass over sequences of unequal lengths: logits and intervals. */
@@ -269,30 +303,44 @@ static void extend(const check_model_t &model, check_cache_t &cache,
     }
 }
 
+/* 0 ... n - 1, in a random order where they are to be named. */
+static std::vector<uint32_t> random_streams(uint32_t n, bool are_named) {
+    std::vector<uint32_t> streams(n);
+    for (uint32_t i = 0; i < n; i++)
+        streams[i] = i;
+    for (uint32_t i = n; are_named && i > 1; i--)
+        std::swap(streams[i - 1], streams[below(i)]);
+    return streams;
+}
+
 static void step(const check_model_t &model, check_cache_t &cache, std::vector<check_history_t> &histories) {
     const lmc_transformer_config_t &config = model.config;
     uint32_t n = 1 + below((uint32_t)histories.size());
     std::vector<int32_t> tokens(n);
     uint64_t error = LMC_CUDA_NO_ERROR, wanted_error = LMC_CUDA_NO_ERROR;
     std::vector<uint8_t> takes_part(n);
-    for (uint32_t s = n; s-- > 0;) {
-        tokens[s] = below(4) == 0 ? -1 - (int32_t)below(2) : (int32_t)below((uint32_t)config.n_embeddings);
-        takes_part[s] = tokens[s] >= 0 && histories[s].size() < cache.n_positions;
-        if (takes_part[s]) histories[s].push_back(tokens[s]);
-        if (below(20) != 0 || takes_part[s]) continue;
-        tokens[s] = (int32_t)config.n_embeddings + (int32_t)below(2);
-        wanted_error = (uint64_t)s << 8 | LMC_ERROR_TOKEN;
+    bool are_named = below(2);
+    std::vector<uint32_t> streams = random_streams((uint32_t)histories.size(), are_named);
+    for (uint32_t row = n; row-- > 0;) {
+        check_history_t &history = histories[streams[row]];
+        tokens[row] = below(4) == 0 ? -1 - (int32_t)below(2) : (int32_t)below((uint32_t)config.n_embeddings);
+        takes_part[row] = tokens[row] >= 0 && history.size() < cache.n_positions;
+        if (takes_part[row]) history.push_back(tokens[row]);
+        if (below(20) != 0 || takes_part[row]) continue;
+        tokens[row] = (int32_t)config.n_embeddings + (int32_t)below(2);
+        wanted_error = (uint64_t)row << 8 | LMC_ERROR_TOKEN;
     }
     check_work_t work(config, n);
     check_memory_t logits(n * config.n_logits * sizeof(float));
     float *found = (float *)logits.data;
-    lmc_cuda_transformer_step(&model.placed, &cache.cache, n, tokens.data(), found, &work.work, &error,
-                              nullptr);
+    lmc_cuda_transformer_step(&model.placed, &cache.cache, n, are_named ? streams.data() : nullptr,
+                              tokens.data(), found, &work.work, &error, nullptr);
     CHECK(error == wanted_error, "error %llx", (unsigned long long)error);
-    for (uint32_t s = 0; s < n; s++) {
-        CHECK(cache.cache.positions[s] == histories[s].size(), "position of %u", s);
-        if (takes_part[s])
-            check_logits(found + s * config.n_logits, model.last_logits_of(histories[s]).data(), 1,
+    for (uint32_t row = 0; row < n; row++) {
+        const check_history_t &history = histories[streams[row]];
+        CHECK(cache.cache.positions[streams[row]] == history.size(), "position of %u", streams[row]);
+        if (takes_part[row])
+            check_logits(found + row * config.n_logits, model.last_logits_of(history).data(), 1,
                          config.n_logits, "step");
     }
 }
@@ -354,7 +402,7 @@ struct repeated_step_t {
         cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
         step(stream);
         CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess, "the step cannot be captured");
-        cudaGraphInstantiate(&executable, graph, 0);
+        cudaGraphInstantiateWithFlags(&executable, graph, 0);
         launch = [this] { cudaGraphLaunch(executable, stream); };
     }
     ~repeated_step_t() {
@@ -388,7 +436,15 @@ static void check_chain(const check_model_t &model) {
     check_cache_t cache(model, (uint32_t)config.n_layers, n + below(2), (uint32_t)config.context_length);
     check_work_t work(config, n);
     check_memory_t logits(n * config.n_logits * sizeof(float));
-    lmc_cuda_transformer_chain_t chain = {decoders.data(), tokens.data(), log.data(), &n_logged, log_steps, n,
+    bool are_named = below(2);
+    std::vector<uint32_t> streams = random_streams(cache.cache.n_streams, are_named);
+    lmc_cuda_transformer_chain_t chain = {are_named ? streams.data() : nullptr,
+                                          decoders.data(),
+                                          tokens.data(),
+                                          log.data(),
+                                          &n_logged,
+                                          log_steps,
+                                          n,
                                           vocab_size};
     std::vector<check_history_t> histories(n);
     static lmc_search_t search;
@@ -451,12 +507,23 @@ static void check_not_finite(check_model_t &model) {
                  "not finite");
 }
 
+/* The head sizes at which attention cuts a tile of values into 2 and 4 stages, and a step's threads have two
+ * features; contexts of several tiles of keys and several stages of a step. */
+static void check_wide_heads() {
+    for (uint32_t head_dim : {66u, 130u, 256u}) {
+        check_model_t model(head_dim, 70);
+        check_pass(model);
+        check_streams(model);
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc != 3) {
         fprintf(stderr, "usage: transformer_emulated SEED N_CASES\n");
         return 2;
     }
     check_seed(strtoull(argv[1], nullptr, 0));
+    check_wide_heads();
     for (long n = strtol(argv[2], nullptr, 0); n > 0; n--) {
         emulated_machine.major = below(4) == 0 ? 8 : 9;
         emulated_machine.n_processors = 1;
@@ -464,7 +531,10 @@ int main(int argc, char **argv) {
             check_product(kind);
             check_code_product(kind);
         }
-        check_norm();
+        check_norm(false);
+        check_norm(true);
+        for (uint32_t i = 0; i < 4; i++)
+            check_softmax();
         emulated_machine.n_processors = 1 + (int)below(20);
         check_model_t model;
         check_pass(model);

@@ -9,6 +9,7 @@ extern "C" {
 #include "core/transformer/kernels.h"
 #include "llmcomp/coder.h"
 #include "llmcomp/transformer.h"
+#include "check/transformer_cases.h"
 }
 #include "cuda/transformer/transformer.h"
 #include "cuda/transformer/launch.h"
@@ -123,20 +124,26 @@ struct check_model_t {
     std::vector<lmc_transformer_layer_t> device_layers;
     lmc_transformer_model_t model, placed;
 
-    check_model_t() : dtype((lmc_dtype_t)check_below(LMC_DTYPE_COUNT)) {
+    check_model_t() : check_model_t(random_head_dim(), 1 + check_below(check_below(3) == 0 ? 100 : 40)) {
+    }
+
+    static uint32_t random_head_dim() {
         static const uint32_t head_dims[] = {1, 2, 3, 5, 8, 12, 16, 24, 66, 130};
-        uint32_t kind = check_below(8), head_dim = head_dims[kind < 7 ? kind : 7 + check_below(3)];
-        config = {};
-        config.n_layers = 1 + check_below(2);
-        config.n_heads = 1 + check_below(head_dim > 24 ? 2 : 4);
-        config.hidden = config.n_heads * head_dim;
-        config.intermediate = check_below(2) ? 8 * (1 + check_below(10)) : 1 + check_below(70);
-        config.n_embeddings = 1 + check_below(50);
-        config.n_logits = 1 + check_below(90);
-        config.context_length = 1 + check_below(check_below(3) == 0 ? 100 : 40);
-        config.rotary_dims = 2 * check_below(head_dim / 2 + 1);
-        config.rotary_base = 10000.0;
-        config.layer_norm_epsilon = 1e-5f;
+        uint32_t kind = check_below(8);
+        return head_dims[kind < 7 ? kind : 7 + check_below(3)];
+    }
+
+    check_model_t(uint32_t head_dim, uint32_t context_length)
+        : dtype((lmc_dtype_t)check_below(LMC_DTYPE_COUNT)) {
+        lmc_transformer_config_t sizes = {};
+        sizes.n_layers = 1 + check_below(2);
+        sizes.n_heads = 1 + check_below(head_dim > 24 ? 2 : 4);
+        sizes.hidden = sizes.n_heads * head_dim;
+        sizes.intermediate = check_below(2) ? 8 * (1 + check_below(10)) : 1 + check_below(70);
+        sizes.n_embeddings = 1 + check_below(50);
+        sizes.n_logits = 1 + check_below(90);
+        sizes.context_length = context_length;
+        config = check_neox_config(sizes, 2 * check_below(head_dim / 2 + 1));
         config.parallel_residual = (int)check_below(2);
         config.int8 = check_below(3) == 0;
         make_weights();
@@ -150,28 +157,27 @@ struct check_model_t {
         return {tensors.back().at(0), tensors.back().dtype, nullptr};
     }
 
+    /* What a slot holds: gains around 2, biases that may be missing, matrices of about 1 / sqrt(inputs). */
+    lmc_transformer_tensor_t make_slot(lmc_shape_t shape, bool is_gain, float scale) {
+        if (shape.n_rows == 0) return {nullptr, LMC_FLOAT32, nullptr};
+        if (shape.n_columns == 0) return make(shape.n_rows, is_gain ? 2.0f : 0.5f, !is_gain);
+        return make(shape.n_rows * shape.n_columns, scale / sqrtf((float)shape.n_columns), false);
+    }
+
     void make_weights() {
-        size_t d = config.hidden, m = config.intermediate;
-        float scale = 2.0f / sqrtf((float)d);
         lmc_transformer_weights_t weights = {};
-        weights.embedding = make(config.n_embeddings * d, 1.0f, false);
-        weights.final_gain = make(d, 2.0f, false);
-        weights.final_bias = make(d, 0.5f, true);
-        weights.head = make(config.n_logits * d, 2.0f * scale, false);
+        for (int i = 0; i < LMC_MODEL_SLOT_COUNT; i++) {
+            lmc_shape_t shape = lmc_model_slot_shape(&config, (lmc_model_slot_t)i);
+            bool is_embedding = i == LMC_MODEL_EMBEDDING;
+            weights.slots[i] = make_slot(shape, i == LMC_MODEL_FINAL_NORM_GAIN,
+                                         is_embedding ? sqrtf((float)config.hidden) : 4.0f);
+        }
         for (size_t i = 0; i < config.n_layers; i++) {
             lmc_transformer_layer_t layer;
-            layer.attention_norm_gain = make(d, 2.0f, false);
-            layer.attention_norm_bias = make(d, 0.5f, true);
-            layer.mlp_norm_gain = make(d, 2.0f, false);
-            layer.mlp_norm_bias = make(d, 0.5f, true);
-            layer.qkv_weight = make(3 * d * d, 2.0f * scale, false);
-            layer.qkv_bias = make(3 * d, 0.5f, true);
-            layer.dense_weight = make(d * d, scale, false);
-            layer.dense_bias = make(d, 0.5f, true);
-            layer.mlp_in_weight = make(m * d, scale, false);
-            layer.mlp_in_bias = make(m, 0.5f, true);
-            layer.mlp_out_weight = make(d * m, 1.0f / sqrtf((float)m), false);
-            layer.mlp_out_bias = make(d, 0.5f, true);
+            for (int j = 0; j < LMC_LAYER_SLOT_COUNT; j++) {
+                lmc_shape_t shape = lmc_layer_slot_shape(&config, (lmc_layer_slot_t)j);
+                layer.slots[j] = make_slot(shape, check_is_layer_gain(j), j == LMC_LAYER_QKV ? 4.0f : 2.0f);
+            }
             layers.push_back(layer);
         }
         weights.layers = layers.data();
@@ -187,19 +193,18 @@ struct check_model_t {
 
     /* Codes by the core, for the core's model, and by the device. */
     void quantise(const lmc_transformer_weights_t &weights, lmc_transformer_weights_t &device_weights) {
-        size_t d = config.hidden, m = config.intermediate;
         codes.resize(lmc_int8_weights_bound(&config));
         layers_of_codes = device_layers = layers;
         lmc_status_t status = lmc_int8_weights_quantise(&check_serial, &config, &weights, codes.data(),
                                                         codes.size(), layers_of_codes.data(), &model.weights);
         CHECK(status == LMC_OK, "%s", lmc_status_message(status));
         device_weights.layers = device_layers.data();
-        quantise_on_device(device_weights.head, config.n_logits, d);
+        quantise_on_device(device_weights.slots[LMC_MODEL_HEAD], config.n_logits, config.hidden);
         for (lmc_transformer_layer_t &layer : device_layers) {
-            quantise_on_device(layer.qkv_weight, 3 * d, d);
-            quantise_on_device(layer.dense_weight, d, d);
-            quantise_on_device(layer.mlp_in_weight, m, d);
-            quantise_on_device(layer.mlp_out_weight, d, m);
+            for (int j = 0; j < LMC_LAYER_SLOT_COUNT; j++) {
+                lmc_shape_t shape = lmc_layer_slot_shape(&config, (lmc_layer_slot_t)j);
+                if (shape.n_columns > 0) quantise_on_device(layer.slots[j], shape.n_rows, shape.n_columns);
+            }
         }
     }
 

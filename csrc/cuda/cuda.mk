@@ -1,6 +1,6 @@
 # CUDA targets. The Makefile includes this file; it works alone too (make -f csrc/cuda/cuda.mk X).
-# check-cuda-host needs no card: the kernels' arithmetic in loops on the CPU, then the kernels on an emulated device. The
-# others want a card and nvcc.
+# check-cuda-host needs no device: the kernels' arithmetic in loops on the CPU, then the kernels on an emulated device. The
+# others want a device and nvcc.
 CUDA_CHECK_FLAGS := -O2 -g -ffp-contract=off -Wall -Wextra -Wno-missing-field-initializers -Icsrc/include -Icsrc
 CUDA_CHECK_CORE := coding/intervals coding/rows_serial coding/streams base/status
 .PHONY: check-cuda-host check-cuda bench-cuda
@@ -18,7 +18,7 @@ build/check/cuda_emulated: csrc/check/cuda_emulated.cpp $(CUDA_CHECK_HEADERS)
 
 # llmcomp._cuda over the emulated device, for tests/models/test_cuda_engine.py: the binding and the kernels as they are.
 EMULATED ?= build/check/emulated
-EMULATED_CORE := base/status coding/intervals coding/rows_serial transformer/position_tables transformer/forward transformer/kernels_serial
+EMULATED_CORE := base/status coding/intervals coding/rows_serial transformer/config transformer/position_tables transformer/forward transformer/kernels_serial
 EMULATED_OBJECTS := $(patsubst csrc/%,$(EMULATED)/%.o,$(wildcard csrc/python/cuda_*.c csrc/cuda/*/*.cu) \
 	$(EMULATED_CORE:%=csrc/core/%.c) csrc/check/emulated/runtime.cpp)
 EMULATED_HEADERS := $(CUDA_CHECK_HEADERS) $(wildcard csrc/python/*.h)
@@ -38,7 +38,7 @@ $(EMULATED)/_cuda.so: $(EMULATED_OBJECTS)
 
 # The exact engine: all sources of csrc/cuda on the emulated device, once more with sanitizers.
 CUDA_ENGINE_CORE := $(CUDA_CHECK_CORE) int8/product_serial \
-	$(addprefix transformer/,kernels_serial transformer forward int8_weights position_tables)
+	$(addprefix transformer/,kernels_serial transformer config forward int8_weights position_tables)
 CUDA_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 # 1 program, 2 flags
 define cuda_engine_check

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 
 #include "llmcomp/coder.h"
+#include "llmcomp/mixing.h"
 
 /* Three arrays of uint64, C-contiguous and of one shape. */
 typedef struct lmc_py_triple {
@@ -35,7 +36,8 @@ typedef struct lmc_py_decoder {
     PyObject_HEAD
     PyObject *payloads; /* a tuple of bytes, which hold what the streams read */
     lmc_decoder_t *streams;
-    size_t vocab_size; /* 0: all logits */
+    lmc_mixer_t **mixers; /* NULL: none; each is memory of its own */
+    size_t vocab_size;    /* 0: all logits */
     atomic_flag in_use;
 } lmc_py_decoder_t;
 

@@ -48,6 +48,26 @@ static PyObject *intervals(PyObject *module, PyObject *arguments) {
     return none_or_null(result);
 }
 
+static PyObject *log2_softmax(PyObject *module, PyObject *arguments) {
+    module_state_t *state = PyModule_GetState(module);
+    int device, result;
+    number_t stream, token_data, log2_probabilities, error;
+    long long token_outer, token_inner;
+    unsigned int token_bytes;
+    parsed_rows_t parsed;
+    if (!PyArg_ParseTuple(arguments, "iK" ROWS_FORMAT TOKENS_FORMAT "KK", &device, &stream,
+                          ROWS_TARGETS(parsed), &token_data, &token_outer, &token_inner, &token_bytes,
+                          &log2_probabilities, &error)) {
+        return NULL;
+    }
+    lmc_cuda_rows_t rows = rows_of(&parsed);
+    lmc_cuda_tokens_t tokens = {POINTER(const void *, token_data), token_outer, token_inner, token_bytes};
+    ON_DEVICE(state->error, device, result,
+              lmc_cuda_log2_softmax(&rows, &tokens, POINTER(double *, log2_probabilities), 0,
+                                    POINTER(uint64_t *, error), POINTER(lmc_cuda_stream_t, stream)));
+    return none_or_null(result);
+}
+
 static PyObject *code_length(PyObject *module, PyObject *arguments) {
     module_state_t *state = PyModule_GetState(module);
     int device, result;
@@ -164,6 +184,7 @@ static PyObject *decode_stream(PyObject *module, PyObject *arguments) {
 #define FUNCTION(NAME, DOC) {#NAME, NAME, METH_VARARGS, DOC}
 static PyMethodDef functions[] = {
     FUNCTION(intervals, "intervals(device, stream, rows, tokens, active, start, freq, total, error)."),
+    FUNCTION(log2_softmax, "log2_softmax(device, stream, rows, tokens, log2_probabilities, error)."),
     FUNCTION(code_length, "code_length(device, stream, n, freq, total, bits)."),
     FUNCTION(encoders_begin, "encoders_begin(device, stream, encoders, n, bytes, capacity_bytes)."),
     FUNCTION(encoders_place, "encoders_place(device, stream, encoders, n, bytes, capacity_bytes)."),

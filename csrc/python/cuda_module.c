@@ -222,16 +222,31 @@ static int copy_rows(void *target, size_t target_pitch, const void *source, size
     return cudaMemcpy2DAsync(target, target_pitch, source, source_pitch, n_bytes, n_rows, kind, stream);
 }
 
+/* CUDA stages what is not pinned before a call returns, but for devices that read the host's memory by
+ * themselves; what is pinned is read later in any case. */
+int lmc_py_upload(int device, void *target, const void *source, size_t n_bytes, cudaStream_t stream) {
+    struct cudaPointerAttributes attributes;
+    int reads_host = 0;
+    if (n_bytes == 0) return cudaSuccess;
+    int status = cudaMemcpyAsync(target, source, n_bytes, cudaMemcpyHostToDevice, stream);
+    if (status == cudaSuccess)
+        status = cudaDeviceGetAttribute(&reads_host, cudaDevAttrPageableMemoryAccess, device);
+    if (status == cudaSuccess && !reads_host) {
+        status = cudaPointerGetAttributes(&attributes, source);
+        reads_host = status == cudaSuccess && attributes.type != cudaMemoryTypeUnregistered;
+    }
+    return status == cudaSuccess && reads_host ? (int)cudaStreamSynchronize(stream) : status;
+}
+
 static PyObject *upload(PyObject *module, PyObject *arguments) {
     module_state_t *state = PyModule_GetState(module);
     int device, result;
     number_t stream, target;
     Py_buffer source;
     if (!PyArg_ParseTuple(arguments, "iKKy*", &device, &stream, &target, &source)) return NULL;
-    /* From memory that is not pinned: the call returns when it has been read. */
     ON_DEVICE(state->error, device, result,
-              copy_rows(POINTER(void *, target), 0, source.buf, 0, (size_t)source.len, 1,
-                        cudaMemcpyHostToDevice, POINTER(cudaStream_t, stream)));
+              lmc_py_upload(device, POINTER(void *, target), source.buf, (size_t)source.len,
+                            POINTER(cudaStream_t, stream)));
     PyBuffer_Release(&source);
     return none_or_null(result);
 }

@@ -61,6 +61,10 @@ int lmc_py_device_allocate(const module_state_t *state, int device, size_t n_byt
                            void **memory);
 void lmc_py_device_free(int device, void *memory);
 
+/* A copy from memory of the host, a cudaError_t as an int: when this returns it has been read, and the caller
+ * may free it. */
+int lmc_py_upload(int device, void *target, const void *source, size_t n_bytes, cudaStream_t stream);
+
 /* Functions and types of the other files; each adds its own to the module, -1 with an exception on failure.
  */
 int lmc_py_add_cuda_coding(PyObject *module);

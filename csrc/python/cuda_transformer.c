@@ -1,21 +1,20 @@
 /* TransformerModel on a device: takes a model's weights there, once and as they are stored, for
  * llmcomp/models/engines/cuda.py, which checks the arguments of a call. TransformerSession is in
  * cuda_transformer_session.c. */
-#include "core/base/size.h"
 #include "python/cuda_transformer_objects.h"
 #include "python/transformer_config.h"
+#include "core/base/size.h"
 
 #include <string.h>
 
 #include "core/base/ieee.h"
 
-#define N_GLOBAL_TENSORS 4
-#define N_LAYER_TENSORS 12
 /* Weights of the host. */
 
 /* The caller's arrays while they are read; tensors in the order of llmcomp/transformer.h, global ones first.
  */
 typedef struct host_weights {
+    PyObject *error;
     lmc_transformer_config_t config;
     lmc_transformer_weights_t weights;
     lmc_transformer_layer_t *layers;
@@ -42,67 +41,36 @@ static int dtype_of(const Py_buffer *buffer) {
                               : -1;
 }
 
-static int take_tensor(PyObject *error, host_weights_t *host, PyObject *object, Py_ssize_t index,
-                       size_t n_elements, lmc_transformer_tensor_t *tensor) {
-    *tensor = (lmc_transformer_tensor_t){NULL, LMC_FLOAT32};
-    if (object == Py_None) return 0;
+static int take_array(void *taker, const char *name, PyObject *object, size_t n_elements,
+                      lmc_transformer_tensor_t *tensor) {
+    host_weights_t *host = (host_weights_t *)taker;
     Py_buffer *buffer = &host->buffers[host->n_buffers];
     if (PyObject_GetBuffer(object, buffer, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) return -1;
     host->n_buffers++;
     if (dtype_of(buffer) < 0 || (size_t)buffer->len != n_elements * (size_t)buffer->itemsize) {
-        PyErr_Format(error, "tensor %zd has %zd bytes; expected %zu of float32, float16 or uint16 (bfloat16)",
-                     index, buffer->len, n_elements);
+        PyErr_Format(host->error,
+                     "tensor %s has %zd bytes; expected %zu of float32, float16 or uint16 (bfloat16)", name,
+                     buffer->len, n_elements);
         return -1;
     }
     *tensor = (lmc_transformer_tensor_t){buffer->buf, (lmc_dtype_t)dtype_of(buffer)};
     return 0;
 }
 
-static int take_layer(PyObject *error, host_weights_t *host, PyObject *arrays, Py_ssize_t first,
-                      lmc_transformer_layer_t *layer) {
-    size_t d = host->config.hidden, m = host->config.intermediate;
-    lmc_transformer_tensor_t *tensors[N_LAYER_TENSORS] = {
-        &layer->attention_norm_gain, &layer->attention_norm_bias, &layer->mlp_norm_gain,
-        &layer->mlp_norm_bias,       &layer->qkv_weight,          &layer->qkv_bias,
-        &layer->dense_weight,        &layer->dense_bias,          &layer->mlp_in_weight,
-        &layer->mlp_in_bias,         &layer->mlp_out_weight,      &layer->mlp_out_bias};
-    size_t sizes[N_LAYER_TENSORS] = {d, d, d, d, 3 * d * d, 3 * d, d * d, d, m * d, m, d * m, d};
-    for (Py_ssize_t i = 0; i < N_LAYER_TENSORS; i++) {
-        PyObject *object = PyTuple_GET_ITEM(arrays, first + i);
-        if (take_tensor(error, host, object, first + i, sizes[i], tensors[i]) < 0) return -1;
-    }
-    return 0;
-}
-
-static int take_weights(PyObject *error, host_weights_t *host, PyObject *arrays) {
+static int take_weights(PyObject *error, host_weights_t *host, PyObject *of_model, PyObject *of_layers) {
     const lmc_transformer_config_t *config = &host->config;
-    lmc_transformer_weights_t *weights = &host->weights;
-    size_t expected = N_GLOBAL_TENSORS + N_LAYER_TENSORS * config->n_layers;
-    if ((size_t)PyTuple_GET_SIZE(arrays) != expected) {
-        PyErr_Format(error, "%zd tensors; expected %zu", PyTuple_GET_SIZE(arrays), expected);
-        return -1;
-    }
+    size_t most = LMC_MODEL_SLOT_COUNT + LMC_LAYER_SLOT_COUNT * config->n_layers;
+    host->error = error;
     host->tables_bytes = lmc_transformer_tables_bound(config);
-    host->buffers = PyMem_RawCalloc(expected, sizeof *host->buffers);
+    host->buffers = PyMem_RawCalloc(most, sizeof *host->buffers);
     host->layers = PyMem_RawCalloc(config->n_layers, sizeof *host->layers);
     host->tables = PyMem_RawMalloc(host->tables_bytes);
     if (host->buffers == NULL || host->layers == NULL || host->tables == NULL) {
         PyErr_NoMemory();
         return -1;
     }
-    weights->layers = host->layers;
-    lmc_transformer_tensor_t *tensors[N_GLOBAL_TENSORS] = {&weights->embedding, &weights->final_gain,
-                                                           &weights->final_bias, &weights->head};
-    size_t sizes[N_GLOBAL_TENSORS] = {config->n_embeddings * config->hidden, config->hidden, config->hidden,
-                                      config->n_logits * config->hidden};
-    for (Py_ssize_t i = 0; i < N_GLOBAL_TENSORS; i++) {
-        if (take_tensor(error, host, PyTuple_GET_ITEM(arrays, i), i, sizes[i], tensors[i]) < 0) return -1;
-    }
-    for (size_t i = 0; i < config->n_layers; i++) {
-        Py_ssize_t first = (Py_ssize_t)(N_GLOBAL_TENSORS + N_LAYER_TENSORS * i);
-        if (take_layer(error, host, arrays, first, &host->layers[i]) < 0) return -1;
-    }
-    return 0;
+    return lmc_py_weights_take(error, config, of_model, of_layers, take_array, host, host->layers,
+                               &host->weights);
 }
 
 /* Weights of the device. */
@@ -161,38 +129,26 @@ static lmc_transformer_tensor_t place_matrix(upload_plan_t *plan, lmc_transforme
 static const void *place_weights(upload_plan_t *plan, const host_weights_t *host,
                                  lmc_transformer_weights_t *placed, lmc_transformer_layer_t *layers) {
     const lmc_transformer_config_t *config = &host->config;
-    size_t d = config->hidden, m = config->intermediate;
-    int is_tied = host->weights.head.data == host->weights.embedding.data && !plan->int8;
-    placed->embedding = place_as_stored(plan, host->weights.embedding, config->n_embeddings, d);
-    placed->head = is_tied ? placed->embedding : place_matrix(plan, host->weights.head, config->n_logits, d);
+    lmc_transformer_tensor_t embedding = host->weights.slots[LMC_MODEL_EMBEDDING];
+    lmc_transformer_tensor_t head = host->weights.slots[LMC_MODEL_HEAD];
+    int is_tied = head.data == embedding.data && !plan->int8;
+    embedding = place_as_stored(plan, embedding, config->n_embeddings, config->hidden);
+    placed->slots[LMC_MODEL_EMBEDDING] = embedding;
+    placed->slots[LMC_MODEL_HEAD] =
+        is_tied ? embedding : place_matrix(plan, head, config->n_logits, config->hidden);
     for (size_t i = 0; i < config->n_layers; i++) {
-        const lmc_transformer_layer_t *from = &host->layers[i];
-        layers[i].qkv_weight = place_matrix(plan, from->qkv_weight, 3 * d, d);
-        layers[i].dense_weight = place_matrix(plan, from->dense_weight, d, d);
-        layers[i].mlp_in_weight = place_matrix(plan, from->mlp_in_weight, m, d);
-        layers[i].mlp_out_weight = place_matrix(plan, from->mlp_out_weight, d, m);
+        for (int slot = 0; slot < LMC_LAYER_SLOT_COUNT; slot++) {
+            lmc_shape_t shape = lmc_layer_slot_shape(config, (lmc_layer_slot_t)slot);
+            if (shape.n_columns > 0)
+                layers[i].slots[slot] =
+                    place_matrix(plan, host->layers[i].slots[slot], shape.n_rows, shape.n_columns);
+        }
     }
     placed->layers = layers;
     return place(plan, host->tables, host->tables_bytes);
 }
 
 /* TransformerModel. */
-
-static int parse_model(PyObject *arguments, PyObject *keywords, int *device, lmc_transformer_config_t *config,
-                       PyObject **arrays) {
-    static char *names[] = {
-        "device",   "n_layers",       "n_heads",     "hidden",      "intermediate",       "n_embeddings",
-        "n_logits", "context_length", "rotary_dims", "rotary_base", "layer_norm_epsilon", "parallel_residual",
-        "tensors",  "int8",           NULL};
-    Py_ssize_t sizes[LMC_PY_CONFIG_SIZES];
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "innnnnnnndfpO!|p", names, device, &sizes[0],
-                                     &sizes[1], &sizes[2], &sizes[3], &sizes[4], &sizes[5], &sizes[6],
-                                     &sizes[7], &config->rotary_base, &config->layer_norm_epsilon,
-                                     &config->parallel_residual, &PyTuple_Type, arrays, &config->int8))
-        return -1;
-    lmc_py_config_set_sizes(config, sizes);
-    return 0;
-}
 
 /* passage: memory of the device for the largest matrix, where the weights become codes. */
 static int upload_weights(const host_weights_t *host, void *memory, void *passage,
@@ -244,21 +200,28 @@ static int model_fill(const module_state_t *state, cuda_model_object_t *self, ho
 
 static PyObject *make_model(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     module_state_t *state = PyType_GetModuleState(type);
-    PyObject *arrays;
+    static char *names[] = {"device", "config", "tensors", "layers", NULL};
+    PyObject *of_config, *of_model, *of_layers;
     int device;
     host_weights_t host;
     memset(&host, 0, sizeof host);
-    if (state == NULL || parse_model(arguments, keywords, &device, &host.config, &arrays) < 0) return NULL;
+    if (state == NULL || !PyArg_ParseTupleAndKeywords(arguments, keywords, "iOOO", names, &device, &of_config,
+                                                      &of_model, &of_layers))
+        return NULL;
+    if (lmc_py_config_parse(state->error, of_config, &host.config) < 0) return NULL;
     if (lmc_cuda_transformer_config_check(&host.config) != LMC_OK) {
-        return PyErr_Format(state->error,
-                            "the sizes of the model do not fit together or are out of range; on a CUDA "
-                            "device heads have at most %d features and contexts at most %d tokens",
-                            LMC_CUDA_HEAD_DIM_MAX, LMC_CUDA_CONTEXT_MAX);
+        return PyErr_Format(
+            state->error,
+            "the numbers of the model do not fit together or are out of range; on a CUDA device "
+            "only GPT-NeoX with the exact GELU is computed, heads have at most %d features and "
+            "contexts at most %d tokens",
+            LMC_CUDA_HEAD_DIM_MAX, LMC_CUDA_CONTEXT_MAX);
     }
     cuda_model_object_t *self = (cuda_model_object_t *)type->tp_alloc(type, 0);
     if (self == NULL) return NULL;
     self->device = device;
-    if (take_weights(state->error, &host, arrays) < 0 || model_fill(state, self, &host) < 0) Py_CLEAR(self);
+    if (take_weights(state->error, &host, of_model, of_layers) < 0 || model_fill(state, self, &host) < 0)
+        Py_CLEAR(self);
     host_weights_release(&host);
     return (PyObject *)self;
 }
@@ -300,11 +263,8 @@ static PyObject *model_n_bytes(PyObject *object, void *unused) {
 }
 
 PyDoc_STRVAR(model_doc,
-             "TransformerModel(device, n_layers, n_heads, hidden, intermediate, n_embeddings, n_logits, "
-             "context_length, rotary_dims, rotary_base, layer_norm_epsilon, parallel_residual, tensors, "
-             "int8=False)\n--\n\n"
-             "A GPT-NeoX model whose weights are copied to the device; tensors and int8 as in "
-             "_core.TransformerModel.");
+             "TransformerModel(device, config, tensors, layers)\n--\n\n"
+             "A model whose weights are copied to the device; the rest as in _core.TransformerModel.");
 
 static PyMethodDef model_methods[] = {
     {"cache_bytes", model_cache_bytes, METH_VARARGS,

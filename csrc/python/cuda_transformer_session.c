@@ -175,7 +175,7 @@ static PyObject *session_step(PyObject *object, PyObject *arguments) {
     int result;
     if (!PyArg_ParseTuple(arguments, "KK", &tokens, &logits)) return NULL;
     ON_DEVICE(state_of(object)->error, self->owner->device, result,
-              lmc_cuda_transformer_step(&self->owner->placed, &self->cache, self->cache.n_streams,
+              lmc_cuda_transformer_step(&self->owner->placed, &self->cache, self->cache.n_streams, NULL,
                                         POINTER(const int32_t *, tokens), POINTER(float *, logits),
                                         &self->work, self->error, self->stream));
     return none_or_null(result);
@@ -196,7 +196,8 @@ static int capture_step(cuda_session_object_t *self, const lmc_cuda_transformer_
     status = decode_step(self, chain, logits);
     int ended = cudaStreamEndCapture(self->stream, &graph);
     if (status == cudaSuccess) status = ended;
-    if (status == cudaSuccess) status = cudaGraphInstantiate(&self->graph.executable, graph, 0);
+    if (status == cudaSuccess)
+        status = cudaGraphInstantiateWithFlags(&self->graph.executable, graph, 0); /* alike since CUDA 11.4 */
     if (graph != NULL) cudaGraphDestroy(graph);
     self->graph.chain = *chain;
     self->graph.logits = logits;
@@ -204,9 +205,9 @@ static int capture_step(cuda_session_object_t *self, const lmc_cuda_transformer_
 }
 
 static int is_same_chain(const lmc_cuda_transformer_chain_t *a, const lmc_cuda_transformer_chain_t *b) {
-    return a->decoders == b->decoders && a->tokens == b->tokens && a->log == b->log &&
-           a->n_logged == b->n_logged && a->log_steps == b->log_steps && a->n_streams == b->n_streams &&
-           a->vocab_size == b->vocab_size;
+    return a->streams == b->streams && a->decoders == b->decoders && a->tokens == b->tokens &&
+           a->log == b->log && a->n_logged == b->n_logged && a->log_steps == b->log_steps &&
+           a->n_rows == b->n_rows && a->vocab_size == b->vocab_size;
 }
 
 /* The first step of a chain is launched kernel by kernel: what CUDA loads when a kernel is first used is
@@ -225,18 +226,19 @@ static int run_decode_steps(cuda_session_object_t *self, const lmc_cuda_transfor
 
 static PyObject *session_decode_steps(PyObject *object, PyObject *arguments) {
     cuda_session_object_t *self = (cuda_session_object_t *)object;
-    unsigned int n_steps, log_steps, n_streams, vocab_size;
-    number_t decoders, tokens, log, n_logged, logits;
+    unsigned int n_steps, log_steps, n_rows, vocab_size;
+    number_t streams, decoders, tokens, log, n_logged, logits;
     int result;
-    if (!PyArg_ParseTuple(arguments, "IKKKKIIIK", &n_steps, &decoders, &tokens, &log, &n_logged, &log_steps,
-                          &n_streams, &vocab_size, &logits))
+    if (!PyArg_ParseTuple(arguments, "IKKKKKIIIK", &n_steps, &streams, &decoders, &tokens, &log, &n_logged,
+                          &log_steps, &n_rows, &vocab_size, &logits))
         return NULL;
-    lmc_cuda_transformer_chain_t chain = {.decoders = POINTER(lmc_decoder_t *, decoders),
+    lmc_cuda_transformer_chain_t chain = {.streams = POINTER(const uint32_t *, streams),
+                                          .decoders = POINTER(lmc_decoder_t *, decoders),
                                           .tokens = POINTER(int32_t *, tokens),
                                           .log = POINTER(int32_t *, log),
                                           .n_logged = POINTER(uint32_t *, n_logged),
                                           .log_steps = log_steps,
-                                          .n_streams = n_streams,
+                                          .n_rows = n_rows,
                                           .vocab_size = vocab_size};
     ON_DEVICE(state_of(object)->error, self->owner->device, result,
               run_decode_steps(self, &chain, POINTER(float *, logits), n_steps));
@@ -257,8 +259,8 @@ static PyObject *session_set_positions(PyObject *object, PyObject *arguments) {
         PyErr_SetString(state->error, "positions of more streams than the session has");
     else
         ON_DEVICE(state->error, self->owner->device, result,
-                  cudaMemcpyAsync(self->cache.positions + first, positions.buf, (size_t)positions.len,
-                                  cudaMemcpyHostToDevice, self->stream));
+                  lmc_py_upload(self->owner->device, self->cache.positions + first, positions.buf,
+                                (size_t)positions.len, self->stream));
     PyBuffer_Release(&positions);
     return none_or_null(result);
 }
@@ -307,8 +309,8 @@ static PyMethodDef session_methods[] = {
     {"step", session_step, METH_VARARGS,
      "step($self, tokens, logits, /)\n--\n\nOne token into every stream whose token is not negative."},
     {"decode_steps", session_decode_steps, METH_VARARGS,
-     "decode_steps($self, n_steps, decoders, tokens, log, n_logged, log_steps, n_streams, vocab_size, "
-     "logits, /)\n--\n\nSteps whose results are the next one's inputs, from one captured graph."},
+     "decode_steps($self, n_steps, streams, decoders, tokens, log, n_logged, log_steps, n_rows, "
+     "vocab_size, logits, /)\n--\n\nSteps whose results are the next one's inputs, from one captured graph."},
     {"set_positions", session_set_positions, METH_VARARGS,
      "set_positions($self, first, positions, /)\n--\n\nuint32: tokens that streams first and on have seen."},
     {"check", session_check, METH_NOARGS,

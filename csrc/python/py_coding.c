@@ -2,6 +2,8 @@
  * raise. The objects that code streams side by side are in py_coding_streams.c. */
 #include "python/coding_objects.h"
 
+#include <string.h>
+
 /* Intervals. */
 
 static PyObject *new_uint64(int n_dims, const npy_intp *shape) {
@@ -113,6 +115,55 @@ done:
     return payload;
 }
 
+/* The mixed intervals in place of the model's; the arrays are this call's own. */
+static int mix_stream(PyObject *error, const PyArrayObject *tokens, const lmc_py_triple_t *triple, size_t n) {
+    const int64_t *token_data = (const int64_t *)PyArray_DATA(tokens);
+    size_t bytes = lmc_mixer_bound(n), error_index = 0;
+    void *memory = bytes == 0 ? NULL : PyMem_RawMalloc(bytes);
+    lmc_mixer_t *mixer;
+    lmc_status_t status;
+    if (memory == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    status = lmc_mixer_begin(memory, bytes, n, &mixer);
+    if (status == LMC_OK)
+        status = lmc_mixer_encode(mixer, n, token_data, lmc_py_uint64_data(triple->start),
+                                  lmc_py_uint64_data(triple->freq), lmc_py_uint64_data(triple->total),
+                                  &error_index);
+    Py_END_ALLOW_THREADS
+    PyMem_RawFree(memory);
+    if (status == LMC_OK) return 0;
+    lmc_py_raise_status(error, status, error_index, token_data, LMC_VOCAB_SIZE_MAX);
+    return -1;
+}
+
+static PyObject *mix_intervals(PyObject *module, PyObject *arguments) {
+    static const char *names[] = {"tokens", "start", "freq", "total"};
+    lmc_module_state_t *state = PyModule_GetState(module);
+    PyObject *objects[4], *result = NULL;
+    PyArrayObject *arrays[4] = {NULL, NULL, NULL, NULL};
+    if (!PyArg_ParseTuple(arguments, "OOOO", &objects[0], &objects[1], &objects[2], &objects[3])) return NULL;
+    npy_intp n = PyObject_Length(objects[0]);
+    for (int i = 0; n >= 0 && i < 4; i++) {
+        arrays[i] = lmc_py_integers_parse(state->error, objects[i], names[i], 1, &n);
+        if (arrays[i] == NULL) n = -1;
+    }
+    lmc_py_triple_t triple = {NULL, NULL, NULL};
+    if (n >= 0 && triple_new(&triple, 1, &n) == 0) {
+        memcpy(lmc_py_uint64_data(triple.start), PyArray_DATA(arrays[1]), (size_t)n * sizeof(uint64_t));
+        memcpy(lmc_py_uint64_data(triple.freq), PyArray_DATA(arrays[2]), (size_t)n * sizeof(uint64_t));
+        memcpy(lmc_py_uint64_data(triple.total), PyArray_DATA(arrays[3]), (size_t)n * sizeof(uint64_t));
+        if (mix_stream(state->error, arrays[0], &triple, (size_t)n) == 0)
+            result = PyTuple_Pack(3, triple.start, triple.freq, triple.total);
+    }
+    lmc_py_triple_clear(&triple);
+    for (int i = 0; i < 4; i++)
+        Py_XDECREF(arrays[i]);
+    return result;
+}
+
 static PyObject *encode(PyObject *module, PyObject *arguments) {
     PyObject *logits_object, *tokens_object, *vocab_object, *payload = NULL;
     lmc_module_state_t *state = PyModule_GetState(module);
@@ -186,6 +237,8 @@ static PyMethodDef coding_functions[] = {
     {"encode", encode, METH_VARARGS, "encode(logits, tokens, vocab_size): see llmcomp.coding."},
     {"encode_intervals", encode_intervals, METH_VARARGS,
      "encode_intervals(start, freq, total): see llmcomp.coding."},
+    {"mix_intervals", mix_intervals, METH_VARARGS,
+     "mix_intervals(tokens, start, freq, total): see llmcomp.coding."},
     {"decode", decode, METH_VARARGS, "decode(payload, logits, vocab_size): see llmcomp.coding."},
     {NULL, NULL, 0, NULL},
 };

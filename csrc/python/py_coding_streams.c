@@ -261,13 +261,43 @@ static PyObject *bytes_of_payloads(PyObject *error, PyObject *object) {
     return payloads;
 }
 
+/* A mixer for every stream: n_tokens_max is a sequence of ints, one a stream, or None. -1 with an exception
+ * set, and then too what there is belongs to the decoder. */
+static int decoder_add_mixers(PyObject *error, lmc_py_decoder_t *self, PyObject *n_tokens_max) {
+    if (n_tokens_max == NULL || n_tokens_max == Py_None) return 0;
+    npy_intp n_streams = PyTuple_GET_SIZE(self->payloads);
+    PyArrayObject *counts = lmc_py_integers_parse(error, n_tokens_max, "n_tokens_max", 1, &n_streams);
+    if (counts == NULL) return -1;
+    const int64_t *count = (const int64_t *)PyArray_DATA(counts);
+    int result = 0;
+    self->mixers = PyMem_RawCalloc(n_streams > 0 ? (size_t)n_streams : 1, sizeof *self->mixers);
+    if (self->mixers == NULL) PyErr_NoMemory(), result = -1;
+    for (npy_intp i = 0; i < n_streams && result == 0; i++) {
+        size_t bytes = count[i] < 0 ? 0 : lmc_mixer_bound((size_t)count[i]);
+        if (bytes == 0) {
+            PyErr_Format(error, "n_tokens_max of stream %zd is %lld; expected 0 to %zu", (Py_ssize_t)i,
+                         (long long)count[i], LMC_MIXING_TOKENS_MAX);
+            result = -1;
+        } else {
+            void *memory = PyMem_RawMalloc(bytes);
+            if (memory == NULL)
+                PyErr_NoMemory(), result = -1;
+            else
+                lmc_mixer_begin(memory, bytes, (size_t)count[i], &self->mixers[i]);
+        }
+    }
+    Py_DECREF(counts);
+    return result;
+}
+
 static PyObject *decoder_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"payloads", "vocab_size", NULL};
-    PyObject *payloads_object, *vocab_object = NULL;
+    static char *names[] = {"payloads", "vocab_size", "n_tokens_max", NULL};
+    PyObject *payloads_object, *vocab_object = NULL, *tokens_object = NULL;
     lmc_module_state_t *state = lmc_py_state_of_type(type);
     size_t vocab_size;
     if (state == NULL) return NULL;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O", names, &payloads_object, &vocab_object))
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|OO", names, &payloads_object, &vocab_object,
+                                     &tokens_object))
         return NULL;
     if (lmc_py_vocab_size_parse(state->error, vocab_object, &vocab_size) < 0) return NULL;
     PyObject *payloads = bytes_of_payloads(state->error, payloads_object);
@@ -291,12 +321,16 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *arguments, PyObject *
         lmc_decoder_init(&self->streams[i], (const uint8_t *)PyBytes_AS_STRING(payload),
                          (size_t)PyBytes_GET_SIZE(payload));
     }
+    if (decoder_add_mixers(state->error, self, tokens_object) < 0) Py_CLEAR(self);
     return (PyObject *)self;
 }
 
 static void decoder_dealloc(PyObject *object) {
     lmc_py_decoder_t *self = (lmc_py_decoder_t *)object;
     PyTypeObject *type = Py_TYPE(object);
+    for (Py_ssize_t i = 0; self->mixers != NULL && i < PyTuple_GET_SIZE(self->payloads); i++)
+        PyMem_RawFree(self->mixers[i]);
+    PyMem_RawFree(self->mixers);
     PyMem_RawFree(self->streams);
     Py_XDECREF(self->payloads);
     type->tp_free(object);
@@ -321,8 +355,12 @@ static PyObject *pull_step(PyObject *error, lmc_py_decoder_t *self, const lmc_py
     }
     int32_t *token_data = (int32_t *)PyArray_DATA((PyArrayObject *)tokens);
     Py_BEGIN_ALLOW_THREADS
-    status =
-        lmc_decode_step(&context, &logits->rows, active, self->streams, searches, token_data, &error_row);
+    if (self->mixers != NULL)
+        status = lmc_mixed_decode_step(&context, &logits->rows, active, self->streams, self->mixers, searches,
+                                       token_data, &error_row);
+    else
+        status =
+            lmc_decode_step(&context, &logits->rows, active, self->streams, searches, token_data, &error_row);
     Py_END_ALLOW_THREADS
     PyMem_RawFree(searches);
     if (status != LMC_OK) {
@@ -362,8 +400,9 @@ static PyObject *decoder_n_streams(PyObject *object, void *unused) {
 }
 
 PyDoc_STRVAR(decoder_doc,
-             "Decoder(payloads, vocab_size=None)\n--\n\n"
-             "Decodes the payloads of an Encoder side by side, one token of each stream at a step.");
+             "Decoder(payloads, vocab_size=None, n_tokens_max=None)\n--\n\n"
+             "Decodes the payloads of an Encoder side by side, one token of each stream at a step.\n"
+             "n_tokens_max, int [n_streams]: the streams are of mixed intervals, and none is longer.");
 PyDoc_STRVAR(
     decoder_pull_doc,
     "pull($self, logits, active=None)\n--\n\n"

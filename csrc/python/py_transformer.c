@@ -14,9 +14,6 @@
 
 /* Weights. */
 
-#define N_GLOBAL_TENSORS 4
-#define N_LAYER_TENSORS 12
-
 static int dtype_of(PyArrayObject *array) {
     switch (PyArray_TYPE(array)) {
     case NPY_FLOAT32:
@@ -30,82 +27,32 @@ static int dtype_of(PyArrayObject *array) {
     }
 }
 
-static int take_tensor(PyObject *error, PyObject *object, Py_ssize_t index, size_t n_elements,
-                       lmc_transformer_tensor_t *tensor) {
-    *tensor = (lmc_transformer_tensor_t){.dtype = LMC_FLOAT32};
-    if (object == Py_None) return 0;
+/* Keeps what it takes. */
+typedef struct array_taker {
+    PyObject *error, *arrays; /* a list */
+} array_taker_t;
+
+static int take_array(void *taker, const char *name, PyObject *object, size_t n_elements,
+                      lmc_transformer_tensor_t *tensor) {
+    array_taker_t *self = (array_taker_t *)taker;
     int dtype = PyArray_Check(object) ? dtype_of((PyArrayObject *)object) : -1;
     if (dtype < 0) {
-        PyErr_Format(error, "tensor %zd is no array of float32, float16 or uint16 (bfloat16)", index);
+        PyErr_Format(self->error, "tensor %s is no array of float32, float16 or uint16 (bfloat16)", name);
         return -1;
     }
     PyArrayObject *array = (PyArrayObject *)object;
     if ((size_t)PyArray_SIZE(array) != n_elements || !PyArray_ISCARRAY_RO(array)) {
-        PyErr_Format(
-            error, "tensor %zd has %zd elements; expected %zu, contiguous, aligned and in native byte order",
-            index, (Py_ssize_t)PyArray_SIZE(array), n_elements);
+        PyErr_Format(self->error,
+                     "tensor %s has %zd elements; expected %zu, contiguous, aligned and in native byte order",
+                     name, (Py_ssize_t)PyArray_SIZE(array), n_elements);
         return -1;
     }
     tensor->data = PyArray_DATA(array);
     tensor->dtype = (lmc_dtype_t)dtype;
-    return 0;
-}
-
-static int take_layer(PyObject *error, const lmc_transformer_config_t *config, PyObject *arrays,
-                      Py_ssize_t first, lmc_transformer_layer_t *layer) {
-    size_t d = config->hidden, m = config->intermediate;
-    lmc_transformer_tensor_t *tensors[N_LAYER_TENSORS] = {
-        &layer->attention_norm_gain, &layer->attention_norm_bias, &layer->mlp_norm_gain,
-        &layer->mlp_norm_bias,       &layer->qkv_weight,          &layer->qkv_bias,
-        &layer->dense_weight,        &layer->dense_bias,          &layer->mlp_in_weight,
-        &layer->mlp_in_bias,         &layer->mlp_out_weight,      &layer->mlp_out_bias};
-    size_t sizes[N_LAYER_TENSORS] = {d, d, d, d, 3 * d * d, 3 * d, d * d, d, m * d, m, d * m, d};
-    for (Py_ssize_t i = 0; i < N_LAYER_TENSORS; i++) {
-        PyObject *object = PyTuple_GET_ITEM(arrays, first + i);
-        if (take_tensor(error, object, first + i, sizes[i], tensors[i]) < 0) return -1;
-    }
-    return 0;
-}
-
-static int take_weights(PyObject *error, const lmc_transformer_config_t *config, PyObject *arrays,
-                        lmc_transformer_layer_t *layers, lmc_transformer_weights_t *weights) {
-    size_t expected = N_GLOBAL_TENSORS + N_LAYER_TENSORS * config->n_layers;
-    if ((size_t)PyTuple_GET_SIZE(arrays) != expected) {
-        PyErr_Format(error, "%zd tensors; expected %zu", PyTuple_GET_SIZE(arrays), expected);
-        return -1;
-    }
-    lmc_transformer_tensor_t *tensors[N_GLOBAL_TENSORS] = {&weights->embedding, &weights->final_gain,
-                                                           &weights->final_bias, &weights->head};
-    size_t sizes[N_GLOBAL_TENSORS] = {config->n_embeddings * config->hidden, config->hidden, config->hidden,
-                                      config->n_logits * config->hidden};
-    for (Py_ssize_t i = 0; i < N_GLOBAL_TENSORS; i++) {
-        if (take_tensor(error, PyTuple_GET_ITEM(arrays, i), i, sizes[i], tensors[i]) < 0) return -1;
-    }
-    for (size_t i = 0; i < config->n_layers; i++) {
-        Py_ssize_t first = (Py_ssize_t)(N_GLOBAL_TENSORS + N_LAYER_TENSORS * i);
-        if (take_layer(error, config, arrays, first, &layers[i]) < 0) return -1;
-    }
-    weights->layers = layers;
-    return 0;
+    return PyList_Append(self->arrays, object);
 }
 
 /* TransformerModel. */
-
-static int parse_config(PyObject *arguments, PyObject *keywords, lmc_transformer_config_t *config,
-                        PyObject **arrays) {
-    static char *names[] = {
-        "n_layers",       "n_heads",     "hidden",      "intermediate",       "n_embeddings",      "n_logits",
-        "context_length", "rotary_dims", "rotary_base", "layer_norm_epsilon", "parallel_residual", "tensors",
-        "int8",           NULL};
-    Py_ssize_t sizes[LMC_PY_CONFIG_SIZES];
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "nnnnnnnndfpO!|p", names, &sizes[0], &sizes[1],
-                                     &sizes[2], &sizes[3], &sizes[4], &sizes[5], &sizes[6], &sizes[7],
-                                     &config->rotary_base, &config->layer_norm_epsilon,
-                                     &config->parallel_residual, &PyTuple_Type, arrays, &config->int8))
-        return -1;
-    lmc_py_config_set_sizes(config, sizes);
-    return 0;
-}
 
 static int raise_status(PyObject *error, lmc_status_t status) {
     if (status == LMC_OK) return 0;
@@ -113,9 +60,8 @@ static int raise_status(PyObject *error, lmc_status_t status) {
     return -1;
 }
 
-/* Codes take the place of the matrices among the weights; of the arrays only the embedding's is read from
- * then on.
- */
+/* Codes take the place of the matrices among the weights; of the arrays only the embedding's and the
+ * positions' are read from then on. */
 static int quantise(PyObject *error, const lmc_context_t *context, transformer_model_object_t *self,
                     const lmc_transformer_config_t *config, lmc_transformer_weights_t *weights) {
     size_t codes_bytes = lmc_int8_weights_bound(config);
@@ -133,41 +79,58 @@ static int quantise(PyObject *error, const lmc_context_t *context, transformer_m
     return raise_status(error, status);
 }
 
+/* The arrays that int8 leaves in use. */
+static PyObject *arrays_of_rows(PyObject *of_model) {
+    PyObject *embedding = PyDict_GetItemString(of_model, "embedding");
+    PyObject *positions = PyDict_GetItemString(of_model, "positions");
+    return PyTuple_Pack(2, embedding, positions == NULL ? Py_None : positions);
+}
+
 static int model_fill(PyObject *error, transformer_model_object_t *self,
-                      const lmc_transformer_config_t *config, PyObject *arrays) {
+                      const lmc_transformer_config_t *config, PyObject *of_model, PyObject *of_layers) {
     lmc_transformer_weights_t weights;
     size_t tables_bytes = lmc_transformer_tables_bound(config);
+    array_taker_t taker = {error, PyList_New(0)};
+    self->arrays = taker.arrays;
     self->layers = PyMem_RawCalloc(config->n_layers, sizeof *self->layers);
     self->tables = PyMem_RawMalloc(tables_bytes);
-    if (self->layers == NULL || self->tables == NULL) {
+    if (self->arrays == NULL || self->layers == NULL || self->tables == NULL) {
         PyErr_NoMemory();
         return -1;
     }
-    if (take_weights(error, config, arrays, self->layers, &weights) < 0) return -1;
+    if (lmc_py_weights_take(error, config, of_model, of_layers, take_array, &taker, self->layers, &weights) <
+        0)
+        return -1;
     lmc_executor_t executor;
     lmc_context_t context = lmc_py_context(&executor);
     if (config->int8 && quantise(error, &context, self, config, &weights) < 0) return -1;
-    self->arrays = config->int8 ? PyTuple_GET_ITEM(arrays, 0) : arrays;
-    Py_INCREF(self->arrays);
     lmc_status_t status;
     Py_BEGIN_ALLOW_THREADS
     status = lmc_transformer_model_init(&context, config, &weights, self->tables, tables_bytes, &self->model);
     Py_END_ALLOW_THREADS
-    return raise_status(error, status);
+    if (raise_status(error, status) < 0) return -1;
+    if (!config->int8) return 0;
+    self->arrays = arrays_of_rows(of_model);
+    Py_DECREF(taker.arrays);
+    return self->arrays == NULL ? -1 : 0;
 }
 
 static PyObject *make_model(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     lmc_module_state_t *state = lmc_py_state_of_type(type);
     lmc_transformer_config_t config = {0};
-    PyObject *arrays;
-    if (state == NULL || parse_config(arguments, keywords, &config, &arrays) < 0) return NULL;
+    static char *names[] = {"config", "tensors", "layers", NULL};
+    PyObject *of_config, *of_model, *of_layers;
+    if (state == NULL ||
+        !PyArg_ParseTupleAndKeywords(arguments, keywords, "OOO", names, &of_config, &of_model, &of_layers))
+        return NULL;
+    if (lmc_py_config_parse(state->error, of_config, &config) < 0) return NULL;
     if (lmc_transformer_config_check(&config) != LMC_OK) {
-        PyErr_SetString(state->error, "the sizes of the model do not fit together or are out of range");
+        PyErr_SetString(state->error, "the numbers of the model do not fit together or are out of range");
         return NULL;
     }
     transformer_model_object_t *self = (transformer_model_object_t *)type->tp_alloc(type, 0);
     if (self == NULL) return NULL;
-    if (model_fill(state->error, self, &config, arrays) < 0) {
+    if (model_fill(state->error, self, &config, of_model, of_layers) < 0) {
         Py_DECREF(self);
         return NULL;
     }
@@ -436,12 +399,11 @@ static PyObject *model_log2_probabilities(PyObject *object, PyObject *arguments,
 
 PyDoc_STRVAR(
     model_doc,
-    "TransformerModel(n_layers, n_heads, hidden, intermediate, n_embeddings, n_logits, context_length, "
-    "rotary_dims, rotary_base, layer_norm_epsilon, parallel_residual, tensors, int8=False)\n--\n\n"
-    "A GPT-NeoX model over arrays that stay where they are: tensors is a tuple of the embedding, the "
-    "final norm's gain and bias, the head, then 12 a layer in the order of llmcomp/transformer.h. With int8 "
-    "the matrices "
-    "are 8-bit codes, made here.");
+    "TransformerModel(config, tensors, layers)\n--\n\n"
+    "A decoder-only transformer over arrays that stay where they are. config: the members of "
+    "lmc_transformer_config_t by name, with kinds, a tuple of dicts, and layer_kinds, bytes. tensors, and "
+    "a dict of layers for each layer: arrays by the names of the slots of llmcomp/transformer.h. With int8 "
+    "in config the matrices are 8-bit codes, made here.");
 PyDoc_STRVAR(logits_doc, "logits($self, tokens, lengths=None)\n--\n\n"
                          "int [B, T] -> float32 [B, T, n_logits]; rows from lengths[b] on are zeros.");
 PyDoc_STRVAR(intervals_doc, "intervals($self, tokens, targets, lengths=None, vocab_size=None)\n--\n\n"
@@ -474,7 +436,22 @@ static PyType_Spec model_spec = {
     .slots = model_slots,
 };
 
+static PyObject *transformer_arithmetic(PyObject *module, PyObject *of_config) {
+    lmc_module_state_t *state = PyModule_GetState(module);
+    lmc_transformer_config_t config;
+    if (lmc_py_config_parse(state->error, of_config, &config) < 0) return NULL;
+    return PyLong_FromLong(lmc_transformer_arithmetic(&config));
+}
+
+static PyMethodDef module_methods[] = {
+    {"transformer_arithmetic", transformer_arithmetic, METH_O,
+     "transformer_arithmetic($module, config, /)\n--\n\nThe version of the arithmetic that such a model "
+     "needs."},
+    {NULL, NULL, 0, NULL},
+};
+
 int lmc_py_add_transformer(PyObject *module) {
+    if (PyModule_AddFunctions(module, module_methods) < 0) return -1;
     lmc_module_state_t *state = PyModule_GetState(module);
     state->transformer_model_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &model_spec, NULL);
     state->transformer_session_type =

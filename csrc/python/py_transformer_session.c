@@ -165,6 +165,7 @@ static int session_run_decode(PyObject *error, transformer_session_object_t *sel
     const lmc_transformer_model_t *model = &self->owner->model;
     size_t n_logits = model->config.n_logits, n_steps = (size_t)PyArray_DIM(found, 0), stream = 0;
     lmc_transformer_chain_t chain = {.decoders = decoder->streams,
+                                     .mixers = decoder->mixers,
                                      .vocab_size = decoder->vocab_size == 0 ? n_logits : decoder->vocab_size,
                                      .active = mask == NULL ? NULL : (const uint8_t *)PyArray_DATA(mask)};
     lmc_executor_t executor;

@@ -40,6 +40,7 @@ from llmcomp.errors import Error
 from llmcomp.experiment.load_ahead import LoadAhead
 from llmcomp.models import checkpoint, load, sources
 from llmcomp.models.adapter import AdaptedModel
+from llmcomp.models.graph import Graph
 from llmcomp.models.memory import MaxMemory
 from llmcomp.models.selection import select
 from llmcomp.models.suite import load_suite
@@ -220,16 +221,16 @@ def run_sweep_benchmark(
     5 and 2,048 on a device, 1 of each on a CPU. Engine options as in `load_model`, `max_memory` as in `score`. `clock`:
     "wall", or "cpu" (CLOCKS). Raises `Error` as those, and for a clock that is none or tells nothing.
     """
-    on_card = (device or "cpu").startswith("cuda")
-    if clock not in CLOCKS or (on_card and clock != "wall"):
+    on_device = (device or "cpu").startswith("cuda")
+    if clock not in CLOCKS or (on_device and clock != "wall"):
         raise Error(f"clock is {clock!r}; expected one of {', '.join(CLOCKS)}, and wall for a device")
     configs = suite_configs(suite)
-    n_chunks = n_chunks or (N_CHUNKS if on_card else 1)
-    n_checkpoints = n_checkpoints or (len({at.step for at in select(load_suite(suite))}) if on_card else 1)
-    names = list(configs)[: n_sizes or (None if on_card else 1)]
+    n_chunks = n_chunks or (N_CHUNKS if on_device else 1)
+    n_checkpoints = n_checkpoints or (len({at.step for at in select(load_suite(suite))}) if on_device else 1)
+    names = list(configs)[: n_sizes or (None if on_device else 1)]
     counts = PYTHIA_TOKENS if suite == "pythia" else pico_tokens()
     options = {"device": device, "dtype": dtype, "attention": attention}
-    if engine == "torch" and dtype is None and on_card:
+    if engine == "torch" and dtype is None and on_device:
         options["dtype"] = "bfloat16"
     given = {key: value for key, value in options.items() if value is not None}
     load.check_options(engine, given)
@@ -253,8 +254,12 @@ def run_sweep_benchmark(
         loads = [run.stage for run in runs for _ in range(n_checkpoints)]
         with LoadAhead(loads) as checkpoints:
             for number in range(len(loads)):
-                runs[number // n_checkpoints].run_checkpoint(functools.partial(checkpoints.take, number))
+                run = runs[number // n_checkpoints]
+                run.run_checkpoint(functools.partial(checkpoints.take, number))
                 bar.update()
+                if progress and (number + 1) % n_checkpoints == 0:
+                    for row in run.rows(n_checkpoints, peak_flops, tokenising):
+                        tqdm.write(_line_of(row), file=sys.stderr)
     table = pd.DataFrame([row for run in runs for row in run.rows(n_checkpoints, peak_flops, tokenising)])
     table["published_seconds"] = [
         _published_seconds(model, n_checkpoints, n_chunks) if protocol == "published" else None
@@ -295,7 +300,9 @@ class _Run:
         self.dtype = self.attention = ""
 
     def stage(self) -> Callable[[], Any]:
-        return load.stage_source(sources.find_model(self._folder), self._engine, **self._options)
+        return load.stage_source(
+            sources.find_model(self._folder).with_tokenizer("bytes"), self._engine, **self._options
+        )
 
     def run_checkpoint(self, take: Callable[[], Any]) -> None:
         start = self._now()
@@ -329,7 +336,7 @@ class _Run:
         except Error:
             self._loop = math.nan
             return
-        other = model if self._engine == "torch" else load.load_model(self._folder, engine="torch")
+        other = model if self._engine == "torch" else load.load_model(self._folder, engine="torch", tokenizer="bytes")
         n_tokens = min(self._counts["published"]["text"], other.context_length)
         chunks = np.random.default_rng(1).integers(0, other.n_logits, (_LOOP_CHUNKS, n_tokens), np.int32)
         published_loop(other, chunks[0][:16])
@@ -371,6 +378,12 @@ class _Run:
                 "loop_seconds_per_chunk": self._loop,
                 "seconds_per_chunk": self._own.get(protocol, math.nan),
             }
+
+
+def _line_of(row: dict[str, Any]) -> str:
+    """What is known of one size and protocol before the others are done."""
+    told = ", ".join(f"{name} {row[name]:.4g}" for name in ("loading", "forward", "intervals", "other", "coding"))
+    return f"{row['model']}, {row['protocol']}: {row['cells']} cells in {row['seconds']:.4g} s ({told})"
 
 
 def _watched(model: Any, watch: _Stopwatch) -> Any:
@@ -487,9 +500,7 @@ def _flops_per_token(model: Any) -> float:
     """Two operations a weight that is multiplied; the look-up of a token is none, and attention's own are left out."""
     config = getattr(model, "config", None) or model.module.config
     hidden, is_tied = (
-        (config.hidden, config.tied)
-        if isinstance(config, checkpoint.NeoxConfig)
-        else (config.hidden_size, config.tie_word_embeddings)
+        (config.hidden, config.tied) if isinstance(config, Graph) else (config.hidden_size, config.tie_word_embeddings)
     )
     return 2.0 * (model.n_params - (0 if is_tied else model.n_logits * hidden))
 

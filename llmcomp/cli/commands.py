@@ -241,6 +241,8 @@ def _convert(file: str, model: Any, decompress: bool, args: argparse.Namespace, 
     coding = {"mapping": args.mapping, "overlap": args.overlap}
     if args.segment_bytes:
         coding["segment_bytes"] = args.segment_bytes
+    if args.no_mix:
+        coding["mix"] = False
     if args.salt is not None:
         coding["salt"] = args.salt
     return files.compress_file(file, model, **options, **coding), 0

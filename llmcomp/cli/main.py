@@ -289,6 +289,9 @@ def _add_archive(parser: argparse.ArgumentParser, compress: bool) -> None:
     parser.add_argument("--mapping", choices=("bytes", "latin1", "shift", "ascii"), default="bytes")
     parser.add_argument("--overlap", type=int, metavar="N", help="tokens of the window before that a window sees")
     parser.add_argument(
+        "--no-mix", action="store_true", help="by the model alone, without what a segment itself teaches"
+    )
+    parser.add_argument(
         "--salt", type=_hexadecimal, metavar="HEX", help="16 bytes, for the same archive from a pipe each time"
     )
     parser.add_argument("--segment-bytes", type=_positive, metavar="N", help="bytes that can be decoded alone")

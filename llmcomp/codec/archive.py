@@ -23,7 +23,7 @@ from llmcomp.data import mappings
 from llmcomp.errors import CorruptArchive, Error
 from llmcomp.models.registry import list_models
 
-_WRITE_OPTIONS = ("mapping", "overlap", "segment_bytes", "lanes", "device", "salt")
+_WRITE_OPTIONS = ("mapping", "overlap", "segment_bytes", "lanes", "device", "salt", "mix")
 
 PathOrFile = str | os.PathLike[str] | BinaryIO
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _READ_BYTES = 1 << 20
 # What segments that are decoded side by side may have in any case: a token of theirs takes four bytes.
 DECODED_BYTES_MIN = 1 << 24
+# What they may have at the most where rows are mixed: what a stream has learnt takes up to 80 bytes a byte of its own.
+_MIXED_BYTES_MAX = 1 << 22
 # A large segment whose byte values are about equally frequent (random, encrypted or compressed already) is tried on
 # samples first: a model needs minutes for a megabyte, and to find out that nothing shrinks a thirtieth is enough.
 _PROBED_SEGMENT_BYTES_MIN = 1 << 14
@@ -63,6 +65,7 @@ def compress(
     segment_bytes: int = container.SEGMENT_BYTES_DEFAULT,
     device: str | None = None,
     salt: bytes | None = None,
+    mix: bool | None = None,
 ) -> bytes:
     """The archive of `data`, any bytes, coded with `model`: a name, or an object with logits() and session().
 
@@ -70,7 +73,8 @@ def compress(
     as context, default a share of the model's context. `segment_bytes`: what one segment holds; segments are decoded
     side by side or alone. `device`: as in `load_model`, for a model that is given by its name. `salt`: 16 bytes that
     tell this archive from any other, default a hash of `data`; b"" writes format 1, which has none and which versions
-    before 0.2 read. The same arguments give the same archive whatever the backend, the number of threads and, of the
+    before 0.2 read. `mix`: whether the model is mixed with what each segment teaches on the way; default yes, but not
+    in format 1. The same arguments give the same archive whatever the backend, the number of threads and, of the
     exact engine, the device.
 
     Raises:
@@ -78,6 +82,7 @@ def compress(
     """
     target = io.BytesIO()
     options: dict[str, Any] = {"mapping": mapping, "overlap": overlap, "segment_bytes": segment_bytes, "device": device}
+    options["mix"] = mix
     options["salt"] = salt_of([data]) if salt is None else salt
     compress_stream(io.BytesIO(data), target, model, **options)
     return target.getvalue()
@@ -110,6 +115,7 @@ def compress_stream(
     lanes: int | None = None,
     device: str | None = None,
     salt: bytes | None = None,
+    mix: bool | None = None,
     on_bytes: OnBytes | None = None,
 ) -> StreamSummary:
     """Reads `source` to its end and writes the archive to `target`; neither need be seekable.
@@ -127,6 +133,7 @@ def compress_stream(
         lanes=lanes,
         device=device,
         salt=salt,
+        mix=mix,
         on_bytes=on_bytes,
     )
     while part := source.read(_READ_BYTES):
@@ -163,10 +170,12 @@ class StreamCompressor:
         lanes: int | None = None,
         device: str | None = None,
         salt: bytes | None = None,
+        mix: bool | None = None,
         on_bytes: OnBytes | None = None,
     ):
-        self._codec = SegmentCodec(load_model(model, device=device), mapping, overlap)
         salt = os.urandom(container.SALT_BYTES) if salt is None else salt
+        mixing = container.MIXING_VERSIONS[-1] if (mix is None and salt) or mix else 0
+        self._codec = SegmentCodec(load_model(model, device=device), mapping, overlap, mixing=mixing)
         self._header = Header(segment_bytes, self._codec.identity, salt)
         container.header_bytes(self._header)
         self._batch_bytes = segment_bytes * lanes_of(self._codec, lanes, segment_bytes)
@@ -341,10 +350,14 @@ def _batches(items: Iterable[Item], n_items: int) -> Iterator[list[Item]]:
 
 def lanes_of(codec: SegmentCodec | None, lanes: int | None, segment_bytes: int, bytes_min: int = 0) -> int:
     """How many segments are coded side by side: what the caller says, else what the memory for sessions allows, of
-    large segments no more than take the memory of so many of the default size, or of `bytes_min` original bytes."""
+    large segments no more than take the memory of so many of the default size, or of `bytes_min` original bytes; of
+    4 MiB where rows are mixed."""
     if lanes is None:
         n_lanes = 1 if codec is None else codec.lanes
-        return max(1, min(n_lanes, max(bytes_min, n_lanes * container.SEGMENT_BYTES_DEFAULT) // segment_bytes))
+        n_bytes = max(bytes_min, n_lanes * container.SEGMENT_BYTES_DEFAULT)
+        if codec is not None and codec.identity.mixing:
+            n_bytes = min(n_bytes, _MIXED_BYTES_MAX)
+        return max(1, min(n_lanes, n_bytes // segment_bytes))
     if lanes < 1:
         raise Error(f"lanes={lanes}: expected 1 or more")
     return lanes

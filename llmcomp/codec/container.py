@@ -29,8 +29,8 @@ WEIGHTS_HASH_BYTES = 16
 TOKENIZER_HASH_BYTES = 8
 NAME_BYTES_MAX = 255
 
-# Format 2: the version of the model that learns from the segment itself and is mixed in; none is known yet.
-_NO_MIXING = b"\0"
+# Versions of mixing that format 2 may name; 0 is none.
+MIXING_VERSIONS = (0, 1)
 _HAS_MODEL = 1
 _FIELD_MAX = (1 << 28) - 1
 _ENTRY_BYTES = 6
@@ -40,7 +40,10 @@ _SEGMENT_KEY = struct.Struct("<IQII")
 
 
 class ModelId(NamedTuple):
-    """What the header says of the model and of how its output was used; equality is what decoding needs."""
+    """What the header says of the model and of how its output was used; equality is what decoding needs.
+
+    `mixing`: the version of what is learnt from the segment itself and mixed in, 0 for nothing, as in all of format 1.
+    """
 
     name: str
     revision: str
@@ -53,6 +56,7 @@ class ModelId(NamedTuple):
     overlap: int
     vocab_size: int
     bos_token: int
+    mixing: int = 0
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,10 @@ def _check_segment_bytes(segment_bytes: int) -> None:
 def _model_bytes(model: ModelId, version: int) -> bytes:
     if len(model.weights_hash) != WEIGHTS_HASH_BYTES or len(model.tokenizer_hash) != TOKENIZER_HASH_BYTES:
         raise Error("archive header: a hash has the wrong length")
-    out = bytes([model.arithmetic_version, model.engine, model.mapping]) + (_NO_MIXING if version > 1 else b"")
+    if model.mixing not in MIXING_VERSIONS[: version if version < 2 else None]:
+        raise Error(f"mixing version {model.mixing} in an archive of format {version}")
+    out = bytes([model.arithmetic_version, model.engine, model.mapping])
+    out += bytes([model.mixing]) if version > 1 else b""
     for value in (model.context_length, model.overlap, model.vocab_size, model.bos_token):
         out += _varint(value)
     out += model.weights_hash + model.tokenizer_hash
@@ -233,10 +240,10 @@ def _read_header(source: _Source) -> tuple[Header, int]:
 def _read_model(source: _Source, raw: bytes) -> tuple[bytes, dict]:
     fixed = source.take(3, "the header")
     mixing = source.take(1, "the header") if raw[4] > 1 else b""
-    if mixing.strip(_NO_MIXING):
-        raise CorruptArchive(f"the archive needs version {mixing[0]} of mixing; this llmcomp knows none")
+    if mixing and mixing[0] not in MIXING_VERSIONS:
+        raise CorruptArchive(f"the archive needs version {mixing[0]} of mixing; this llmcomp knows {MIXING_VERSIONS}")
     raw += fixed + mixing
-    fields: dict = dict(zip(("arithmetic_version", "engine", "mapping"), fixed, strict=True))
+    fields: dict = dict(zip(("arithmetic_version", "engine", "mapping", "mixing"), fixed + mixing, strict=False))
     for name in ("context_length", "overlap", "vocab_size", "bos_token"):
         fields[name], more = source.varint(f"the header's {name}")
         raw += more

@@ -204,6 +204,8 @@ def _convert(path: str, output: str, work: Work, options: _Options) -> FileRepor
     if output == STANDARD_STREAM:
         return _to_standard_output(path, work, options)
     target_path = Path(output)
+    with error_of_path(output), contextlib.suppress(FileNotFoundError):
+        target_path.lstat()  # fails for a name that is too long
     if target_path.is_dir():
         raise Error(f"{output} is a folder; expected the name of a file to write")
     if os.path.lexists(output) and not options.force:

@@ -23,7 +23,9 @@ from tqdm.auto import tqdm
 from llmcomp import coding
 from llmcomp.codec.segments import windowed_model
 from llmcomp.codec.windows import WindowedModel, plan_windows
-from llmcomp.data.tokenizers import AnyTokenizer, Tokens
+from llmcomp.data.mappings import get_mapping
+from llmcomp.data.tokenizers import AnyTokenizer
+from llmcomp.data.vocabulary import Tokens
 from llmcomp.errors import Error
 from llmcomp.float_state import ieee_state
 from llmcomp.models.adapter import ModelTraits
@@ -99,7 +101,7 @@ def generate(
     model, prefix = load_model(model), bytes(prefix)
     tokenizer = ModelTraits.of(model).tokenizer
     stand_ins = tokenizer.needs_stand_ins(prefix)
-    context = tokenizer.encode_bytes(prefix, stand_ins)
+    context = get_mapping("bytes").encode(prefix, tokenizer).tokens
     # A continuation goes on with tokens of at least one byte each, so n_bytes of them are always enough.
     n_steps = n_tokens if n_bytes is None else n_bytes
     assert n_steps is not None

@@ -25,7 +25,6 @@ from llmcomp.data import mappings
 from llmcomp.data.mappings import Encoded
 from llmcomp.errors import CorruptArchive, Error, ModelMismatch
 from llmcomp.models.adapter import AdaptedModel, ModelTraits
-from llmcomp.models.engines.exact import ARITHMETIC
 from llmcomp.models.load import load_model, load_registered
 from llmcomp.models.memory import MaxMemory
 from llmcomp.models.registry import list_models
@@ -38,7 +37,7 @@ MAPPING_DEFAULT = "bytes"
 OVERLAP_SHARE_DEFAULT = 0.25
 _REVISION = re.compile(r"(?:step([0-9]{1,9}))?")
 # The side byte of mapping bytes with a vocabulary that lacks some.
-_NO_STAND_INS, _STAND_INS = b"\x00", b"\x80"
+_BIT_UNSET, _BIT_SET = b"\x00", b"\x80"
 
 
 def _hash_prefix(fingerprint: str | None, n_bytes: int) -> bytes:
@@ -54,7 +53,7 @@ def _hash_prefix(fingerprint: str | None, n_bytes: int) -> bytes:
 
 def _check_identity(wanted: ModelId, traits: ModelTraits) -> None:
     """ModelMismatch unless that model decodes what `wanted` coded; both are named with what differs."""
-    found = _identity(traits, wanted.mapping, wanted.context_length, wanted.overlap)
+    found = _identity(traits, wanted.mapping, wanted.context_length, wanted.overlap, wanted.mixing)
     by_name = not any(wanted.weights_hash)
     differing = [
         field
@@ -82,7 +81,7 @@ def _engine_name(code: int) -> str:
     return next((name for name, known in ENGINE_CODES.items() if known == code), "")
 
 
-def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: int) -> ModelId:
+def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: int, mixing: int) -> ModelId:
     if traits.engine not in ENGINE_CODES:
         raise Error(
             f"no archive knows engine {traits.engine!r}; expected one of {', '.join(filter(None, ENGINE_CODES))}"
@@ -92,13 +91,14 @@ def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: i
         revision=traits.revision,
         weights_hash=_hash_prefix(traits.fingerprint, container.WEIGHTS_HASH_BYTES),
         tokenizer_hash=_hash_prefix(traits.tokenizer.fingerprint, container.TOKENIZER_HASH_BYTES),
-        arithmetic_version=ARITHMETIC,
+        arithmetic_version=traits.arithmetic,
         engine=ENGINE_CODES[traits.engine],
         mapping=mapping,
         context_length=context_length,
         overlap=overlap,
         vocab_size=traits.vocab_size,
         bos_token=traits.bos_token,
+        mixing=mixing,
     )
 
 
@@ -159,6 +159,7 @@ class SegmentCodec:
     """Segments of bytes <-> payloads with one model, one mapping and one window plan.
 
     The payload of a segment depends on nothing else: not on the segments beside it, lanes, threads or backend.
+    `mixing`: the version of what is learnt from the segment itself, 0 for nothing (FORMAT.md, "Mixing").
     `is_stepwise` None: step by step with the torch engine, whose one-pass logits are not bit for bit its steps'.
     """
 
@@ -171,6 +172,7 @@ class SegmentCodec:
         is_stepwise: bool | None = None,
         *,
         max_memory: MaxMemory = None,
+        mixing: int = 0,
     ):
         adapted = AdaptedModel(model)
         self.traits = adapted.traits
@@ -179,9 +181,14 @@ class SegmentCodec:
         if is_stepwise is not None:
             self._model.is_stepwise = is_stepwise
         context_length, overlap = self._model.context_length, self._model.overlap
-        self.identity = _identity(self.traits, mappings.MAPPINGS.index(mapping), context_length, overlap)
-        # A vocabulary that has no token for some bytes: one side bit a segment tells whether stand-ins are in use.
-        self._has_stand_ins = mapping == "bytes" and self.traits.tokenizer.needs_stand_ins(bytes(range(256)))
+        self._model.is_mixed = mixing != 0
+        self.identity = _identity(self.traits, mappings.MAPPINGS.index(mapping), context_length, overlap, mixing)
+        # One side bit a segment tells whether stand-ins are in use, of a vocabulary that has no token for some bytes,
+        # or whether the tokens begin with the space that another tokenizer puts before text in training.
+        self._prefix = mappings.prefix_of(self.traits.tokenizer) if mapping == "bytes" else b""
+        lacks_bytes = mapping == "bytes" and self.traits.tokenizer.needs_stand_ins(bytes(range(256)))
+        self._has_stand_ins = lacks_bytes and not self._prefix
+        self._has_side_bit = lacks_bytes or bool(self._prefix)
         self._lanes = adapted.lanes(context_length)
 
     @classmethod
@@ -201,7 +208,8 @@ class SegmentCodec:
         model = _model_of_header(wanted, device, download) if model is None else load_model(model, device=device)
         traits = ModelTraits.of(model)
         _check_identity(wanted, traits)
-        return cls(model, mappings.MAPPINGS[wanted.mapping], wanted.overlap, wanted.context_length)
+        mapping = mappings.MAPPINGS[wanted.mapping]
+        return cls(model, mapping, wanted.overlap, wanted.context_length, mixing=wanted.mixing)
 
     @property
     def lanes(self) -> int:
@@ -224,7 +232,7 @@ class SegmentCodec:
         return lambda: [self._code(item, parts) for item, parts in zip(encoded, wait(), strict=True)]
 
     def _code(self, item: Encoded, parts: npt.NDArray[np.uint64]) -> Coded:
-        side, side_bits = (item.side or _NO_STAND_INS, 1) if self._has_stand_ins else (item.side, item.side_bits)
+        side, side_bits = (item.side or _BIT_UNSET, 1) if self._has_side_bit else (item.side, item.side_bits)
         ideal_bits = -np.log2(parts[1].astype(np.float64) / parts[2].astype(np.float64)).sum()
         return Coded(side, coding.encode_intervals(*parts), side_bits, len(item.tokens), float(ideal_bits))
 
@@ -236,12 +244,22 @@ class SegmentCodec:
     ) -> list[bytes]:
         """The contents of segments of `n_bytes` each, from their payloads; CorruptArchive where they do not fit."""
         sides = [self._side(payload, n) for payload, n in zip(payloads, n_bytes, strict=True)]
+        left = sum(n_bytes)
+
+        def report(n_done: int) -> None:
+            # The spaces put before segments are no bytes of theirs.
+            nonlocal left
+            n_done = min(n_done, left)
+            left -= n_done
+            if on_step is not None:
+                on_step(n_done)
+
         streams = self._model.decode(
             [payload[len(side) :] for payload, side in zip(payloads, sides, strict=True)],
-            n_bytes,
+            [n + len(self._prefix) * (side == _BIT_SET) for n, side in zip(n_bytes, sides, strict=True)],
             self._token_bytes,
             [int(self._uses_stand_ins(side)) for side in sides],
-            on_step,
+            report,
         )
         return [self._join(*parts) for parts in zip(streams, sides, n_bytes, strict=True)]
 
@@ -263,7 +281,7 @@ class SegmentCodec:
 
     def _side(self, payload: bytes, n_bytes: int) -> bytes:
         """The side bytes of a payload; CorruptArchive where its form is one that no encoder writes."""
-        n_bits = {"bytes": int(self._has_stand_ins), "latin1": 0}.get(self._mapping.name, n_bytes)
+        n_bits = {"bytes": int(self._has_side_bit), "latin1": 0}.get(self._mapping.name, n_bytes)
         length = -(-n_bits // 8)
         side, stream = payload[:length], payload[length:]
         if len(side) < length or (side and side[-1] % (1 << 8 * length - n_bits)):
@@ -282,7 +300,7 @@ class SegmentCodec:
             raise CorruptArchive(f"segment {segment.number} is malformed: {error}") from None
 
     def _uses_stand_ins(self, side: bytes) -> bool:
-        return self._has_stand_ins and side == _STAND_INS
+        return self._has_stand_ins and side == _BIT_SET
 
     @functools.cached_property
     def _token_bytes(self) -> npt.NDArray[np.int64]:

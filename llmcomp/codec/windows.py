@@ -27,6 +27,8 @@ from llmcomp.models.memory import MaxMemory, is_out_of_memory
 
 # Mapping latin1 needs two bytes of UTF-8, thus at most two tokens, for a byte; no other mapping needs more than one.
 TOKENS_PER_BYTE_MAX = 2
+# Steps of a chain between two looks at which streams of mixed rows have ended: what a stream can run past its end.
+CHAIN_STEPS_MAX = 64
 
 Tokens = npt.NDArray[np.int32]
 
@@ -111,7 +113,9 @@ class WindowedModel:
     """A model, the symbols that are coded with it, its start token and its windows.
 
     `is_stepwise` is for models whose one-pass logits differ in bits from their step-by-step logits: both sides then
-    step through one stream at a time. `max_memory` (bytes, a share of all, or None for what is free) bounds batches.
+    step through one stream at a time. `is_mixed`: intervals are mixed with what the stream itself teaches, from its
+    first token to its last, whatever the windows. `max_memory` (bytes, a share of all, or None for what is free) bounds
+    batches.
     """
 
     def __init__(
@@ -124,12 +128,14 @@ class WindowedModel:
         overlap: int,
         is_stepwise: bool = False,
         max_memory: MaxMemory = None,
+        is_mixed: bool = False,
     ):
         plan_windows(0, context_length, overlap)
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.overlap = overlap
         self.is_stepwise = is_stepwise
+        self.is_mixed = is_mixed
         self._model = model
         self._bos_token = bos_token
         self._session: AdaptedSession | None = None
@@ -154,6 +160,14 @@ class WindowedModel:
 
         Errors come from either. On a CPU the model has done its work when this returns.
         """
+        wait = self._start_of_model(streams)
+        if not self.is_mixed:
+            return wait
+        return lambda: [
+            np.stack(coding.mix_intervals(stream, *parts)) for stream, parts in zip(streams, wait(), strict=True)
+        ]
+
+    def _start_of_model(self, streams: Sequence[Tokens]) -> Callable[[], list[npt.NDArray[np.uint64]]]:
         results = [np.zeros((3, len(stream)), np.uint64) for stream in streams]
         if self.is_stepwise:
             for stream, result in zip(streams, results, strict=True):
@@ -244,21 +258,32 @@ class WindowedModel:
         if self.is_stepwise and len(payloads) > 1:
             alone = zip(payloads, n_bytes, tables, strict=True)
             return [self.decode([p], [n], token_bytes, [table], on_step)[0] for p, n, table in alone]
-        if self._model.decodes_in_chains:
+        if self._model.decodes_in_chains and (self._model.mixes_in_chains or not self.is_mixed):
             return self._decode_in_chains(payloads, n_bytes, token_bytes, tables, on_step)
         walk = _Walk(n_bytes, token_bytes, tables, on_step)
-        decoder = coding.Decoder(payloads, token_bytes.shape[1])
+        decoder = coding.Decoder(payloads, token_bytes.shape[1], self._n_tokens_max(n_bytes, token_bytes))
         while walk.active.any():
             context = walk.recent(self.overlap)
             lanes = np.flatnonzero(walk.active)
             session, logits = self.open_window(context[lanes])
             for left in range(self.context_length - context.shape[1] - 1, -1, -1):
-                tokens = decoder.pull(_spread(logits, lanes, len(payloads)), walk.active)
+                rows = _spread(_on_host(logits) if self.is_mixed else logits, lanes, len(payloads))
+                tokens = decoder.pull(rows, walk.active)
                 walk.take(tokens[None])
                 if not left or not walk.active.any():
                     break
                 logits = session.step(np.maximum(tokens[lanes], 0))
         return walk.streams()
+
+    def _n_tokens_max(self, n_bytes: Sequence[int], token_bytes: np.ndarray) -> npt.NDArray[np.int64] | None:
+        """The most tokens that each stream can have, with those that a chain decodes behind its end; None: not mixed.
+
+        A token that completes no byte stands only before one that does.
+        """
+        if not self.is_mixed:
+            return None
+        per_byte = TOKENS_PER_BYTE_MAX if (token_bytes == 0).any() else 1
+        return per_byte * np.array(n_bytes, np.int64) + CHAIN_STEPS_MAX
 
     def _decode_in_chains(
         self,
@@ -279,7 +304,10 @@ class WindowedModel:
         for at in range(0, len(payloads), n):
             part = slice(at, at + n)
             walk = _Walk(n_bytes[part], token_bytes, tables[part], on_step, self._chain.fault)
-            self._chain.begin(payloads[part])
+            if self.is_mixed:
+                self._chain.begin(payloads[part], self._n_tokens_max(n_bytes[part], token_bytes))
+            else:
+                self._chain.begin(payloads[part])
             while walk.active.any():
                 self._decode_window(walk)
             streams += walk.streams()
@@ -292,10 +320,19 @@ class WindowedModel:
         left = self.context_length - context.shape[1]
         while left and walk.active.any():
             n_steps = min(left, self._chain.steps_max, walk.n_steps_wanted)
+            if self.is_mixed:
+                n_steps = min(n_steps, CHAIN_STEPS_MAX)
             tokens = np.full((n_steps, len(walk.active)), -1, np.int32)
             tokens[:, lanes] = self._chain.run(n_steps, walk.active[lanes])
             walk.take(tokens)
             left -= n_steps
+
+
+def _on_host(logits: Any) -> Any:
+    """Logits where mixed rows are searched: those of a device are copied."""
+    if not coding.cuda.is_on_device(logits):
+        return logits
+    return logits.cpu() if hasattr(logits, "cpu") else logits.numpy()
 
 
 def _spread(logits: Any, lanes: np.ndarray, n_streams: int) -> Any:

@@ -24,6 +24,7 @@ __all__ = [
     "encode",
     "is_built",
     "is_on_device",
+    "log2_softmax",
     "open_device",
 ]
 
@@ -120,6 +121,23 @@ def intervals(logits: Any, tokens: Any, vocab_size: int | None = None, *, wait: 
         caller.raise_error(error, tokens, rows[5])
     del kept, error_array
     return triple
+
+
+def log2_softmax(logits: Any, tokens: Any, vocab_size: int | None = None, *, wait: bool = True) -> Any:
+    """`coding.log2_softmax` on the device, of logits of any type as they are: float64 there.
+
+    Without `wait`, and while its stream is being captured, nothing waits for the device, and an error is left as NaN.
+    """
+    caller = Caller(logits)
+    leading, rows = caller.rows(vocab_size)
+    found = caller.empty(leading, "float64")
+    kept, token_rows = caller.tokens(tokens, leading)
+    error_array, error = caller.new_error()
+    caller.module.log2_softmax(caller.device, caller.stream, rows, token_rows, caller.pointer(found), error)
+    if wait and not caller.is_capturing():
+        caller.raise_error(error, tokens, rows[5])
+    del kept, error_array
+    return found
 
 
 def code_length(logits: Any, tokens: Any, vocab_size: int | None = None) -> Any:

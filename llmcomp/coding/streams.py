@@ -29,6 +29,7 @@ __all__ = [
     "encode_intervals",
     "intervals",
     "log2_softmax",
+    "mix_intervals",
     "threads_in_use",
     "use_backend",
     "use_threads",
@@ -77,8 +78,10 @@ def log2_softmax(logits: Any, tokens: ArrayLike, vocab_size: int | None = None) 
     """log2 of the softmax at each token, float64 [...], -inf for a logit of -inf: for scores, nothing is coded by it.
 
     The same bits by every backend, thread count and machine, and less than 2e-6 from the softmax in exact numbers.
-    Logits on the CPU; otherwise arguments and errors as `intervals`.
+    Arguments and errors as `intervals`.
     """
+    if cuda.is_on_device(logits):
+        return cuda.log2_softmax(logits, tokens, vocab_size)
     return _core.log2_softmax(logits, tokens, vocab_size)
 
 
@@ -111,6 +114,21 @@ def encode_intervals(start: ArrayLike, freq: ArrayLike, total: ArrayLike) -> byt
         Error: an interval that is empty, or not inside a total of at most 2**51, naming its index.
     """
     return _core.encode_intervals(start, freq, total)
+
+
+def mix_intervals(
+    tokens: ArrayLike, start: ArrayLike, freq: ArrayLike, total: ArrayLike
+) -> tuple[UInt64Array, UInt64Array, UInt64Array]:
+    """The intervals of one stream, integers [T] each, mixed with what its own tokens, integers [T], teach on the way.
+
+    Where a context of 1, 2, 3, 4, 6 or 12 tokens has occurred in the stream before, the tokens that followed it get
+    more of the row: csrc/FORMAT.md, "Mixing". Returns arrays as `intervals` does; a `Decoder` that was given
+    `n_tokens_max` decodes them from the same logits.
+
+    Raises:
+        Error: an interval that is empty or not one of `intervals`, or a token below 0, naming its index.
+    """
+    return _core.mix_intervals(tokens, start, freq, total)
 
 
 class _Streams:
@@ -193,11 +211,20 @@ class Decoder(_Streams):
     `llmcomp.coding.cuda.DeviceDecoder` for errors and for steps captured in a CUDA graph.
     """
 
-    def __init__(self, payloads: Sequence[bytes], vocab_size: int | None = None) -> None:
-        self._on_host = _core.Decoder(payloads, vocab_size)
+    def __init__(
+        self, payloads: Sequence[bytes], vocab_size: int | None = None, n_tokens_max: ArrayLike | None = None
+    ) -> None:
+        """`n_tokens_max`, int [n_streams], for payloads of `mix_intervals`: the most tokens that a stream can have.
+
+        Such streams are decoded on the CPU: `Error` for logits on a device.
+        """
+        self._on_host = _core.Decoder(payloads, vocab_size, n_tokens_max)
         self._payloads, self._vocab_size = payloads, vocab_size
+        self._is_mixed = n_tokens_max is not None
 
     def _new_on_device(self) -> cuda.DeviceDecoder:
+        if self._is_mixed:
+            raise Error("mixed streams are decoded on the CPU; expected logits there")
         return cuda.DeviceDecoder(self._payloads, self._vocab_size)
 
     def pull(self, logits: Any, active: NDArray[np.bool_] | None = None) -> NDArray[np.int32]:

@@ -16,6 +16,7 @@ So the first n of N chunks are the n chunks that a smaller request gives.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -26,15 +27,16 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from llmcomp import pico
 from llmcomp.atomic_write import write_beside
+from llmcomp.checked_json import INDEX_BYTES_MAX, Members, read_object
 from llmcomp.data import download
 from llmcomp.data.download import fetch
-from llmcomp.errors import DatasetError
+from llmcomp.errors import DatasetError, Error, named, reason, shown
 
 __all__ = [
     "Dataset",
@@ -67,6 +69,11 @@ _CONTAINERS = {
 _CONTAINER_MAGIC_BYTES = max(map(len, _CONTAINERS))
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _SPEECH_SUFFIXES = {".flac", ".wav"}
+# What those suffixes promise. Pillow goes by the content; some of its other formats start other programs.
+_IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+# A compressed tar may tell of any number of bytes, a sound file of any number of samples.
+_PICTURE_BYTES_MAX = 1 << 28
+_SAMPLES_MAX = 1 << 30
 # The Hugging Face set appends the class to the official name: ILSVRC2012_val_00000001_n01751748.JPEG.
 _IMAGENET_CLASS = re.compile(r"_n\d{8}(?=\.)")
 
@@ -163,7 +170,7 @@ def load_dataset(
     modality = _BUNDLED[name][0] if name in _BUNDLED else _MODALITY_OF_NAME[name]
     if chunk_bytes < 1 or (n_chunks is not None and n_chunks < 1):
         raise DatasetError(f"{spec}: {n_chunks} chunks of {chunk_bytes} bytes were asked for, expected at least one")
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that is too long
         raise DatasetError(f"{spec}: {path} does not exist")
     cut: Callable[[Path, int, int, int, bool], Iterator[tuple[bytes, str]]]
     cut = {"text": _text_chunks, "image": _image_chunks, "speech": _speech_chunks}[modality]
@@ -173,6 +180,8 @@ def load_dataset(
         pairs = list(cut(path, n_chunks or DEFAULT_N_CHUNKS, chunk_bytes, seed, progress))
     except OSError as error:
         raise DatasetError(f"{spec}: cannot read {error.filename or path}: {error.strerror or error}") from error
+    except (MemoryError, OverflowError):
+        raise DatasetError(f"{spec}: chunks of {chunk_bytes:,} bytes take more memory than there is") from None
     if len(pairs) < (n_chunks or 1):
         raise DatasetError(f"{path}: found {len(pairs)} chunks of {chunk_bytes:,} bytes, expected {n_chunks or 1}")
     chunks, sources = zip(*pairs, strict=True)
@@ -200,23 +209,23 @@ def write_manifest(dataset: Dataset, path: str | os.PathLike[str]) -> None:
 def check_manifest(dataset: Dataset, path: str | os.PathLike[str]) -> None:
     """`DatasetError` naming the first difference unless the chunks are those that the manifest lists."""
     try:
-        expected = json.loads(Path(path).read_text("utf-8"))
-        listed = [(chunk["sha256"], chunk["source"]) for chunk in expected["chunks"]]
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{path}: not a manifest of chunks ({type(error).__name__}: {error})") from error
+        expected = read_object(path, INDEX_BYTES_MAX)
+        entries = [Members({"chunk": chunk}, "chunks") for chunk in Members(expected, "it").array("chunks")]
+        chunks = [entry.members("chunk") for entry in entries]
+        listed = [(chunk.text("sha256"), chunk.text("source")) for chunk in chunks]
+    except Error as error:
+        raise DatasetError(f"{path}: not a manifest of chunks ({str(error).removeprefix(f'{path}: ')})") from None
     found = _manifest(dataset)
     for key in ("modality", "chunk_bytes"):
         if found[key] != expected.get(key):
-            raise DatasetError(f"{path}: {key} is {found[key]!r}, the manifest has {expected.get(key)!r}")
+            raise DatasetError(f"{path}: {key} is {found[key]!r}, the manifest has {shown(expected.get(key))}")
     if len(listed) != len(dataset):
         raise DatasetError(f"{path}: found {len(dataset)} chunks, the manifest has {len(listed)}")
     for i, ((sha256, source), chunk) in enumerate(zip(listed, found["chunks"], strict=True)):
         if chunk["sha256"] != sha256:
             raise DatasetError(
                 f"{path}: chunk {i} ({chunk['source']}) has SHA-256 {chunk['sha256']}, "
-                f"the manifest has {sha256} ({source})"
+                f"the manifest has {named(sha256)} ({named(source)})"
             )
 
 
@@ -245,7 +254,8 @@ def _resolve(spec: str) -> tuple[str, Path, str, str]:
         if name not in _MODALITY_OF_NAME or not file:
             raise DatasetError(f"{spec!r}: expected NAME=PATH, NAME one of {', '.join(_MODALITY_OF_NAME)}")
         origin, licence = _PUBLISHED[name][1:] if name in _PUBLISHED else ("files of the user", "")
-        return name, Path(file).expanduser(), f"{origin}; read from {Path(file).name}", licence
+        named_path = Path(os.path.expanduser(file))  # noqa: PTH111 - Path's raises for an unknown user
+        return name, named_path, f"{origin}; read from {Path(file).name}", licence
     if name in _PUBLISHED:
         path = download.fetched_path(name)
         if path is None:
@@ -329,11 +339,27 @@ def _check_image_chunk(chunk_bytes: int) -> None:
 def _grey(data: bytes, name: str) -> Any:
     from PIL import Image
 
+    with (
+        _decoding(named(name), "not a readable picture"),
+        Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as picture,
+    ):
+        return picture.convert("L")
+
+
+@contextlib.contextmanager
+def _decoding(name: object, fault: str) -> Iterator[None]:
+    """What a decoder runs into with a damaged file, whatever its kind, as a DatasetError that names the file.
+
+    Failures of the file system pass, to be told as such.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return picture.convert("L")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{name}: not a readable picture ({error})") from error
+        yield
+    except DatasetError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DatasetError(f"{name}: {fault} ({reason(error)})") from error
 
 
 def _crop(grey: Any, name: str, seed: int, chunk: int) -> tuple[bytes, str]:
@@ -380,11 +406,8 @@ def _find_pictures(path: Path) -> tuple[list[_Picture], _ReadAll]:
         if len(tars) != 1:
             return [], _read_files
         path = tars[0]
-    try:
-        with tarfile.open(path) as tar:
-            members = [member for member in tar if Path(member.name).suffix.lower() in _IMAGE_SUFFIXES]
-    except (tarfile.TarError, EOFError) as error:
-        raise DatasetError(f"{path}: expected a folder or a tar of pictures ({str(error).splitlines()[0]})") from error
+    with _decoding(path, "expected a folder or a tar of pictures"), tarfile.open(path) as tar:
+        members = [member for member in tar if Path(member.name).suffix.lower() in _IMAGE_SUFFIXES]
     pictures = [_Picture(_picture_name(member.name), member) for member in members if member.isfile()]
     return pictures, functools.partial(_read_tar, path)
 
@@ -400,28 +423,27 @@ def _read_files(wanted: dict[int, _Picture]) -> Iterator[tuple[int, bytes]]:
 
 def _read_tar(path: Path, wanted: dict[int, _Picture]) -> Iterator[tuple[int, bytes]]:
     # In the order of the file: a compressed tar cannot be read backwards.
-    with tarfile.open(path) as tar:
+    with _decoding(path, "not a readable tar"), tarfile.open(path) as tar:
         for index, picture in sorted(wanted.items(), key=lambda item: item[1].place.offset):
             member = tar.extractfile(picture.place)
-            assert member is not None
+            if member is None or picture.place.size > _PICTURE_BYTES_MAX:
+                raise DatasetError(f"{path}: {named(picture.name)} has {picture.place.size:,} bytes: no picture")
             yield index, member.read()
 
 
 def _table_pictures(tables: Iterable[Path]) -> Iterator[_Picture]:
     """The rows of Parquet files with a column image = {bytes, path}, as Hugging Face's `datasets` writes pictures."""
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
 
     for table in tables:
-        try:
-            with parquet.ParquetFile(table) as file:
-                for group in range(file.num_row_groups):
-                    rows = file.read_row_group(group, ["image.path"])["image"].to_pylist()
-                    for row, image in enumerate(rows):
-                        yield _Picture(_picture_name(image["path"]), (table, group, row))
-        except (ArrowException, KeyError, TypeError) as error:
-            raise DatasetError(
-                f"{table}: expected pictures in a column image = {{bytes, path}} ({type(error).__name__})"
-            ) from error
+        with (
+            _decoding(table, "expected pictures in a column image = {bytes, path}"),
+            table.open("rb") as opened,
+            parquet.ParquetFile(opened) as file,
+        ):
+            for group in range(file.num_row_groups):
+                for row, image in enumerate(file.read_row_group(group, ["image.path"])["image"]):
+                    yield _Picture(_picture_name(image.as_py()["path"]), (table, group, row))
 
 
 def _read_tables(wanted: dict[int, _Picture]) -> Iterator[tuple[int, bytes]]:
@@ -432,10 +454,14 @@ def _read_tables(wanted: dict[int, _Picture]) -> Iterator[tuple[int, bytes]]:
         table, group, row = picture.place
         groups.setdefault((table, group), []).append((index, row))
     for (table, group), rows in groups.items():
-        with parquet.ParquetFile(table) as file:
+        with (
+            _decoding(table, "expected pictures in a column image = {bytes, path}"),
+            table.open("rb") as opened,
+            parquet.ParquetFile(opened) as file,
+        ):
             images = file.read_row_group(group, ["image.bytes"])["image"]
-        for index, row in rows:
-            yield index, cast(bytes, images[row].as_py()["bytes"])
+            for index, row in rows:
+                yield index, bytes(images[row].as_py()["bytes"])
 
 
 def _speech_chunks(
@@ -462,25 +488,23 @@ def _speech_chunks(
 def _n_samples(file: Path) -> int:
     import soundfile
 
-    try:
+    with _decoding(file, "not a readable sound file"):
         info = soundfile.info(str(file))
-    except soundfile.LibsndfileError as error:
-        raise DatasetError(f"{file}: not a readable sound file ({error})") from error
     if (info.samplerate, info.channels, info.subtype) != (SAMPLE_RATE_HZ, 1, "PCM_16"):
         raise DatasetError(
             f"{file}: found {info.samplerate} Hz, {info.channels} channel(s), {info.subtype}; "
             f"expected {SAMPLE_RATE_HZ} Hz, 1 channel, PCM_16"
         )
+    if info.frames > _SAMPLES_MAX:
+        raise DatasetError(f"{file}: tells of {info.frames:,} samples, expected at most {_SAMPLES_MAX:,}")
     return int(info.frames)
 
 
 def _pcm(file: Path, first: int, n_samples: int) -> bytes:
     import soundfile
 
-    try:
+    with _decoding(file, "not a readable sound file"):
         samples, _ = soundfile.read(str(file), n_samples, first, dtype="int16")
-    except soundfile.LibsndfileError as error:
-        raise DatasetError(f"{file}: not a readable sound file ({error})") from error
     if len(samples) != n_samples:
         raise DatasetError(f"{file}: found {len(samples)} samples from {first} on, expected {n_samples}")
     return bytes(samples.astype("<i2").tobytes())

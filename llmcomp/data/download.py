@@ -26,7 +26,7 @@ import requests
 from tqdm.auto import tqdm
 
 from llmcomp.atomic_write import written_beside
-from llmcomp.errors import DatasetError
+from llmcomp.errors import DatasetError, named
 
 _BLOCK_BYTES = 1 << 20
 _RECEIVED_BLOCK_BYTES = 1 << 14  # a lost connection throws away less than this
@@ -117,7 +117,10 @@ def fetch(name: str, base_url: str | None = None, progress: bool = True) -> Path
         unpack = _unpack_zip if archive.suffix == ".zip" else _unpack_speech
         try:
             unpack(archive, target, remote, progress)
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        # Also of compressions that Python lacks, and of zips that ask for a password.
+        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+            if isinstance(error, DatasetError):
+                raise
             archive.unlink()
             raise DatasetError(f"{url}: the archive is damaged ({error}); fetch it again") from error
         archive.unlink()
@@ -192,9 +195,11 @@ def _append(url: str, file: BinaryIO, start: int, n_bytes: int, bar: tqdm) -> No
             start = 0  # a server without ranges sends everything again
             file.truncate(0)
             bar.update(-bar.n)
-        offered = start + int(response.headers.get("Content-Length", n_bytes - start))
-        if offered != n_bytes:
-            raise DatasetError(f"{url}: the server offers {offered:,} bytes, expected {n_bytes:,}")
+        offered = response.headers.get("Content-Length", str(n_bytes - start)).strip()
+        if not (offered.isascii() and offered.isdigit() and len(offered) < 20):
+            raise DatasetError(f"{url}: the server offers {named(offered)} bytes, expected {n_bytes - start:,}")
+        if start + int(offered) != n_bytes:
+            raise DatasetError(f"{url}: the server offers {start + int(offered):,} bytes, expected {n_bytes:,}")
         for block in response.iter_content(_RECEIVED_BLOCK_BYTES):
             _write(file, block)
             bar.update(len(block))
@@ -261,6 +266,8 @@ def _unpack_zip(archive: Path, target: Path, remote: Remote, progress: bool) -> 
                 _write(unpacked, block)
                 digest.update(block)
                 bar.update(len(block))
+                if unpacked.tell() > remote.unpacked_bytes:
+                    raise zipfile.BadZipFile(f"{target.name} has more than {remote.unpacked_bytes:,} bytes")
             if expected and digest.hexdigest() != expected:
                 found = f"found {algorithm}:{digest.hexdigest()}, expected {remote.content_checksum}"
                 raise zipfile.BadZipFile(f"wrong checksum of {target.name}: {found}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from llmcomp.data.tokenizers import AnyTokenizer, Tokens
+from llmcomp.data.tokenizers import AnyTokenizer
+from llmcomp.data.vocabulary import Tokens
 from llmcomp.errors import Error
 
 
@@ -20,6 +21,17 @@ class Encoded:
     side: bytes
     side_bits: int
     n_bytes: int
+
+
+def prefix_of(tokenizer: AnyTokenizer) -> bytes:
+    """What the tokenizer puts before text in training and mapping "bytes" may put before data; mostly nothing."""
+    prefix: bytes = getattr(tokenizer, "prefix", b"")
+    return prefix
+
+
+def has_prefix_before(tokenizer: Any, data: bytes) -> bool:
+    """Whether the tokenizer, one with a prefix, puts it before `data`."""
+    return bool(tokenizer.takes_prefix(data))
 
 
 class ByteEncoder(Protocol):
@@ -37,19 +49,35 @@ class ByteMapping(ByteEncoder, Protocol):
 
 
 class _Bytes:
-    """The bytes themselves: `Tokenizer.encode_bytes`. One side bit, set, where stand-ins are used, else none."""
+    """The bytes themselves: `Tokenizer.encode_bytes`. One side bit, set, where stand-ins are used, else none.
+
+    A tokenizer that puts a space before text in training (`prefix`) always has one side bit: set where the tokens are
+    those of the space and the bytes. They are where the bytes begin with text and no tokens more than bytes result.
+    """
 
     name = "bytes"
 
     def encode(self, data: bytes, tokenizer: AnyTokenizer) -> Encoded:
+        if prefix := prefix_of(tokenizer):
+            tokens, side = np.empty(0, np.int32), b"\0"
+            if has_prefix_before(tokenizer, data):
+                tokens = tokenizer.encode_bytes(prefix + data)
+                side = b"\x80" if len(tokens) <= len(data) else side
+            return Encoded(tokens if side == b"\x80" else tokenizer.encode_bytes(data), side, 1, len(data))
         stand_ins = tokenizer.needs_stand_ins(data)
         side = b"\x80" if stand_ins else b""
         return Encoded(tokenizer.encode_bytes(data, stand_ins), side, len(side), len(data))
 
     def decode(self, tokens: npt.ArrayLike, side: bytes, n_bytes: int, tokenizer: AnyTokenizer) -> bytes:
-        if side not in (b"", b"\x80"):
-            raise Error(f"mapping {self.name}: found side bits {side[:8].hex()}, expected none or 80")
-        data = tokenizer.decode_bytes(tokens, stand_ins=bool(side))
+        prefix = prefix_of(tokenizer)
+        if side not in ((b"\0", b"\x80") if prefix else (b"", b"\x80")):
+            expected = "00 or 80" if prefix else "none or 80"
+            raise Error(f"mapping {self.name}: found side bits {side[:8].hex()}, expected {expected}")
+        data = tokenizer.decode_bytes(tokens, stand_ins=bool(side) and not prefix)
+        if prefix and side == b"\x80":
+            if not data.startswith(prefix):
+                raise Error(f"mapping {self.name}: the tokens begin with {data[:1]!r}, expected {prefix!r}")
+            data = data[len(prefix) :]
         _check_length(self.name, "bytes", len(data), n_bytes)
         return data
 

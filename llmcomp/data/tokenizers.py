@@ -1,32 +1,40 @@
-"""Bytes <-> tokens: the tokenizers, and the mappings, each with an exact inverse.
+"""Bytes <-> tokens: the tokenizers, each an exact inverse for any bytes. The mappings are in mappings.py.
 
-Nothing here knows of data sets, models or the coder. A tokenizer is a Hugging Face `tokenizer.json` of the byte-level
-BPE kind (GPT-2's scheme), or none at all (`ByteTokenizer`: a token is a byte).
+Nothing here knows of data sets, models or the coder. A tokenizer is a Hugging Face `tokenizer.json` of byte-level BPE
+(GPT-2's scheme) or of BPE over characters with byte fallback (SentencePiece's scheme, Llama 2's), or none at all
+(`ByteTokenizer`: a token is a byte).
 
 How `Tokenizer` cuts bytes. Well-formed UTF-8 (Unicode 15, table 3-7) is found by decoding from left to right; a byte
 that belongs to no well-formed character is invalid. A stretch of valid characters is *text* if it is at least
 `MIN_TEXT_CHARACTERS` long or if it is the whole input; everything else is *raw*. Text goes through the pre-tokeniser,
 the BPE and the tokenizer's ordinary added tokens, as in training, but not through its normaliser, and special tokens
-in it are plain text. Raw bytes go through the same BPE as byte symbols, without the pre-tokeniser. Shorter stretches
-of ASCII occur in images and sound by chance; as text of their own they would only cut BPE merges short. (Pythia's
-tokenizer on real chunks of 2,048 bytes: text 567 tokens, images 1,749, speech 2,045; a threshold between 1 and 32
-moves these by less than one.)
+in it are plain text. Raw bytes go through the same BPE without the pre-tokeniser and added tokens: as byte symbols, or,
+with byte fallback, as characters between which every invalid byte is its byte token. Shorter stretches of ASCII occur
+in images and sound by chance; as text of their own they would only cut BPE merges short. (Pythia's tokenizer on real
+chunks of 2,048 bytes: text 567 tokens, images 1,749, speech 2,045; a threshold between 1 and 32 moves these by less
+than one.)
 
-Stand-ins. Some vocabularies have no token for some bytes: Pythia's lacks the 13 that UTF-8 never uses (C0, C1, F5 to
-FF; every fourth byte of speech is one). Input that holds such a byte is coded with stand-ins: for each missing byte m
-the token of the character U+00m where there is one, else the lowest token not yet taken that is one character of two
-bytes. With stand-ins these tokens mean nothing else: where their two bytes really occur they are spelled byte by
-byte. One side bit tells the decoder; input without missing bytes, thus all valid UTF-8, needs none.
+Byte fallback. Such vocabularies write a space as U+2581, so a U+2581 in the text is spelled with byte tokens. The byte
+tokens of ASCII are used only where ASCII has no other: models have hardly seen them. Most put a space before a text in
+training; that is the caller's choice here (`takes_prefix`), told by a side bit of the mapping `bytes`, since a text
+of one-byte tokens would otherwise take one token more than it has bytes.
+
+Stand-ins. Some byte-level vocabularies have no token for some bytes: Pythia's lacks the 13 that UTF-8 never uses (C0,
+C1, F5 to FF; every fourth byte of speech is one). Input that holds such a byte is coded with stand-ins: for each
+missing byte m the token of the character U+00m where there is one, else the lowest token not yet taken that is one
+character of two bytes. With stand-ins these tokens mean nothing else: where their two bytes really occur they are
+spelled byte by byte. One side bit tells the decoder; input without missing bytes, thus all valid UTF-8, needs none.
+
+Whatever is encoded is decoded again before it is returned: tokens that do not give the bytes back are an `Error`.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,18 +42,23 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from llmcomp.data import tokenizer_json as tokenizer_description
+from llmcomp.data.start_token import StartHints, find_start_token
+from llmcomp.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from llmcomp.data.tokenizer_json import PREFIX_UNLESS_SPACE, library_errors
+from llmcomp.data.vocabulary import StandIns, Tokens, Vocabulary
 from llmcomp.errors import Error
 
 MIN_TEXT_CHARACTERS = 8
 # Bounds the memory of one call into the tokenizer library; see `_text_pieces` for where a longer text is cut.
 MAX_PIECE_SYMBOLS = 65_536
+_BATCH_SYMBOLS, _BATCH_PIECES = 16 * MAX_PIECE_SYMBOLS, 4096
 _TEXT = re.compile(rf"[^\udc80-\udcff]{{{MIN_TEXT_CHARACTERS},}}")
-_START_TOKENS = ("<|endoftext|>", "<|begin_of_text|>", "<s>")
-Tokens = npt.NDArray[np.int32]
 
 
 class AnyTokenizer(Protocol):
-    """What the mappings ask of a tokenizer; `Tokenizer` and `ByteTokenizer` are two."""
+    """What the mappings ask of a tokenizer; `Tokenizer` and `ByteTokenizer` are two. One may also have `prefix` and
+    `takes_prefix`, as `Tokenizer`."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -60,60 +73,57 @@ class AnyTokenizer(Protocol):
     def text_lengths(self, tokens: npt.ArrayLike) -> npt.NDArray[np.int64]: ...
 
 
-def _byte_symbols() -> list[str]:
-    """GPT-2's alphabet: the character that stands for each byte (Radford et al. 2019, `bytes_to_unicode`)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (chr(code) for code in range(0x100, 0x200))
-    return [chr(byte) if byte in printable else next(others) for byte in range(256)]
-
-
-_SYMBOLS = _byte_symbols()
-# For str.translate: symbols to their bytes as Latin-1, characters below 256 that are no symbols out of Latin-1's reach.
-_LATIN1_OF_SYMBOL = dict.fromkeys(range(256), 0x100) | {ord(symbol): byte for byte, symbol in enumerate(_SYMBOLS)}
-
-
 class Tokenizer:
-    """A byte-level BPE tokenizer whose tokens always join to the bytes they came from.
+    """A BPE tokenizer, byte-level or with byte fallback, whose tokens always join to the bytes they came from.
 
     Made by `from_file` or `from_bytes`; `Error` for a tokenizer of another kind.
     `vocab_size`: ids 0 .. vocab_size - 1 may occur, of which the first `n_own_tokens` are the BPE's, the rest added.
     `fingerprint`: SHA-256 (hex) of what decides the tokens: model, pre-tokeniser and added tokens, in canonical JSON;
-    `file_sha256`: of the file as it is. `bos_token`: the id of <|endoftext|> (or of the start token of another family),
-    None where there is none.
+    `file_sha256`: of the file as it is. `bos_token`: the id of the token that stands before the first one, None where
+    no token can; `bos_reason` says which it is and why. `kind`: in words; `left_out`: the normaliser's steps that are
+    not applied, since no decoder could undo them. `prefix`: b" " where text has a space before it in training, else
+    b"".
     """
 
-    def __init__(self, tokenizer_json: bytes, origin: str = "tokenizer.json") -> None:
-        description = _parse(tokenizer_json, origin)
-        self._json, self._origin = tokenizer_json, origin
-        self.fingerprint = _fingerprint(description)
+    def __init__(
+        self, tokenizer_json: bytes, origin: str = "tokenizer.json", start_hints: StartHints | None = None
+    ) -> None:
+        description = tokenizer_description.parse(tokenizer_json, origin)
+        self._json, self._origin, self._start_hints = tokenizer_json, origin, start_hints or StartHints()
+        self.fingerprint = tokenizer_description.fingerprint(description)
         self.file_sha256 = hashlib.sha256(tokenizer_json).hexdigest()
-        vocab: dict[str, int] = description["model"]["vocab"]
-        added = description.get("added_tokens") or []
-        self._bytes_of, self._lengths = _token_bytes(vocab, added, origin)
-        self.vocab_size = len(self._lengths)
+        self.kind, self.left_out = description.kind, description.left_out
+        self._prefix_rule, self._space = description.prefix, description.space
+        self.prefix = b" " if description.prefix else b""
+        vocab, added = description.vocab, description.added
+        self._vocabulary = Vocabulary(vocab, added, description.is_byte_level, description.space)
+        self.vocab_size = len(self._vocabulary.lengths)
         self.n_own_tokens = len(vocab)
-        ids = vocab | {token["content"]: token["id"] for token in added}
-        self.bos_token: int | None = next((ids[token] for token in _START_TOKENS if token in ids), None)
-        self._text = _text_tokenizer(description, origin)
-        self._stand_ins = _StandIns(vocab, self._bytes_of, origin)
+        self.bos_token, self.bos_reason = find_start_token(
+            description.content,
+            vocab | {token["content"]: token["id"] for token in added},
+            {token["id"] for token in added if token.get("special")},
+            self._start_hints,
+        )
+        self._text = tokenizer_description.text_tokenizer(description, origin)
+        self._is_byte_level = description.is_byte_level
+        missing = self._vocabulary.missing_bytes()
+        self._stand_ins = StandIns(vocab, self._vocabulary, missing if self._is_byte_level else (), origin)
         self._raw = self._stand_ins.raw_tokenizer(self._text.model)
         self._as_published: tokenizers.Tokenizer | None = None
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
-        """Read a `tokenizer.json`."""
-        try:
-            return cls(Path(path).read_bytes(), str(path))
-        except OSError as error:
-            raise Error(f"{path}: cannot read the tokenizer: {error.strerror or error}") from error
+        """Read a `tokenizer.json`, or another of the forms that tokenizer_files.py lists."""
+        return cls(*read_tokenizer_files(path))
 
     @classmethod
     def from_bytes(cls, tokenizer_json: bytes) -> Tokenizer:
         """The content of a `tokenizer.json`."""
         return cls(tokenizer_json)
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes, str]]:
-        return Tokenizer, (self._json, self._origin)
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes, str, StartHints]]:
+        return Tokenizer, (self._json, self._origin, self._start_hints)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that `token` stands for; `Error` if it stands for none (a special token, an id out of range)."""
@@ -122,6 +132,14 @@ class Tokenizer:
     def needs_stand_ins(self, data: bytes) -> bool:
         """Whether `data` holds a byte that the vocabulary has no token for."""
         return any(byte in data for byte in self._stand_ins.token_of_byte)
+
+    def takes_prefix(self, data: bytes) -> bool:
+        """Whether `data` begins with text that has a space (`prefix`) before it in training."""
+        if not self._prefix_rule or not data:
+            return False
+        if self._prefix_rule == PREFIX_UNLESS_SPACE and data.startswith(b" "):
+            return False
+        return next(_stretches(data))[0]
 
     def encode_bytes(self, data: bytes, stand_ins: bool = False) -> Tokens:
         """Bytes -> int32 [T], T <= len(data), by the rules at the head of this module.
@@ -133,22 +151,32 @@ class Tokenizer:
             byte = next(byte for byte in data if byte in self._stand_ins.token_of_byte)
             raise Error(f"{self._origin}: no token for byte 0x{byte:02x}; mapping 'bytes' codes it with stand-ins")
         pieces: list[Tokens] = []
-        for is_text, stretch in _stretches(data):
-            pieces += self._encode_text_stretch(stretch) if is_text else self._encode_raw(stretch)
-        tokens = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
-        return self._stand_ins.put_in(tokens) if stand_ins else tokens
+        try:
+            for is_text, stretch in _stretches(data):
+                pieces += self._encode_text_stretch(stretch) if is_text else self._encode_raw(stretch)
+            tokens = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
+            tokens = self._stand_ins.put_in(tokens) if stand_ins else tokens
+        except Error as error:
+            raise Error(f"{self._origin}: {error}") from None
+        if len(tokens) > len(data) or self.decode_bytes(tokens, stand_ins) != data:
+            raise Error(f"{self._origin}: {len(data)} bytes do not come back from their tokens")
+        return tokens
 
     def decode_bytes(self, tokens: npt.ArrayLike, stand_ins: bool = False) -> bytes:
         """int [T] -> the tokens' bytes, joined; `Error` names the first token that stands for no bytes."""
-        bytes_of = self._stand_ins.bytes_of if stand_ins else self._bytes_of
+        bytes_of = self._stand_ins.bytes_of if stand_ins else self._vocabulary.bytes_of
         try:
             return b"".join(map(bytes_of.__getitem__, np.asarray(tokens).tolist()))
         except KeyError as error:
             raise Error(f"{self._origin}: token {error.args[0]} stands for no bytes") from None
 
     def text_lengths(self, tokens: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """int [T] -> int64 [T]: the UTF-8 bytes of each token's text, special tokens' spelling included."""
-        return self._lengths[np.asarray(tokens, np.int64)]
+        """int [T] of `encode_text`, from the first on -> int64 [T]: the UTF-8 bytes of each token's text, special
+        tokens' spelling included, the space that was put before the text not."""
+        lengths = self._vocabulary.lengths[np.asarray(tokens, np.int64)]
+        if len(lengths) and self.prefix and lengths[0]:
+            lengths[0] -= 1
+        return lengths
 
     def encode_text(self, text: str) -> Tokens:
         """The tokenizer as its file says, normaliser and special tokens in the text too. Not always invertible.
@@ -156,98 +184,55 @@ class Tokenizer:
         No start or end tokens are added, as in the published computation.
         """
         if self._as_published is None:
-            self._as_published = tokenizers.Tokenizer.from_str(self._json.decode())
+            self._as_published = tokenizer_description.library_tokenizer(self._json.decode(), self._origin)
             self._as_published.no_truncation()
             self._as_published.no_padding()
-        return np.array(next(_encode(self._as_published, [text])), np.int32)
+        with library_errors(self._origin):
+            return np.array(next(_encode(self._as_published, [text])), np.int32)
 
     def _encode_text_stretch(self, text: str) -> Iterator[Tokens]:
-        pieces = list(_text_pieces(text))
-        for piece, ids in zip(pieces, _encode(self._text, pieces), strict=True):
-            # Added tokens may swallow the spaces around them, a pre-tokeniser may drop characters: then it is raw.
-            data = piece.encode()
-            yield from [np.array(ids, np.int32)] if self._stands_for(ids, data) else self._encode_raw(data)
+        for is_space_symbol, part in _parts(text, self._space):
+            if is_space_symbol:
+                yield np.array(self._vocabulary.spell(part.encode()), np.int32)
+                continue
+            pieces = list(_text_pieces(part))
+            for piece, ids in zip(pieces, _encode(self._text, pieces), strict=True):
+                # Added tokens may swallow the spaces around them, a pre-tokeniser may drop characters: then it is raw.
+                data = piece.encode()
+                is_exact = self._vocabulary.is_spelled(ids, data)
+                yield from [np.array(ids, np.int32)] if is_exact else self._encode_raw(data)
 
     def _encode_raw(self, data: bytes) -> Iterator[Tokens]:
+        if not self._is_byte_level:
+            yield from self._encode_raw_characters(data)
+            return
         symbols = data.decode("latin-1").translate(self._stand_ins.symbols)
-        pieces = [symbols[at : at + MAX_PIECE_SYMBOLS] for at in range(0, len(symbols), MAX_PIECE_SYMBOLS)]
-        for ids in _encode(self._raw, pieces):
+        for ids in _encode(self._raw, _cut(symbols)):
             yield self._stand_ins.mark(np.array(ids, np.int32))
 
-    def _stands_for(self, ids: list[int], data: bytes) -> bool:
-        try:
-            return b"".join(map(self._bytes_of.__getitem__, ids)) == data
-        except KeyError:
-            return False
-
-
-class _StandIns:
-    """Which tokens stand for the bytes that a vocabulary has no token for.
-
-    While encoding, missing byte m is first a private character that no BPE merge holds, with an id that only the raw
-    tokenizer knows, then (`mark`) the mark -1 - m, which is no token, and at last (`put_in`) its stand-in.
-    """
-
-    def __init__(self, vocab: dict[str, int], bytes_of: dict[int, bytes], origin: str) -> None:
-        missing = [byte for byte in range(256) if _SYMBOLS[byte] not in vocab]
-        self.symbols = dict(enumerate(_SYMBOLS)) | {byte: chr(0xE000 + byte) for byte in missing}
-        two_bytes = {
-            text: token
-            for token, text in sorted(bytes_of.items(), reverse=True)
-            if len(text) == 2 and not set(text) & set(missing) and _is_character(text)
-        }
-        own = {byte: two_bytes.pop(chr(byte).encode()) for byte in missing if chr(byte).encode() in two_bytes}
-        rest = iter(sorted(two_bytes.values()))
-        self.token_of_byte = {byte: own[byte] if byte in own else next(rest, -1) for byte in missing}
-        if missing and max(vocab.values()) != len(vocab) - 1:
-            raise Error(
-                f"{origin}: {len(vocab)} vocabulary entries with ids up to {max(vocab.values())}, expected no gaps"
-            )
-        if -1 in self.token_of_byte.values():
-            raise Error(
-                f"{origin}: {len(missing)} bytes have no token and too few two-byte characters stand in for them"
-            )
-        self.bytes_of = bytes_of | {token: bytes([byte]) for byte, token in self.token_of_byte.items()}
-        self._spelling = {
-            token: [vocab[_SYMBOLS[byte]] for byte in bytes_of[token]] for token in self.token_of_byte.values()
-        }
-        self._first_raw_id = len(vocab)
-        self._mark_of_raw_id = np.array([-1 - byte for byte in missing], np.int32)
-        self._token_of_mark = np.zeros(257, np.int32)
-        for byte, token in self.token_of_byte.items():
-            self._token_of_mark[-1 - byte] = token
-
-    def raw_tokenizer(self, model: tokenizers.models.Model) -> tokenizers.Tokenizer:
-        """The bare BPE, with the ids from len(vocab) on for the missing bytes."""
-        tokenizer = tokenizers.Tokenizer(model)
-        tokenizer.add_tokens(
-            [tokenizers.AddedToken(self.symbols[byte], normalized=False) for byte in self.token_of_byte]
-        )
-        return tokenizer
-
-    def mark(self, raw_ids: Tokens) -> Tokens:
-        """The raw tokenizer's ids for missing bytes -> marks."""
-        if not self.token_of_byte:
-            return raw_ids
-        missing = np.flatnonzero(raw_ids >= self._first_raw_id)
-        raw_ids[missing] = self._mark_of_raw_id[raw_ids[missing] - self._first_raw_id]
-        return raw_ids
-
-    def put_in(self, tokens: Tokens) -> Tokens:
-        """Spell real occurrences of the stand-ins' own bytes, then replace the marks by the stand-ins."""
-        twice = np.isin(tokens, list(self._spelling))
-        out = np.repeat(tokens, 1 + twice)
-        at = np.flatnonzero(twice) + np.arange(np.count_nonzero(twice))
-        spelled = np.array([self._spelling[token] for token in tokens[twice].tolist()], np.int32).reshape(-1, 2)
-        out[at], out[at + 1] = spelled[:, 0], spelled[:, 1]
-        return np.where(out < 0, self._token_of_mark[np.minimum(out, 0)], out)
+    def _encode_raw_characters(self, data: bytes) -> Iterator[Tokens]:
+        """Runs of characters through the bare BPE, in turn with what has byte tokens only."""
+        parts = list(_parts(data.decode("utf-8", "surrogateescape"), self._space, with_invalid=True))
+        runs = [piece for is_marked, part in parts if not is_marked for piece in _cut(part)]
+        ids_of_runs = _encode(self._raw, [run.replace(" ", self._space or " ") for run in runs])
+        for is_marked, part in parts:
+            if is_marked:
+                yield np.array(self._vocabulary.spell(part.encode("utf-8", "surrogateescape")), np.int32)
+                continue
+            for piece in _cut(part):
+                tokens = self._vocabulary.respell(np.array(next(ids_of_runs), np.int32))
+                # A text that spells a byte token's name can become that token.
+                is_exact = self._vocabulary.is_spelled(tokens.tolist(), piece.encode())
+                yield tokens if is_exact else np.array(self._vocabulary.spell(piece.encode()), np.int32)
 
 
 class ByteTokenizer:
     """The tokenizer of a model that has none: a token is a byte, and nothing stands before the first."""
 
     vocab_size = 256
+    kind, left_out, prefix = "bytes", (), b""
     bos_token: int | None = None
+    bos_reason = "token 0 stands in: tokens are bytes"
     fingerprint = hashlib.sha256(b'{"model":{"type":"bytes"}}').hexdigest()
 
     def token_bytes(self, token: int) -> bytes:
@@ -279,53 +264,70 @@ class ByteTokenizer:
         return self.encode_bytes(text.encode())
 
 
-class _Content(bytes):
-    """A tokenizer.json; equal to any other of the same bytes, wherever it was read."""
-
-    origin = ""
+# As a model's tokenizer path: its tokens are bytes. A file of that name is "./bytes".
+BYTES = "bytes"
+# A byte model may have this many tokens: the bytes, and one or two of its own for where a text starts and ends.
+_BYTE_MODEL_SIZES = range(256, 259)
 
 
 @functools.lru_cache(maxsize=4)
-def _shared_tokenizer(content: _Content) -> Tokenizer:
-    # The checkpoints of one model bring equal files, and making Pythia's tokenizer takes half a second.
-    return Tokenizer(bytes(content), content.origin)
+def _shared_tokenizer(files: TokenizerFiles) -> Tokenizer:
+    # The checkpoints of one model bring equal files, and making Llama 3's tokenizer takes seconds.
+    return Tokenizer(*files)
 
 
 class Tokenized:
-    """What the models of all engines have of their tokenizer; they set the two attributes."""
+    """What the models of all engines have of their tokenizer; they set the attributes.
+
+    `_tokenizer_path`: a file as `tokenizer_files.find_tokenizer_file` names it; None or "bytes": tokens are bytes.
+    """
 
     _tokenizer_path: str | os.PathLike[str] | None
     n_logits: int
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | ByteTokenizer:
-        """The model's tokenizer; `Error` where it is of a kind that cannot carry any bytes."""
-        if self._tokenizer_path is None:
+        """The model's tokenizer; `Error` where it is of a kind that cannot carry any bytes, or where it is missing.
+
+        A folder without one is that of a byte model if there are 256 to 258 logits.
+        """
+        if self._has_byte_tokens:
             return ByteTokenizer()
+        assert self._tokenizer_path is not None
         path = Path(self._tokenizer_path)
+        if not os.path.lexists(path):
+            raise Error(
+                f"{path.parent} holds no tokenizer (tokenizer.json, vocab.json with merges.txt or tokenizer.model) and "
+                f'its model has {self.n_logits} tokens, a byte model 256: add the file, or say tokenizer="bytes"'
+            )
+        return _shared_tokenizer(read_tokenizer_files(path))
+
+    @functools.cached_property
+    def tokenizer_fingerprint(self) -> str | None:
+        """The tokenizer's; that of bytes where the files have none; None for one of a kind that is not understood."""
+        if self._has_byte_tokens or not os.path.lexists(self._tokenizer_path or ""):
+            return ByteTokenizer.fingerprint
         try:
-            content = _Content(path.read_bytes())
-        except OSError as error:
-            raise Error(f"{path}: cannot read the tokenizer: {error.strerror or error}") from error
-        content.origin = str(path)
-        return _shared_tokenizer(content)
+            return self.tokenizer.fingerprint
+        except Error:
+            return None
 
     @functools.cached_property
     def vocab_size(self) -> int:
         """How many logits of a row are tokens; the padding after them gets no probability."""
-        if self._tokenizer_path is None:
+        if self._has_byte_tokens:
             return self.n_logits
         try:
             return min(self.tokenizer.vocab_size, self.n_logits)
         except Error:
             return self.n_logits
 
-
-def _is_character(data: bytes) -> bool:
-    try:
-        return len(data.decode()) == 1
-    except UnicodeDecodeError:
-        return False
+    @property
+    def _has_byte_tokens(self) -> bool:
+        path = self._tokenizer_path
+        if path is None or path == BYTES:
+            return True
+        return self.n_logits in _BYTE_MODEL_SIZES and not os.path.lexists(path)
 
 
 def _stretches(data: bytes) -> Iterator[tuple[bool, Any]]:
@@ -352,9 +354,9 @@ def _stretches(data: bytes) -> Iterator[tuple[bool, Any]]:
 def _text_pieces(text: str) -> Iterator[str]:
     """Pieces of at most MAX_PIECE_SYMBOLS characters.
 
-    A piece ends before a space that stands between two letters: no pre-tokeniser in use (GPT-2's to Llama 3's) joins
-    the space to what is before it, so the tokens are those of the whole text. A text without such a place is cut
-    anywhere.
+    A piece ends before a space that stands between two letters: no pre-tokeniser in use (GPT-2's to Llama 3's) and no
+    vocabulary of words joins the space to what is before it, so the tokens are those of the whole text. A text without
+    such a place is cut anywhere.
     """
     at = 0
     while len(text) - at > MAX_PIECE_SYMBOLS:
@@ -367,108 +369,29 @@ def _text_pieces(text: str) -> Iterator[str]:
     yield text[at:]
 
 
-def _encode(tokenizer: tokenizers.Tokenizer, pieces: list[str]) -> Iterator[list[int]]:
-    """Ids of each piece, sixteen pieces (at most about 1 MB) a call."""
-    for at in range(0, len(pieces), 16):
-        for encoding in tokenizer.encode_batch_fast(pieces[at : at + 16], add_special_tokens=False):
+def _parts(text: str, symbol: str | None, with_invalid: bool = False) -> Iterator[tuple[bool, str]]:
+    """(False, characters) and (True, others) in turn: the others are `symbol`, and invalid bytes (as surrogates)."""
+    marked = re.escape(symbol or "") + ("\udc80-\udcff" if with_invalid else "")
+    if not marked:
+        yield False, text
+        return
+    for number, part in enumerate(re.split(f"([{marked}]+)", text)):
+        if part:
+            yield number % 2 == 1, part
+
+
+def _cut(symbols: str) -> list[str]:
+    return [symbols[at : at + MAX_PIECE_SYMBOLS] for at in range(0, len(symbols), MAX_PIECE_SYMBOLS)]
+
+
+def _encode(tokenizer: tokenizers.Tokenizer, pieces: Sequence[str]) -> Iterator[list[int]]:
+    """Ids of each piece; about 1 MB and at most some thousand pieces a call."""
+    start = 0
+    while start < len(pieces):
+        stop, n_symbols = start, 0
+        while stop < len(pieces) and n_symbols < _BATCH_SYMBOLS and stop - start < _BATCH_PIECES:
+            n_symbols += len(pieces[stop])
+            stop += 1
+        for encoding in tokenizer.encode_batch_fast(list(pieces[start:stop]), add_special_tokens=False):
             yield encoding.ids
-
-
-def _parse(tokenizer_json: bytes, origin: str) -> dict[str, Any]:
-    try:
-        description = json.loads(tokenizer_json)
-        model = description["model"]
-        kind, vocab = model["type"], model["vocab"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise Error(f"{origin}: not a Hugging Face tokenizer.json: {error!r}") from error
-    if kind != "BPE" or not isinstance(vocab, dict):
-        raise Error(f"{origin}: the tokenizer's model is {kind}, expected BPE over bytes")
-    pre_tokenizers = [step["type"] for step in _pre_tokenizer_steps(description)]
-    if "ByteLevel" not in pre_tokenizers:
-        found = ", ".join(pre_tokenizers) or "none"
-        raise Error(f"{origin}: the tokenizer's pre-tokenisers are {found}; expected ByteLevel among them")
-    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        if model.get(option):
-            raise Error(f"{origin}: the tokenizer's BPE has {option} = {model[option]!r}, expected none")
-    return description
-
-
-def _pre_tokenizer_steps(description: dict[str, Any]) -> list[dict[str, Any]]:
-    first = description.get("pre_tokenizer")
-    if first is None:
-        return []
-    return first["pretokenizers"] if first["type"] == "Sequence" else [first]
-
-
-def _without_prefix_space(description: dict[str, Any]) -> list[dict[str, Any]]:
-    """The pre-tokeniser's steps; a space put before the text could not be told from one that was there."""
-    steps = [dict(step) for step in _pre_tokenizer_steps(description)]
-    for step in steps:
-        if step["type"] == "ByteLevel":
-            step |= {"add_prefix_space": False, "trim_offsets": True, "use_regex": step.get("use_regex", True)}
-    return steps
-
-
-def _fingerprint(description: dict[str, Any]) -> str:
-    """The same for files that differ only in how versions of the library write the same tokenizer."""
-    model = description["model"]
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    flags = ("special", "single_word", "lstrip", "rstrip", "normalized")
-    canonical = {
-        "model": {"vocab": model["vocab"], "merges": merges, "ignore_merges": bool(model.get("ignore_merges"))},
-        "pre_tokenizer": _without_prefix_space(description),
-        "added_tokens": sorted(
-            [token["id"], token["content"], *(bool(token.get(flag)) for flag in flags)]
-            for token in description.get("added_tokens") or []
-        ),
-    }
-    return hashlib.sha256(json.dumps(canonical, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _token_bytes(
-    vocab: dict[str, int], added: Iterable[dict[str, Any]], origin: str
-) -> tuple[dict[int, bytes], npt.NDArray[np.int64]]:
-    """({id: bytes} of the tokens that carry bytes, int64 [vocab_size] of the lengths of all tokens' texts)."""
-    bytes_of: dict[int, bytes] = {}
-    for entry, token in vocab.items():
-        try:
-            bytes_of[token] = entry.translate(_LATIN1_OF_SYMBOL).encode("latin-1")
-        except UnicodeEncodeError:
-            continue  # not of the byte alphabet: a special token of some kind
-    texts = dict(bytes_of)
-    for added_token in added:
-        token, content = added_token["id"], added_token["content"].encode()
-        texts[token] = bytes_of[token] = content
-        if added_token["special"]:
-            del bytes_of[token]
-    vocab_size = 1 + max(*vocab.values(), *texts)
-    if min(vocab.values()) < 0 or vocab_size > 1 << 24:
-        raise Error(f"{origin}: token ids reach from {min(vocab.values())} to {vocab_size - 1}; expected 0 to 2^24 - 1")
-    lengths = np.zeros(vocab_size, np.int64)
-    for token, text in texts.items():
-        lengths[token] = len(text)
-    return bytes_of, lengths
-
-
-def _text_tokenizer(description: dict[str, Any], origin: str) -> tokenizers.Tokenizer:
-    """The tokenizer for stretches of text: no normaliser, no prefix space, special tokens are plain text."""
-    steps = _without_prefix_space(description)
-    changed = description | {
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-        "post_processor": None,
-        "truncation": None,
-        "padding": None,
-    }
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(changed))
-    except Exception as error:  # the library raises bare Exception for whatever it cannot read
-        raise Error(f"{origin}: the tokenizers library cannot read it: {error}") from error
-    tokenizer.encode_special_tokens = True
-    for token in description.get("added_tokens") or []:
-        found = tokenizer.token_to_id(token["content"])
-        if found != token["id"]:
-            raise Error(
-                f"{origin}: added token {token['content']!r} has id {token['id']}, the library gives it {found}"
-            )
-    return tokenizer
+        start = stop

@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from llmcomp import results
+from llmcomp import pico, results
+from llmcomp.checked_json import parse_object
 from llmcomp.data import datasets
 from llmcomp.data.mappings import get_mapping
 from llmcomp.errors import Error
@@ -46,6 +47,12 @@ DEFAULT_MAPPINGS = {"lossless": "bytes", "published": "ascii"}
 KEY = "llmcomp.cell"
 N_ROWS = "llmcomp.n_rows"
 VERIFIED = "llmcomp.verified"
+# What the stem of a file's name is made of, and how much of it a name shows. With two digests, ".superseded" and what
+# is put around the name while the file is written, fewer than the 255 bytes that a name may have.
+_STEM_KEYS = ("model", "step", "dataset", "protocol", "mapping", "engine")
+_READABLE_BYTES = 120
+_STEM_DIGITS = 10
+_KEY_DIGITS = 12
 # What stands for a model in the cell of all baselines on one data set.
 BASELINES = "baselines"
 
@@ -71,7 +78,7 @@ class Cell:
 
     @property
     def stem(self) -> str:
-        """The part of the file's name that all settings of one cell share."""
+        """The part of the file's name that all settings of one cell share, and no other cell has."""
         return _stem(self.path)
 
     @property
@@ -356,6 +363,7 @@ def make_plan(
     by_name = {data.name: data for data in chosen}
     sizes = {data.name: sum(map(len, data.chunks)) for data in chosen}
     digests = {name: _chunks_sha256(data.chunks) for name, data in by_name.items()}
+    there, paths = _files_by_key_digest(settings.out), dict[str, Path]()
     for model, reason in found:
         to_do = []
         labels = [("lossless", "")] if model is BASELINES else pairs
@@ -367,7 +375,9 @@ def make_plan(
             }
             # Baselines are always decoded again, the published protocol never can be.
             verify = settings.verify and protocol == "lossless" and model is not BASELINES
-            cell = _cell(settings.out, key, sizes[name], verify)
+            cell = _cell(settings.out, key, sizes[name], verify, _place(model, key))
+            # Copies of one checkpoint in two folders are the same cell.
+            cell = _as_it_lies_there(replace(cell, path=paths.setdefault(cell.key, cell.path)), there)
             plan.cells.append(cell)
             if reason:
                 plan.failed.append(Outcome(cell, None, reason))
@@ -421,18 +431,65 @@ def _model_key(model: ModelSource | Any, reason: str, settings: Settings) -> dic
     return {"model": traits.name, "step": traits.step, "source": str(identity), **engine}
 
 
-def _cell(out: Path, key: dict[str, Any], n_bytes: int, verify: bool) -> Cell:
+def _place(model: ModelSource | Any, key: Mapping[str, Any]) -> str:
+    """What tells a model from others of its name: its folder; of an object its fingerprint. "" where the name does."""
+    if isinstance(model, ModelSource):
+        folder = None if model.folder is None else model.folder.resolve()
+        return "" if folder is None or folder.is_relative_to(pico.suite_root()) else str(folder)
+    return "" if model is BASELINES else str(key["source"])
+
+
+def _cell(out: Path, key: dict[str, Any], n_bytes: int, verify: bool, place: str) -> Cell:
     text = json.dumps(key, sort_keys=True, separators=(",", ":"))
-    step = "" if key["step"] is None else f"step{key['step']}"
-    parts = (key["model"].replace("/", "--"), step, key["dataset"], key["protocol"], key["mapping"], key["engine"])
-    stem = "_".join("".join(c if c.isalnum() or c in "-." else "-" for c in part) for part in parts if part)
-    name = f"{stem}_{key['n_chunks']}chunks_{hashlib.sha256(text.encode()).hexdigest()[:12]}.parquet"
+    whose = json.dumps([*(key[name] for name in _STEM_KEYS), place])
+    stem = f"{_shortened(_older_stem(key))}_{_sha256(whose)[:_STEM_DIGITS]}"
+    name = f"{stem}_{key['n_chunks']}chunks_{_sha256(text)[:_KEY_DIGITS]}.parquet"
     labels = {label: key[label] for label in ("model", "step", "dataset", "protocol", "mapping")}
     return Cell(**labels, key=text, path=out / name, n_bytes=n_bytes, verify=verify)
 
 
+def _older_stem(key: Mapping[str, Any]) -> str:
+    """What a person reads in the name of a cell's file, and the whole stem in the names of version 0.1.
+
+    Names that differ in other characters than letters, digits, "-" and "." have it in common.
+    """
+    step = "" if key["step"] is None else f"step{key['step']}"
+    parts = (key["model"].replace("/", "--"), step, key["dataset"], key["protocol"], key["mapping"], key["engine"])
+    return "_".join("".join(c if c.isalnum() or c in "-." else "-" for c in part) for part in parts if part)
+
+
+def _shortened(stem: str) -> str:
+    """File systems count bytes; a character that is cut in two goes as a whole."""
+    return stem.encode()[:_READABLE_BYTES].decode("utf-8", "ignore")
+
+
 def _stem(path: Path) -> str:
     return path.name.rsplit("_", 2)[0]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _key_digest(path: Path) -> str:
+    return path.stem.rpartition("_")[2]
+
+
+def _files_by_key_digest(out: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in sorted(out.glob("*.parquet")):
+        found.setdefault(_key_digest(path), []).append(path)
+    return found
+
+
+def _as_it_lies_there(cell: Cell, there: Mapping[str, list[Path]]) -> Cell:
+    """The cell, with the path of its finished file where that has another name: an older version's, or from when the
+    model lay in another folder."""
+    if not cell.path.is_file():
+        for path in there.get(_key_digest(cell.path), ()):
+            if finished_rows(renamed := replace(cell, path=path)) is not None:
+                return renamed
+    return cell
 
 
 def _chunks_sha256(chunks: Sequence[bytes]) -> str:
@@ -460,8 +517,30 @@ def _others(plan: Plan) -> list[Path]:
     """Files of these cells with other settings, and files under their names that are torn or foreign."""
     finished = {cell.path for cell in plan.finished}
     # A checkpoint that cannot be looked up now may well be what an older file was made with.
-    stems = {cell.stem for cell in plan.cells} - {outcome.cell.stem for outcome in plan.failed}
-    return [path for path in sorted(plan.out.glob("*.parquet")) if path not in finished and _stem(path) in stems]
+    failed = {outcome.cell for outcome in plan.failed}
+    cells = [cell for cell in plan.cells if cell not in failed]
+    stems, digests = {cell.stem for cell in cells}, {_key_digest(cell.path) for cell in cells}
+    older: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        older.setdefault(_older_stem(key := json.loads(cell.key)), []).append(key)
+    return [
+        path
+        for path in sorted(plan.out.glob("*.parquet"))
+        if path not in finished
+        and (_stem(path) in stems or _key_digest(path) in digests or _is_superseded(path, older.get(_stem(path), ())))
+    ]
+
+
+def _is_superseded(path: Path, keys: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a file of version 0.1, whose name several models may share, holds a cell of one of `keys` with other
+    settings, or nothing that can be told."""
+    if not keys:
+        return False
+    try:
+        found = parse_object(results.read_metadata(path).get(KEY, "").encode(), str(path))
+    except Error:
+        return True
+    return any(all(found.get(name) == key[name] for name in (*_STEM_KEYS, "source")) for key in keys)
 
 
 def cell_work(job: Job, cell: Cell) -> float:

@@ -37,6 +37,7 @@ class ModelTraits(NamedTuple):
     fingerprint: str | None  # None: models are then told apart by name, and that is the caller's promise
     tokenizer: Any  # ByteTokenizer()
     engine: str  # ""
+    arithmetic: int  # 1: the version of csrc/FORMAT.md that the model needs
     device: str  # "cpu"
     dtype: str  # ""
     attention: str  # ""
@@ -60,6 +61,7 @@ class ModelTraits(NamedTuple):
             fingerprint=has("fingerprint", None),
             tokenizer=tokenizer,
             engine=str(has("engine", "")),
+            arithmetic=int(has("arithmetic", 1)),
             device=str(has("device", "cpu")),
             dtype=str(has("dtype", "")),
             attention=str(has("attention", "")),
@@ -113,6 +115,7 @@ class AdaptedModel:
         self._watch: Callable[[str], AbstractContextManager[Any]] = _ability(model, "watch") or nullcontext
         self._lanes = _ability(model, "lanes")
         self._decoding_chain = _ability(model, "decoding_chain")
+        self._mixes_in_chains = bool(getattr(model, "mixes_in_chains", False))
 
     # Passes.
 
@@ -195,6 +198,11 @@ class AdaptedModel:
     @property
     def decodes_in_chains(self) -> bool:
         return self._decoding_chain is not None
+
+    @property
+    def mixes_in_chains(self) -> bool:
+        """Whether the chain's `begin` takes `n_tokens_max`, for payloads of mixed intervals."""
+        return self._mixes_in_chains
 
     def decoding_chain(self, n_streams: int, n_tokens: int, vocab_size: int) -> DecodingChain:
         assert self._decoding_chain is not None

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmcomp.errors import Error
-from llmcomp.models.adapter import ModelTraits
+from llmcomp.errors import Error, shown
+from llmcomp.models.families import FAMILIES
 from llmcomp.models.memory import host_memory
 from llmcomp.models.protocol import as_model
 from llmcomp.models.sources import ModelSource, find_model, find_registered
@@ -22,13 +23,14 @@ ENGINES = ("exact", "exact-int8", "torch")
 def load_model(
     name: Any,
     step: int | None = None,
-    engine: str = "exact",
+    engine: str | None = None,
     *,
     device: str | None = None,
     dtype: str | None = None,
     attention: str | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
     """Load a model: a bundled pico model, a Hugging Face folder or hub name, or any object with logits() and session().
@@ -37,12 +39,15 @@ def load_model(
     or the name of a folder that has not the form of a name. "pico-13k", "pythia-70m" and "owner/model" are names of
     the registry and of the hub, whatever lies in the working directory; a warning tells of a folder so called.
 
-    `engine="exact"` computes GPT-NeoX models bit for bit alike on every machine: in the C core, or with `device="cuda"`
-    ("cuda:1", ...) by kernels for a CUDA device (`engine_cuda`). So does "exact-int8", with linear maps in 8-bit
-    integers: other logits, its own archives (`exact.Int8Model`). `engine="torch"` runs any causal model of
-    transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32", "bfloat16", "float16") with `attention`
-    ("sdpa", "eager"); what it promises is written in `engine_torch`. `step` None means the last step of a
-    known suite. An object that is a model already is returned unchanged.
+    `engine="exact"` computes the families of `families.FAMILIES` bit for bit alike on every machine: in the C core, or,
+    GPT-NeoX models, with `device="cuda"` ("cuda:1", ...) by kernels for a CUDA device (`engines.cuda`). So does
+    "exact-int8", with linear maps in 8-bit integers: other logits, its own archives (`exact.Int8Model`).
+    `engine="torch"` runs any causal model of transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32",
+    "bfloat16", "float16") with `attention` ("sdpa", "eager"); what it promises is written in `engines.torch`. `engine`
+    None is "exact" for a family that this engine knows, else "torch", with a warning that says so. `step` None means
+    the last step of a known suite. `tokenizer`: a file or folder to read it from
+    instead of the model's own, or "bytes": tokens 0 to 255 are then bytes, whatever the folder holds. An object that is
+    a model already is returned unchanged.
 
     No code that a model brings along is run, and nobody is asked about it, unless `trust_remote_code=True`: then, with
     the torch engine, transformers runs the Python files of the folder. From the hub no Python file is downloaded.
@@ -55,9 +60,25 @@ def load_model(
     options: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
     if trust_remote_code:
         options["trust_remote_code"] = True
-    check_options(engine, options)
-    source = find_model(name, step, revision=revision, cache_dir=cache_dir)
+    if engine is not None:
+        check_options(engine, options)
+    source = find_model(name, step, revision=revision, cache_dir=cache_dir).with_tokenizer(tokenizer)
+    if engine is None:
+        engine = _choose_engine(source)
+        check_options(engine, options)
     return load_source(source, engine, **options)
+
+
+def _choose_engine(source: ModelSource) -> str:
+    architecture = source.read_config().get("model_type")
+    if architecture in FAMILIES:
+        return "exact"
+    warnings.warn(
+        f"{source.label} is a {architecture!r} model, which the exact engine does not know: engine='torch' runs it; "
+        "what it codes decodes only with the same machine, library and batch",
+        stacklevel=3,
+    )
+    return "torch"
 
 
 def load_registered(
@@ -78,11 +99,11 @@ def load_source(source: ModelSource, engine: str = "exact", **options: Any) -> A
         if architecture == "gpt_neox":
             options["digest"] = functools.partial(_stored_digest, source)
         return engine_torch.load_torch(
-            folder, name=source.name, step=source.step, tokenizer_path=source.tokenizer_path, **options
+            folder, name=source.name, step=source.step, tokenizer_path=source.tokenizer_option, **options
         )
-    if architecture != "gpt_neox":
+    if architecture not in FAMILIES:
         raise Error(
-            f"{source.label} is a {architecture!r} model, the {engine} engine computes 'gpt_neox' only; "
+            f"{source.label} is a {shown(architecture)} model, the {engine} engine computes {', '.join(FAMILIES)}; "
             "engine='torch' runs any causal model of transformers"
         )
     check_options(engine, options)
@@ -112,7 +133,7 @@ def check_options(engine: str, options: Mapping[str, Any]) -> None:
 
 def _on_device(model: Any, device: str | None) -> Any:
     """A model that is loaded stays where it is."""
-    found = ModelTraits.of(model).device
+    found = str(getattr(model, "device", None) or "cpu")
     if device is not None and device not in (found, found.partition(":")[0]):
         raise Error(f"the model is loaded on device {found!r} already, expected {device!r}: load it there by its name")
     return model
@@ -148,7 +169,7 @@ def stage_source(source: ModelSource, engine: str = "exact", **options: Any) -> 
         folder,
         name=source.name,
         step=source.step,
-        tokenizer_path=source.tokenizer_path,
+        tokenizer_path=source.tokenizer_option,
         weights=weights,
         **options,
     )
@@ -169,7 +190,7 @@ def _load_exact(source: ModelSource, engine: str, device: str) -> Any:
         engine=engine,
         name=source.name,
         step=source.step,
-        tokenizer_path=source.tokenizer_path,
+        tokenizer_path=source.tokenizer_option,
         weights=_pickled_weights(source, folder),
     )
 

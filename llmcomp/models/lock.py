@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmcomp.atomic_write import write_beside
-from llmcomp.errors import Error
+from llmcomp.checked_json import INDEX_BYTES_MAX, Members, is_file_name, read_object
+from llmcomp.errors import Error, named
 
 NAME = "models.lock"
 _FORMAT = 1
@@ -54,44 +55,35 @@ class Lock:
 
 def read_lock(path: str | os.PathLike[str]) -> Lock:
     """The lock in a file; `Error` that names the file for anything else."""
-    path = Path(path)
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise Error(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise Error(f"{path}: not a lock of models: {error}") from None
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise Error(f"{path}: not a lock of models: found format {found!r}, expected {_FORMAT}")
+    content = Members(read_object(path, INDEX_BYTES_MAX), f"{path}: not a lock of models")
+    content.integer("format", lowest=_FORMAT, highest=_FORMAT)
     lock = Lock()
-    try:
-        for repo, revisions in content["models"].items():
-            for revision, (commit, files) in revisions.items():
-                lock.put(repo, revision, LockedRevision(_text(commit), _files(files)))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Error(f"{path}: not a lock of models: {error}") from None
+    models = content.members("models")
+    for repo in content.object("models"):
+        revisions = models.members(repo)
+        for revision in models.object(repo):
+            lock.put(repo, revision, _revision(revisions, revision))
     return lock
 
 
-def _files(entries: Mapping[str, Any]) -> dict[str, LockedFile]:
+def _revision(revisions: Members, name: str) -> LockedRevision:
+    parts = revisions.array(name)
+    if len(parts) != 2 or not isinstance(parts[0], str) or not isinstance(parts[1], dict):
+        raise revisions.error(name, "a commit and its files")
     files = {}
-    for name, (n_bytes, digest) in entries.items():
-        if not isinstance(n_bytes, int) or n_bytes < 0 or "/" in name or name.startswith("."):
-            raise ValueError(f"the file {name!r} of {n_bytes!r} bytes")
-        files[name] = LockedFile(n_bytes, _text(digest))
-    return files
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} where a text was expected")
-    return value
+    for file, facts in parts[1].items():
+        if not is_file_name(file) or file.startswith(".") or not isinstance(facts, list) or len(facts) != 2:
+            raise revisions.error(name, f"files by their names, found {named(file)}")
+        n_bytes, digest = facts
+        if type(n_bytes) is not int or n_bytes < 0 or not isinstance(digest, str):
+            raise revisions.error(name, f"bytes and digest of {named(file)}")
+        files[file] = LockedFile(n_bytes, digest)
+    return LockedRevision(parts[0], files)
 
 
 def _by_number(name: str) -> list[Any]:
     """So that step2 stands before step10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def write_lock(path: str | os.PathLike[str], lock: Lock) -> None:

@@ -145,7 +145,11 @@ class DecodingChain(Protocol):
     steps_max: int  # steps that one `run` may take
 
     def begin(self, payloads: Sequence[bytes]) -> None:
-        """New streams, at most `n_streams`."""
+        """New streams, at most `n_streams`.
+
+        The chain of a model with `mixes_in_chains = True` takes a second argument, `n_tokens_max`, int64 [n]: the most
+        tokens that each stream can have, for payloads of mixed intervals.
+        """
         ...
 
     def open_window(self, lanes: npt.NDArray[np.intp], inputs: npt.NDArray[np.int32]) -> None:

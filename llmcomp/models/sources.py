@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import operator
 import os
 import re
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from llmcomp import pico
-from llmcomp.errors import Error
-from llmcomp.float_state import ieee_state
+from llmcomp.checked_json import is_file_name, read_bytes, read_object
+from llmcomp.data.tokenizer_files import OTHER_FORMS, SETTINGS, find_tokenizer_file
+from llmcomp.data.tokenizers import BYTES
+from llmcomp.errors import Error, shown
 from llmcomp.models import hub
 from llmcomp.models.hub import DownloadNeeded, SourceFile, hub_cached, hub_download, hub_listing
 from llmcomp.models.lock import Lock, LockedFile, LockedRevision
@@ -32,6 +33,7 @@ _INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r"(model|pytorch_model)-(\d+)-of-(\d+)\.(safetensors|bin)")
 _STEP_FOLDER = re.compile(r"(?:step|checkpoint-)(\d+)")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_REF_BYTES_MAX = 1 << 12
 _HASH_BLOCK_BYTES = 1 << 22
 # Of a weight as the suites store it (float16), for the size of what is not there yet.
 _WEIGHT_BYTES = 2
@@ -51,6 +53,7 @@ class ModelSource:
     tokenizer_path: Path | None = None
     # What a suite says of it, if it is of one.
     checkpoint: Checkpoint | None = None
+    has_byte_tokens: bool = False  # asked for, or of a bundled model
 
     @property
     def n_params(self) -> int | None:
@@ -75,6 +78,8 @@ class ModelSource:
         lines = [f"{file.name} {self._digest(file)}" for file in sorted(self.files)]
         if self.tokenizer_path is not None:
             lines.append(f"tokenizer.json {_file_digest(self.tokenizer_path)}")
+        elif self.has_byte_tokens and any(file.name == "tokenizer.json" for file in self.files):
+            lines.append("tokenizer.json is not used: tokens are bytes")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @functools.cached_property
@@ -90,23 +95,42 @@ class ModelSource:
             raise Error(f"{self.label}: the hub states no digest of {file.name}")
         return _file_digest(self.folder / file.name)
 
-    @ieee_state()
     def read_config(self) -> dict[str, Any]:
         """The checkpoint's config.json; of a hub checkpoint only that file is downloaded."""
         path = self.folder / "config.json" if self.folder else self._fetch_named("config.json")
         try:
-            config = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise Error(f"{self.label}: {path} cannot be read as JSON: {error}") from None
-        if not isinstance(config, dict):
-            raise Error(f"{self.label}: {path} holds a {type(config).__name__}, expected an object")
-        return config
+            return read_object(path)
+        except Error as error:
+            raise Error(f"{self.label}: {error}") from None
+
+    @property
+    def tokenizer_option(self) -> Path | str | None:
+        """What an engine is told of the tokenizer: a file, "bytes", or None for that of the checkpoint's folder."""
+        return BYTES if self.has_byte_tokens else self.tokenizer_path
 
     def find_tokenizer(self) -> Path | None:
-        """The checkpoint's tokenizer.json; of a hub checkpoint only that file is downloaded. None: it has none."""
-        if self.tokenizer_path is not None or not any(file.name == "tokenizer.json" for file in self.files):
+        """The file that the tokenizer is read from; of a hub checkpoint only such files are downloaded. None: it has
+        none."""
+        names = {file.name for file in self.files}
+        if self.has_byte_tokens or self.tokenizer_path is not None or not names & {"tokenizer.json", *OTHER_FORMS}:
             return self.tokenizer_path
-        return self.folder / "tokenizer.json" if self.folder else self._fetch_named("tokenizer.json")
+        if self.folder is not None:
+            return find_tokenizer_file(self.folder)
+        beside = [self._fetch_named(name) for name in sorted(names & {"tokenizer.json", *OTHER_FORMS, SETTINGS})]
+        return find_tokenizer_file(beside[0].parent)
+
+    def with_tokenizer(self, tokenizer: str | os.PathLike[str] | None) -> ModelSource:
+        """The same checkpoint with the tokenizer in a file, or with "bytes" as tokens; None changes nothing."""
+        if tokenizer is None:
+            return self
+        if tokenizer == BYTES:
+            return replace(self, tokenizer_path=None, has_byte_tokens=True)
+        path = Path(tokenizer)
+        if path.is_dir():
+            path = find_tokenizer_file(path)
+        if not path.is_file():
+            raise Error(f'{path}: no tokenizer there; expected a file, its folder or "{BYTES}"')
+        return replace(self, tokenizer_path=path, has_byte_tokens=False)
 
     def fetch(self) -> Path:
         """The folder with all files of the checkpoint; downloads what is not in the cache."""
@@ -164,7 +188,7 @@ def find_model(
     """
     text = os.fspath(name)
     step = None if step is None else as_step(step)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 - Path's raises for an unknown user
     # Path.is_dir raises for a name that is too long.
     is_folder = os.path.isdir(path)  # noqa: PTH112
     if isinstance(name, os.PathLike) or path.is_absolute() or text.startswith((".", "~")):
@@ -312,10 +336,16 @@ def _bundled_source(name: str, step: int | None) -> ModelSource:
     check_step(name, step, pico.MODEL_STEPS[name])
     folder = pico.suite_folder(name, step)
     files = _folder_files(folder, f"{name} step {step}")
-    model = find_entry(name)
-    checkpoint = _checkpoint_at(model, step) if model else None
-    where: Any = {"folder": folder, "tokenizer_path": pico.tokenizer_path_of(name), "checkpoint": checkpoint}
-    return ModelSource(name, step, files, **where)
+    model, path = find_entry(name), pico.tokenizer_path_of(name)
+    return ModelSource(
+        name,
+        step,
+        files,
+        folder=folder,
+        tokenizer_path=path,
+        checkpoint=_checkpoint_at(model, step) if model else None,
+        has_byte_tokens=path is None,
+    )
 
 
 def _folder_source(path: Path, step: int | None, revision: str | None) -> ModelSource:
@@ -352,7 +382,11 @@ def _source_in(name: str, step: int | None, folder: Path) -> ModelSource:
 
 def _cached_snapshot(path: Path, revision: str) -> Path:
     ref = path / "refs" / revision
-    commit = ref.read_text("utf-8").strip() if ref.is_file() else revision
+    commit = revision
+    if ref.is_file():
+        commit = read_bytes(ref, _REF_BYTES_MAX).decode("utf-8", "replace").strip()
+        if not is_file_name(commit):
+            raise Error(f"{ref}: found {shown(commit)}, expected the name of a commit")
     snapshot = path / "snapshots" / commit
     if not snapshot.is_dir():
         known = sorted(str(found.relative_to(path / "refs")) for found in (path / "refs").rglob("*") if found.is_file())
@@ -372,7 +406,8 @@ def checkpoint_files(names: Iterable[str], label: str) -> list[str]:
     present = set(names)
     if "config.json" not in present:
         raise Error(f"{label} holds no config.json: not a model in Hugging Face's layout")
-    chosen = ["config.json", *(["tokenizer.json"] if "tokenizer.json" in present else [])]
+    tokenizer = ("tokenizer.json",) if "tokenizer.json" in present else OTHER_FORMS
+    chosen = ["config.json", *(file for file in (*tokenizer, SETTINGS) if file in present)]
     for whole, index in zip(_WEIGHT_NAMES, _INDEX_NAMES, strict=True):
         if whole in present:
             return [*chosen, whole]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import math
 import os
 import re
@@ -17,10 +16,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from llmcomp.errors import Error
+from llmcomp.checked_json import read_object
+from llmcomp.errors import Error, reason, shown
 
 _BUNDLED = Path(__file__).resolve().parent / "suites"
-_FIELD = re.compile(r"\{(\w+)(?::0(\d+))?\}")
+_FIELD = re.compile(r"\{(\w+)(?::0([0-9]{1,2}))?\}")
 _ROUNDED = {"nearest": lambda billions: math.floor(billions + 0.5), "up": math.ceil, "down": math.floor}
 
 # What every key of a file must be. A model's own keys replace those of the suite.
@@ -44,6 +44,16 @@ _RULE_KEYS: Mapping[str, Any] = MappingProxyType(
         "first_tokens": int, "round_tokens": str, "seeds": list,
     }
 )  # fmt: skip
+# What stands in a list, where it is not text.
+_ELEMENTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "models": (dict, str), "steps": (int, dict, str, type(None)), "seeds": (int, str), "revisions": dict,
+        "variants": (dict, str),
+    }
+)  # fmt: skip
+_ELEMENTS_TOLD = {"models": "objects or text", "steps": "numbers, ranges or null", "seeds": "numbers or text"}
+# Far above the steps of any suite.
+_STEPS_MAX = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -152,16 +162,11 @@ def is_suite(name: Any) -> bool:
 def read_suite(path: str | os.PathLike[str]) -> Suite:
     """The suite of one file. `Error` names the file, the place in it, what was found and what was expected."""
     path = Path(path)
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise Error(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise Error(f"{path}: not JSON: {error}") from None
+    content = read_object(path)
     try:
         return _Reader(path).suite(content)
     except Error as error:
-        raise Error(f"{path}: {error}") from None
+        raise Error(f"{path}: {reason(error)}") from None
 
 
 def checkpoints(model: SuiteModel, branches: Iterable[str] = ()) -> tuple[Checkpoint, ...]:
@@ -236,7 +241,9 @@ def _check(entry: Any, keys: Mapping[str, Any], where: str) -> dict[str, Any]:
         kinds = keys[key] if isinstance(keys[key], tuple) else (keys[key],)
         if value is None or (isinstance(value, bool) and bool not in kinds) or not isinstance(value, kinds):
             expected = " or ".join(kind.__name__ for kind in kinds)
-            raise Error(f"{where}: {key} is {value!r}, expected {expected}")
+            raise Error(f"{where}: {key} is {shown(value)}, expected {expected}")
+        if isinstance(value, list) and (strange := [v for v in value if not isinstance(v, _ELEMENTS.get(key, str))]):
+            raise Error(f"{where}: {key} has {shown(strange[0])}, expected {_ELEMENTS_TOLD.get(key, 'text')}")
         if int in kinds and value < 0:
             raise Error(f"{where}: {key} is {value}, expected a number of at least 0")
     return entry
@@ -299,11 +306,15 @@ def _steps(entries: Iterable[Any]) -> Iterator[int | None]:
             continue
         span = _check(entry, {"from": int, "to": int, "by": int, "times": int}, "a range of steps")
         if "from" not in span or "to" not in span or ("by" in span) == ("times" in span):
-            raise Error(f"{span} is no range of steps: expected from, to, and either by or times")
+            raise Error(f"{shown(span)} is no range of steps: expected from, to, and either by or times")
         step, factor, by = span["from"], span.get("times", 1), span.get("by", 0)
         if (factor < 2 or step < 1) if "times" in span else by < 1:
-            raise Error(f"{span} is no range of steps: it never ends")
-        while step <= span["to"]:
+            raise Error(f"{shown(span)} is no range of steps: it never ends")
+        for n_steps in itertools.count():
+            if step > span["to"]:
+                break
+            if n_steps == _STEPS_MAX:
+                raise Error(f"{shown(span)} has more than {_STEPS_MAX:,} steps")
             yield step
             step = step * factor + by
 
@@ -352,7 +363,10 @@ def _pattern(rule: Rule) -> re.Pattern[str]:
         values = "|".join(map(re.escape, rule.seeds)) if match[1] == "seed" else r"\d+"
         parts += [re.escape(rule.name[end : match.start()]), f"(?P<{match[1]}>{values})"]
         end = match.end()
-    return re.compile("".join(parts) + re.escape(rule.name[end:]))
+    try:
+        return re.compile("".join(parts) + re.escape(rule.name[end:]))
+    except re.error as error:  # a field that is no name, or stands twice
+        raise Error(f"the rule {shown(rule.name)}: {error}") from None
 
 
 def _checkpoint(model: SuiteModel, revision: str, step: int | None, tokens: int | None, seed: str) -> Checkpoint:

@@ -53,9 +53,9 @@ def test_damage_and_another_model_are_told(decoder, tmp_path):
     weights = bytearray(model.read_bytes())
     weights[500] ^= 0x40
     other.write_bytes(weights)
-    archive = golden.pico_path(2, "pico-short").read_bytes()
+    archive = golden.pico_path("2", "pico-short").read_bytes()
     damaged.write_bytes(archive[:150] + bytes([archive[150] ^ 1]) + archive[151:])
-    pairs = [[model, damaged], [other, golden.pico_path(2, "pico-short")]]
+    pairs = [[model, damaged], [other, golden.pico_path("2", "pico-short")]]
     for surplus in (b"\0", b"\1"):
         longer = tmp_path / f"longer{surplus.hex()}"
         longer.write_bytes(archive_oracle.with_payloads(archive, lambda payload, surplus=surplus: payload + surplus))

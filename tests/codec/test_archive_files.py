@@ -97,6 +97,28 @@ def test_named_output_keep_and_test(source):
     assert source.with_name("back").read_bytes() == TEXT
 
 
+@pytest.mark.parametrize("name", ["\u6587" * 80, "x" * 250, "\U0001f600" * 62])
+def test_names_count_in_bytes(source, name):
+    """255 bytes are what file systems take: with ".llmc" these names have up to that many."""
+    path = source.rename(source.with_name(name))
+    compress_file(path, TINY, keep=False, **SMALL)
+    assert names(path.parent) == {f"{name}.llmc"}
+    decompress_file(path.with_name(f"{name}.llmc"), TINY, keep=False, progress=False)
+    assert path.read_bytes() == TEXT
+
+
+@pytest.mark.parametrize("name", ["\u6587" * 84, "x" * 255])
+def test_an_output_whose_name_is_too_long_is_one_error(source, name):
+    path = source.rename(source.with_name(name))
+    with pytest.raises(Error, match=r"File name too long"):
+        compress_file(path, TINY, **SMALL)
+    with pytest.raises(Error, match=r"File name too long"):
+        compress_file(path, TINY, output=path.with_name("y" * 300), **SMALL)
+    with pytest.raises(Error, match=r"File name too long"):
+        compress_file(path.with_name("z" * 300), TINY, output=path.with_name("out"), **SMALL)
+    assert names(path.parent) == {name}
+
+
 def test_files_that_gzip_leaves_alone(source, tmp_path):
     archive = tmp_path / "text.txt.llmc"
     archive.write_bytes(b"precious")

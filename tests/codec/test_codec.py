@@ -601,3 +601,25 @@ def test_an_archive_is_at_most_a_thousandth_above_the_ideal():
     parts = [content[at : at + container.SEGMENT_BYTES_DEFAULT] for at in range(0, len(content), 1 << 16)]
     ideal = sum(coded.ideal_bits for coded in SegmentCodec(load_model("pico-13k")).encode(parts))
     assert ideal < 8 * len(compress(content, "pico-13k")) < 1.001 * ideal
+
+
+@pytest.mark.parametrize("mapping", ["bytes", "latin1", "shift", "ascii"])
+def test_mixed_archives_give_their_bytes_back_by_every_way_of_decoding(mapping):
+    """Chains of the exact engine, sessions, and steps of one stream; segments end at different steps."""
+    data = "Grüße an alle, Grüße an viele. ".encode() * 40 + bytes(range(256)) + b"end"
+    for model in (load_model("pico-13k"), TINY, TinyModel(engine="torch")):
+        sizes = []
+        for mix in (False, True):
+            blob = compress(data, model, mapping=mapping, segment_bytes=700, mix=mix)
+            assert decompress(blob, model) == data
+            sizes.append(len(blob))
+        assert sizes[1] < sizes[0]
+
+
+def test_mixing_is_the_default_of_format_2_only():
+    data = b"again and again and " * 30
+    blob = compress(data, TINY)
+    assert compress(data, TINY, mix=True) == blob and len(compress(data, TINY, mix=False)) > len(blob)
+    assert compress(data, TINY, salt=b"") == compress(data, TINY, salt=b"", mix=False)
+    with pytest.raises(Error, match="mixing"):
+        compress(data, TINY, salt=b"", mix=True)

@@ -294,7 +294,7 @@ def hostile_archives() -> list[bytes]:
         reseal(b"\x89LMC\x03\x00" + SALT + b"\x10"),
         reseal(salted + b"\x00" + b"\x10"),
         *(reseal(salted + bytes([flag]) + SALT + b"\x10\x01\x01\x00\x00" + fields) for flag in (2, 3, 128, 255)),
-        *(reseal(salted + b"\x01" + SALT + b"\x10\x01\x01\x00" + bytes([mixing]) + fields) for mixing in (1, 255)),
+        *(reseal(salted + b"\x01" + SALT + b"\x10\x01\x01\x00" + bytes([mixing]) + fields) for mixing in (2, 255)),
         base + b"\x01" + big,
         reseal(base + b"\x00" + b"\x80\x80\x80\x01"),
         reseal(base + b"\x00" + b"\x0f"),

@@ -445,7 +445,7 @@ def test_the_header_of_a_golden_archive_has_the_fingerprints(name):
     tokenizer = json.loads(pico.tokenizer_path().read_bytes())
     tensors = format_oracle.read_tensors(folder / "model.safetensors")
     expected = format_oracle.model_fingerprint(json.loads((folder / "config.json").read_bytes()), tensors, tokenizer)
-    header, *_ = archive_oracle.read_segments(golden_archives.pico_path(1, name).read_bytes())
+    header, *_ = archive_oracle.read_segments(golden_archives.pico_path("1", name).read_bytes())
     assert header["weights"].hex() == expected[:32]
     assert header["tokenizer"].hex() == format_oracle.tokenizer_fingerprint(tokenizer)[:16]
 

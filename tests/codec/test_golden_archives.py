@@ -50,8 +50,10 @@ def test_no_golden_archive_is_missing_or_unknown():
 
 
 def test_the_versions_are_those_of_the_folders():
-    for version, folder in golden.FOLDERS.items():
-        assert {path.read_bytes()[4] for path in folder.iterdir()} == {version}
+    for form, folder in golden.FOLDERS.items():
+        assert {path.read_bytes()[4] for path in folder.iterdir()} == {int(form[0])}
+        named = [archive_oracle.read_header(archive_oracle.Reader(path.read_bytes())) for path in folder.iterdir()]
+        assert {header["mixing"] for header in named if "mixing" in header} == {int("mixed" in form)}
 
 
 @pytest.mark.parametrize("case", CASES, ids=label)

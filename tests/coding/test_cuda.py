@@ -1,6 +1,6 @@
-"""The CUDA kernels on a card against the C core on the CPU, which test_intervals.py and test_coding.py hold against the
-oracle: every dtype, alignment and adversarial row, streams, views, graphs and errors. Skipped, with the reason, where
-there is no card."""
+"""The CUDA kernels on a device against the C core on the CPU, which test_intervals.py and test_coding.py hold against
+the oracle: every dtype, alignment and adversarial row, streams, views, graphs and errors. Skipped, with the reason,
+where there is no device."""
 
 import importlib.util
 import itertools
@@ -125,6 +125,16 @@ def test_code_length():
     bits = llmcomp.code_length(logits.cuda(), tokens)
     assert bits.dtype == torch.float64
     np.testing.assert_allclose(bits.cpu().numpy(), llmcomp.code_length(logits, tokens), rtol=1e-14)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("vocab_size", [1, 63, 64, 65, 50_304])
+def test_the_softmax_of_scores(vocab_size, dtype):
+    for distribution in DISTRIBUTIONS:
+        logits = logits_of(distribution, (9, vocab_size), dtype)
+        tokens = some_tokens(np.random.default_rng(5), 9, vocab_size)
+        found = llmcomp.coding.log2_softmax(logits.cuda(), tokens).cpu().numpy()
+        np.testing.assert_array_equal(found, llmcomp.coding.log2_softmax(logits, tokens))
 
 
 def half_patterns(dtype):

@@ -1,8 +1,8 @@
-"""The CUDA path of llmcomp.coding without a card: llmcomp/coding/cuda.py over a stand-in for llmcomp._cuda.
+"""The CUDA path of llmcomp.coding without a device: llmcomp/coding/cuda.py over a stand-in for llmcomp._cuda.
 
 The stand-in keeps "device" memory in the CPU's, reads arguments exactly as the C module documents them, and computes
 with the C core. So everything in Python is checked here: array protocols, strides, masks, errors, growing buffers. The
-kernels are checked by test_cuda_build.py (their arithmetic, on the host) and test_cuda.py (on a card).
+kernels are checked by test_cuda_build.py (their arithmetic, on the host) and test_cuda.py (on a device).
 """
 
 # ruff: noqa: PLR0917  (the functions of the C module take their arguments by position)
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import llmcomp
-from llmcomp import _core
+from llmcomp import _core, coding
 from llmcomp.coding import cuda
 
 NO_ERROR = 2**64 - 1
@@ -107,6 +107,18 @@ class StandIn(types.ModuleType):
                     self._report(out[3], i, 4 if "token" in str(error) else 1)
             for place, value in zip(out, triple, strict=False):
                 write(place + 8 * i, value)
+
+    def log2_softmax(self, device: int, stream: int, rows: tuple, tokens: tuple, found: int, error: int) -> None:
+        pointer, outer, inner, item = tokens
+        for i in range(rows[3]):
+            at = pointer + i // rows[4] * outer + i % rows[4] * inner
+            token = int(read(at, 1, np.int64 if item == 8 else np.int32)[0])
+            value = np.full(1, np.nan)
+            try:
+                value = _core.log2_softmax(row_of(rows, i)[None], [token], None)
+            except llmcomp.Error as fault:
+                self._report(error, i, 4 if "token" in str(fault) else 1)
+            write(found + 8 * i, value)
 
     def code_length(self, device: int, stream: int, n: int, freq: int, total: int, bits: int) -> None:
         write(bits, -np.log2(read(freq, n, np.uint64) / read(total, n, np.uint64)))
@@ -218,6 +230,22 @@ def test_intervals_and_code_length_equal_the_cpu(stand_in: StandIn, shape: tuple
     assert_same(llmcomp.intervals(OnDevice(logits), tokens), llmcomp.intervals(logits, tokens))
     bits = llmcomp.code_length(OnDevice(logits), OnDevice(tokens))
     np.testing.assert_array_equal(bits.numpy(), llmcomp.code_length(logits, tokens))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_the_softmax_of_scores_equals_the_cpu(stand_in: StandIn, dtype: Any) -> None:
+    logits, tokens = sample(2, 5, 40, dtype=dtype)
+    tokens %= 39
+    for part in (np.s_[:], np.s_[:, ::2]):
+        found = coding.log2_softmax(OnDevice(logits[part]), OnDevice(tokens[part]), 39)
+        np.testing.assert_array_equal(found.numpy(), coding.log2_softmax(logits[part], tokens[part], 39))
+    logits[1, 2, 3] = np.inf
+    with pytest.raises(llmcomp.Error, match="row 7: a fault"):
+        coding.log2_softmax(OnDevice(logits), tokens)
+    found = cuda.log2_softmax(OnDevice(logits), OnDevice(tokens), wait=False).numpy()
+    assert np.isnan(found[1, 2]) and np.isfinite(np.delete(found.reshape(-1), 7)).all()
+    with pytest.raises(llmcomp.Error, match="row 0: token 40 is outside the vocabulary; expected 0 to 39"):
+        coding.log2_softmax(OnDevice(logits[0]), [40, 0, 0, 0, 0])
 
 
 @pytest.mark.parametrize("token_dtype", [np.int64, np.int32])

@@ -1,7 +1,8 @@
-"""What can be said of the CUDA part without a card: the kernels' arithmetic run on the host, what nvcc makes of the
+"""What can be said of the CUDA part without a device: the kernels' arithmetic run on the host, what nvcc makes of the
 sources, and that importing the package neither needs nor loads any of it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -146,6 +147,8 @@ def test_nvcc_compiles_for_every_target_without_spilling_the_row(tmp_path: Path)
         blocks = report.split("Compiling entry function")[1:]
         counts = {name: sum(name in block.split("'")[1] for block in blocks) for name in KERNELS}
         assert counts == KERNELS
+        # By this, tools that look into a process tell them from other libraries' kernels: cuda_check.sh.
+        assert all(re.search(r"\dlmc_\w+_kernel", block.split("'")[1]) for block in blocks)
         # A thread holds 128 bytes of its row: a stack of that size would mean that they left the registers.
         stacks = [int(block.split(" bytes stack frame")[0].split()[-1]) for block in blocks]
         assert max(stacks) < 64, stacks
@@ -184,7 +187,7 @@ def test_importing_the_package_loads_no_cuda() -> None:
     python(code)
 
 
-def test_the_module_loads_without_card_and_driver() -> None:
+def test_the_module_loads_without_device_and_driver() -> None:
     pytest.importorskip("llmcomp._cuda", reason="llmcomp was built without CUDA")
     found = python("from llmcomp.coding.cuda import cuda_info; print(cuda_info())", CUDA_VISIBLE_DEVICES="")
     assert "'built': True" in found and "'devices': []" in found
@@ -207,36 +210,98 @@ def test_a_dlpack_capsule_is_read_and_used_up() -> None:
         cuda.dlpack_view(capsule)
 
 
-# The check of a card.
+# The check of a device.
 
-# What the script calls, on a machine without a card: nvidia-smi, compute-sanitizer with a long help, and a Python whose
-# tests fail.
+# What the script calls, on a machine without a device: nvidia-smi, compute-sanitizer with a long help, ncu, and a
+# Python whose coder tests fail and whose sweep never ends.
 STAND_INS = {
-    "nvidia-smi": "echo 'NVIDIA A100 80GB'",
+    "nvidia-smi": "echo 'NVIDIA A100 80GB, 580.1'",
     "compute-sanitizer": """if [ "$1" = --help ]; then
     echo "  --kernel-name arg"; for i in {1..3000}; do echo "  --option-$i, forty more characters of help"; done; exit
 fi
 echo "$*" >>calls; echo "12 passed in 1.0s"; echo "========= ERROR SUMMARY: 0 errors" """,
-    "python": """echo "$*" >>calls; if [[ "$*" == *pytest* ]]; then echo "1 failed, 3 passed in 2.0s"; exit 1; fi
-if [[ "$*" == *bench_* ]]; then echo "## From $1" >"${@: -1}"; fi""",
+    "ncu": 'echo "$*" >>calls',
+    "python": """echo "$*" >>calls
+if [[ "$*" == *pytest*coding/test_cuda.py*"not slow"* ]]; then echo "=== 1 failed, 3 passed in 2.0s ==="; exit 1; fi
+if [[ "$*" == *pytest* ]]; then echo "=== 3 passed in 2.0s ==="; fi
+if [[ "$*" == *bench_cuda*.py* ]]; then echo "## From $1" >"${@: -1}"; fi
+if [[ "$*" == *sweep* ]]; then echo "70m, published: 3 cells in 1 s"; sleep 60; fi""",
 }
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_the_check_of_a_card_goes_on_after_a_failure_and_reports_it(tmp_path: Path) -> None:
-    for folder in ("benchmarks", "bin"):
-        (tmp_path / folder).mkdir()
-    script = shutil.copy(ROOT / "benchmarks/cuda_check.sh", tmp_path / "benchmarks")
-    for name, body in STAND_INS.items():
-        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": "python"}
-    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
+class DeviceCheck:
+    """benchmarks/cuda_check.sh in a folder of its own, over the stand-ins."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("benchmarks", "bin", "llmcomp"):
+            (folder / name).mkdir()
+        shutil.copy(ROOT / "benchmarks/cuda_check.sh", folder / "benchmarks")
+        (folder / "llmcomp/_cuda.so").write_bytes(b"built")
+        for name, body in STAND_INS.items():
+            (folder / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+            (folder / "bin" / name).chmod(0o755)
+
+    def run(self, *steps: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "PYTHON": "python", **settings}
+        command = ["bash", self.folder / "benchmarks/cuda_check.sh", *steps]
+        (self.folder / "calls").unlink(missing_ok=True)
+        return subprocess.run(
+            command, env=environment, cwd=self.folder, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    def calls(self) -> list[str]:
+        return (self.folder / "calls").read_text().splitlines()
+
+
+@needs_bash
+def test_the_check_of_a_device_goes_in_steps_with_limits_and_goes_on_after_a_failure(tmp_path: Path) -> None:
+    check = DeviceCheck(tmp_path)
+    listed = [line.split(":") for line in check.run("list").stdout.split()]
+    assert [name for name, _ in listed[:6]] == ["build", "coder", "bench_cuda", "engine", "bench_cuda_engine", "sweep"]
+    assert all(0 < int(limit) <= 480 for _, limit in listed)
+    script = tmp_path / "benchmarks/cuda_check.sh"
+    script.write_text(script.read_text().replace("sweep:480", "sweep:2"))
+    out = tmp_path / "out"
+    done = check.run(OUT=str(out))
     assert (done.returncode, done.stderr) == (1, "")
-    report = (tmp_path / "benchmarks/results/cuda-NVIDIA-A100-80GB.md").read_text()
-    assert "- tests: 1 failed, 3 passed in 2.0s\n- tests: failed\n" in report
-    assert report.count("ERROR SUMMARY: 0 errors, 12 passed in 1.0s") == 8
+    report = (out / "report.md").read_text()
+    told = [line.split(":")[0][2:] for line in report.splitlines() if line.startswith("- ")]
+    assert told == [name for name, _ in listed]
+    assert "CUDA on NVIDIA A100 80GB" in report
+    assert re.search(r"- coder: failed after \d+ s: 1 failed, 3 passed in 2.0s\n", report)
+    assert re.search(r"- sweep: ended after \d+ s, its limit: 70m, published: 3 cells in 1 s\n", report)
+    assert len(re.findall(r"check_\w+: done in \d+ s: ERROR SUMMARY: 0 errors", report)) == 8
     assert "## From benchmarks/bench_cuda.py" in report and "## From benchmarks/bench_cuda_engine.py" in report
-    calls = [line for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("--tool")]
+    # As many files as come back from a machine that gives back few.
+    names = "bench_cuda.md bench_cuda_engine.md done.txt log.txt modules.tar ncu.txt report.md sweep.txt"
+    assert sorted(path.name for path in out.iterdir()) == names.split()
+    calls = [line for line in check.calls() if line.startswith("--tool")]
     # Without what torch's kernels write, initcheck would take all that ours read for unwritten.
-    assert ["--kernel-name" in call for call in calls] == ["initcheck" not in call for call in calls]
+    assert ["--kernel-name kns=lmc_" in call for call in calls] == ["initcheck" not in call for call in calls]
+
+
+@needs_bash
+def test_the_check_of_a_device_goes_on_where_an_earlier_one_stopped(tmp_path: Path) -> None:
+    check = DeviceCheck(tmp_path)
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert check.run("build", "engine", OUT=str(first)).returncode == 0
+    assert (first / "done.txt").read_text().split() == ["build", "engine"]
+    (tmp_path / "llmcomp/_cuda.so").unlink()
+    assert check.run("build", "engine", "profile", OUT=str(second), BEFORE=str(first)).returncode == 0
+    assert (tmp_path / "llmcomp/_cuda.so").read_bytes() == b"built"
+    assert not any("setup.py" in call or "pytest" in call for call in check.calls())
+    report = (second / "report.md").read_text()
+    assert report.count("- engine: done") == report.count("- profile: done") == 1
+    late = check.run("engine", "slow", OUT=str(tmp_path / "late"), SECONDS_MAX="10")
+    assert late.returncode == 1 and late.stdout.count("not begun: 10 seconds are over") == 2
+    unknown = check.run("everything")
+    assert unknown.returncode == 2 and "no step is called everything" in unknown.stderr
+
+
+def test_the_wheels_for_a_device_are_listed_in_one_place() -> None:
+    lines = (ROOT / "benchmarks/cuda_wheels.txt").read_text().splitlines()
+    wheels = {re.split(r"[<>=]", line)[0] for line in lines if line and not line.startswith("#")}
+    assert {"platformdirs", "soundfile"} <= wheels

@@ -1,10 +1,14 @@
 """Chunks are what the documentation says, from folders, tars and tables, and the same for everybody."""
 
+import bz2
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -203,7 +207,7 @@ def test_manifest_is_written_and_checked(pictures: Path, tmp_path: Path) -> None
     manifest.write_text("[]")
     with pytest.raises(DatasetError, match="not a manifest"):
         check_manifest(dataset, manifest)
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match=r"nowhere.json: not a manifest of chunks .No such file"):
         check_manifest(dataset, tmp_path / "nowhere.json")
     with pytest.raises(DatasetError, match="cannot be written"):
         write_manifest(dataset, tmp_path / "nowhere" / "chunks.json")
@@ -220,6 +224,32 @@ def write_bad_files(folder: Path) -> None:
     with tarfile.open(fileobj=cut, mode="w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
     (folder / "cut.tar.gz").write_bytes(cut.getvalue()[:20])
+    write_bad_tars(folder)
+    Image.new("RGB", (64, 64)).save(folder / "dds.png", "DDS")
+    Image.new("RGB", (64, 64)).save(folder / "eps.png", "EPS")
+    # A header that tells of 2^35 samples, the most that FLAC's 36 bits can but one.
+    soundfile.write(folder / "long.flac", np.zeros(5000, np.int16), 16_000, subtype="PCM_16")
+    content = bytearray((folder / "long.flac").read_bytes())
+    content[21] |= 8
+    (folder / "long.flac").write_bytes(content)
+
+
+def write_bad_tars(folder: Path) -> None:
+    """Tars that end in other errors than tarfile's: of zlib, lzma and bz2, and of a size that no picture has."""
+    with tarfile.open(fileobj=(plain := io.BytesIO()), mode="w") as tar:
+        noise = np.random.default_rng(0).integers(0, 4, 100_000, np.uint8).tobytes()
+        for name in ("a.png", "b.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(noise)
+            tar.addfile(member, io.BytesIO(noise))
+    for suffix, pack in (("gz", gzip.compress), ("xz", lzma.compress), ("bz2", bz2.compress)):
+        packed = bytearray(pack(plain.getvalue()))
+        packed[len(packed) // 20 : len(packed) // 20 + 100] = b"\xff" * 100
+        (folder / f"bad.tar.{suffix}").write_bytes(packed)
+    with tarfile.open(folder / "bomb.tar", "w") as tar:
+        member = tarfile.TarInfo("a.png")
+        member.size = 1 << 40
+        tar.fileobj.write(member.tobuf())  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -235,6 +265,16 @@ def write_bad_files(folder: Path) -> None:
         ("image={}/short", None, "expected a folder or a tar of pictures"),
         ("image={}/cut.tar.gz", None, "expected a folder or a tar of pictures"),
         ("image={}/broken", 1, "a.jpg: not a readable picture"),
+        ("image={}/bad.tar.gz", None, "expected a folder or a tar of pictures"),
+        ("image={}/bad.tar.xz", None, "expected a folder or a tar of pictures"),
+        ("image={}/bad.tar.bz2", None, "bad.tar.bz2"),
+        ("image={}/bomb.tar", 1, "bomb.tar"),
+        ("image={}/dds.png", 1, "dds.png: not a readable picture"),
+        ("image={}/eps.png", 1, "eps.png: not a readable picture"),
+        ("speech={}/long.flac", None, "tells of 34,359,743,368 samples, expected at most 1,073,741,824"),
+        ("image={}/" + "x" * 300, None, "does not exist"),
+        ("image=~nobody-of-this-name/a", None, "does not exist"),
+        ("text=a\0b", None, "does not exist"),
         ("speech={}/empty", None, "found no utterance"),
         ("speech={}/broken", None, "a.flac: not a readable sound file"),
         ("text", 10_000, "expected 10000"),
@@ -247,6 +287,18 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, spec: str, n_chunks: int |
         load(spec.format(tmp_path), n_chunks)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OverflowError("too large")])
+def test_chunks_that_memory_does_not_hold(utterances: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(soundfile, "read", fail)
+    with pytest.raises(DatasetError, match=r"not a readable sound file|more memory than there is"):
+        load(f"speech={utterances}", 1)
+    with pytest.raises(DatasetError, match="found 0 chunks"):
+        load(f"speech={utterances}", 1, chunk_bytes=1 << 62)
 
 
 def test_chunks_of_other_sizes(pictures: Path, utterances: Path) -> None:

@@ -286,11 +286,57 @@ def changed_model(**changes: object) -> bytes:
         (changed_model(dropout=0.1), "dropout = 0.1"),
         (changed_model(end_of_word_suffix="</w>"), "end_of_word_suffix"),
         (changed_model(merges=[["not", "there"]]), "cannot read it"),
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"model": "\\ud800"}', "surrogates not allowed"),
+        (changed(model=None), "model is None, expected an object"),
+        (changed_model(vocab={}), "0 entries of vocab"),
+        (changed_model(vocab={"a": 0, "b": 0}), "2 entries of vocab have 1 ids"),
+        (changed_model(vocab={"a": 10**400}), "vocab: a is inf, expected a whole number"),
+        (changed_model(vocab={"a": -1}), "vocab: a is -1"),
+        (changed_model(vocab={"a": 1 << 24}), "up to 16777215"),
+        (changed_model(vocab={"a": True}), "vocab: a is True"),
+        (changed_model(merges=None), "merges is None, expected an array"),
+        (changed_model(merges=[["a"]]), "merges has .'a'., expected pairs"),
+        (changed_model(merges=["a b c"]), "merges has 'a b c', expected pairs"),
+        (changed_model(merges=[[1, 2]]), "merges has .1, 2., expected pairs"),
+        (changed_model(ignore_merges="yes"), "ignore_merges is 'yes', expected true or false"),
+        (changed(added_tokens={"a": 1}), "added_tokens is .'a': 1., expected an array"),
+        (changed(added_tokens=["a"]), "added_tokens has 'a', expected objects"),
+        (changed(added_tokens=[{"content": "a"}]), r"added_tokens.0.: id is missing"),
+        (changed(added_tokens=[{"id": 0, "content": 7}]), "content is 7, expected a string"),
+        (changed(added_tokens=[{"id": 0, "content": "a", "special": 1}]), "special is 1, expected true or false"),
+        (changed(pre_tokenizer=["ByteLevel"]), "pre_tokenizer is .'ByteLevel'., expected an object"),
+        (changed(pre_tokenizer={}), "type is missing"),
+        (changed(pre_tokenizer={"type": "Sequence"}), "pretokenizers is missing"),
+        (changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [None]}), "pre_tokenizer has None"),
+        (changed(pre_tokenizer={"type": "ByteLevel", "use_regex": "\x1b[2J"}), "cannot read it"),
     ],
 )
 def test_other_kinds_of_tokenizer_are_refused(content: bytes, message: str) -> None:
     with pytest.raises(Error, match=message):
         Tokenizer.from_bytes(content)
+
+
+def test_a_vocabulary_of_one_entry_and_tokens_without_flags() -> None:
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    with pytest.raises(Error, match="255 bytes have no token"):
+        Tokenizer.from_bytes(changed(model=model, added_tokens=[]))
+    added = [{k: v for k, v in token.items() if k != "special"} for token in json.loads(FULL_JSON)["added_tokens"]]
+    with pytest.raises(Error, match="cannot read it"):
+        Tokenizer.from_bytes(changed(added_tokens=added))
+
+
+@pytest.mark.parametrize("normalizer", [{"type": "Nothing"}, {"type": "Replace", "pattern": {"Regex": "("}}])
+def test_what_only_the_published_tokens_need_fails_where_they_are_asked_for(normalizer: object) -> None:
+    tokenizer = Tokenizer.from_bytes(changed(normalizer=normalizer))
+    assert tokenizer.decode_bytes(tokenizer.encode_bytes(b"the rain")) == b"the rain"
+    with pytest.raises(Error, match=r"tokenizer.json: the tokenizers library cannot read it"):
+        tokenizer.encode_text("the rain")
+
+
+def test_a_normalizer_that_is_no_object_is_refused_at_once() -> None:
+    with pytest.raises(Error, match=r"tokenizer\.json: normalizer is 7, expected an object"):
+        Tokenizer.from_bytes(changed(normalizer=7))
 
 
 def test_missing_file_is_an_error_with_its_name(tmp_path: Path) -> None:

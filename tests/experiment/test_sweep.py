@@ -8,6 +8,8 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +163,88 @@ def test_other_settings_replace_a_cell_and_none_counts_twice(suite: Path, tmp_pa
     read = results.read_rows(tmp_path)
     assert len(read) == len(rows) == 4 * 2
     assert len(list(tmp_path.glob("*.superseded"))) == 4
+
+
+@pytest.mark.parametrize("names", [("run_1", "run-1"), ("a/tiny", "b/tiny"), ("run 1/step5", "run:1/step5")])
+def test_a_model_whose_name_looks_alike_keeps_its_finished_cells(tmp_path: Path, names: tuple[str, str]) -> None:
+    first, second = (write_checkpoint(tmp_path / name, seed=i) for i, name in enumerate(names))
+    out, text = tmp_path / "out", some_data()[:1]
+    for folder in (first, second):
+        assert sweep(folder, datasets=text, out=out, scorer=Counting(), progress=False).attrs["failed"] == []
+    assert not list(out.glob("*.superseded"))
+    assert len(cell_files(out)) == 2
+    scorer = Counting()
+    sweep([first, second], datasets=text, out=out, scorer=scorer, progress=False)
+    assert scorer.calls == []
+    # Trained again in its place, a model's older cell is another setting of that cell.
+    write_checkpoint(second, seed=9)
+    sweep(second, datasets=text, out=out, scorer=scorer, progress=False)
+    assert len(scorer.calls) == len(list(out.glob("*.superseded"))) == 1
+    assert len(cell_files(out)) == 2
+
+
+def older_names(out: Path) -> None:
+    """Files as version 0.1 called them: model, step, dataset, protocol, mapping, engine, chunks, digest of the key."""
+    for path in cell_files(out):
+        path.rename(re.sub(r"_[0-9a-f]{10}(?=_\d+chunks_[0-9a-f]{12}\.parquet$)", "", str(path)))
+
+
+def test_finished_cells_under_older_names_are_known_again(suite: Path, tmp_path: Path) -> None:
+    rows = run(suite, tmp_path)
+    older_names(tmp_path)
+    names = [path.name for path in cell_files(tmp_path)]
+    assert re.fullmatch(r"tiny_step1_noise_lossless_bytes_exact_3chunks_[0-9a-f]{12}\.parquet", names[0])
+    scorer = Counting()
+    again = run(suite, tmp_path, scorer)
+    assert scorer.calls == []
+    pd.testing.assert_frame_equal(rows, again)
+    assert [path.name for path in cell_files(tmp_path)] == names
+    # Other settings set them aside, and so does a wish to have them verified.
+    run(suite, tmp_path, scorer, datasets=some_data(n_chunks=2))
+    assert len(results.read_rows(tmp_path)) == 4 * 2
+    older_names(tmp_path)
+    run(suite, tmp_path, scorer, datasets=some_data(n_chunks=2), verify=True)
+    assert len(results.read_rows(tmp_path)) == 4 * 2
+    assert len(list(tmp_path.glob("*.superseded"))) == 8
+
+
+def test_another_models_cells_under_older_names_stay(tmp_path: Path) -> None:
+    first, second = (write_checkpoint(tmp_path / name, seed=i) for i, name in enumerate(("run_1", "run-1")))
+    out, text = tmp_path / "out", some_data()[:1]
+    sweep(first, datasets=text, out=out, scorer=Counting(), progress=False)
+    older_names(out)
+    torn = out / cell_files(out)[0].name.replace("_3chunks_", "_4chunks_")
+    torn.write_bytes(b"PAR1")
+    sweep(second, datasets=text, out=out, scorer=Counting(), progress=False)
+    assert [path.name for path in out.glob("*.superseded")] == [f"{torn.name}.superseded"]
+    scorer = Counting()
+    sweep([first, second], datasets=text, out=out, scorer=scorer, progress=False)
+    assert scorer.calls == []
+
+
+def test_copies_of_one_checkpoint_are_one_cell(suite: Path, tmp_path: Path) -> None:
+    shutil.copytree(suite / "step1", tmp_path / "copy" / "tiny" / "step1")
+    text, out = some_data()[:1], tmp_path / "out"
+    scorer = Counting()
+    run(suite, out, steps=(1,), datasets=text)
+    run(tmp_path / "copy" / "tiny", out, scorer, steps=(1,), datasets=text)
+    assert scorer.calls == []
+    sweep([suite, tmp_path / "copy" / "tiny"], 1, text, tmp_path / "two", scorer=scorer, progress=False)
+    assert len(cell_files(tmp_path / "two")) == 1
+    assert len(results.read_rows(tmp_path / "two")) == 3
+
+
+@pytest.mark.parametrize("name", ["\u6587" * 80, "x" * 250, "é" * 127])
+def test_folders_with_names_as_long_as_file_systems_allow(tmp_path: Path, name: str) -> None:
+    folder = write_checkpoint(tmp_path / name, seed=1)
+    text = [Data("d" * 200, "text", some_data()[0].chunks)]
+    rows = sweep(folder, datasets=text, out=tmp_path / "out", scorer=Counting(), progress=False)
+    assert rows.attrs["failed"] == []
+    assert set(rows["model"]) == {name}
+    scorer = Counting()
+    text = [Data("d" * 200, "text", some_data(n_chunks=2)[0].chunks)]
+    sweep(folder, datasets=text, out=tmp_path / "out", scorer=scorer, progress=False)
+    assert len(scorer.calls) == len(list((tmp_path / "out").glob("*.superseded"))) == 1
 
 
 def test_what_was_not_verified_is_computed_again_if_it_is_to_be(suite: Path, tmp_path: Path) -> None:

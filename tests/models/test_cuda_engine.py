@@ -1,7 +1,7 @@
 """The exact engine on a CUDA device against the C core, which test_engine.py holds against binary64: the same bits,
 archives that cross both ways, the same errors, and nothing that stays on the device.
 
-On the card of this machine, or where there is none on an emulated device: the same binding and the same kernels,
+On the device of this machine, or where there is none on an emulated device: the same binding and the same kernels,
 compiled for the host. What only that device can tell (allocations, waiting) is asked only there."""
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from llmcomp.codec.windows import WindowedModel
 from llmcomp.coding import cuda
 from llmcomp.errors import CorruptArchive, Error
 from llmcomp.models.adapter import AdaptedModel
-from llmcomp.models.checkpoint import Tensor
+from llmcomp.models.checkpoint import Tensor, core_arguments
 from llmcomp.models.engines import cuda as engine_cuda
 from llmcomp.models.engines.cuda import CudaInt8Model, CudaModel
 from llmcomp.models.engines.exact import ExactModel, Int8Model
 
-HAS_CARD = bool(cuda.cuda_info()["devices"])
-needs_card = pytest.mark.skipif(not HAS_CARD, reason="there is no CUDA device, and an emulated one is too slow")
+HAS_DEVICE = bool(cuda.cuda_info()["devices"])
+needs_device = pytest.mark.skipif(not HAS_DEVICE, reason="there is no CUDA device, and an emulated one is too slow")
 TEXT = pico.sample_path("text").read_bytes()
 MODELS: dict[str, tuple[type[ExactModel], type[CudaModel]]] = {
     "exact": (ExactModel, CudaModel),
@@ -50,8 +50,8 @@ with_both_engines = pytest.mark.parametrize("engine", MODELS)
 
 @pytest.fixture(scope="module", autouse=True)
 def machine() -> Iterator[emulated_device.Machine | None]:
-    """None on a card."""
-    if HAS_CARD:
+    """None on a device."""
+    if HAS_DEVICE:
         yield None
         return
     path = emulated_device.build()
@@ -65,7 +65,7 @@ def emulated(machine: emulated_device.Machine | None) -> Iterator[emulated_devic
     if machine is None:
         pytest.skip("only the emulated device tells, or lets itself be changed")
     gc.collect()
-    names = ("driver_version", "n_devices", "major", "memory_bytes", "pitch_max")
+    names = ("driver_version", "n_devices", "major", "memory_bytes", "pitch_max", "reads_host_memory")
     before = {name: getattr(machine, name) for name in names}
     yield machine
     for name, value in before.items():
@@ -345,6 +345,57 @@ def test_a_token_costs_no_waiting_for_the_device(emulated: emulated_device.Machi
     assert emulated.n_synchronizations - before[1] < 45
 
 
+class Watched:
+    """A session of the C module, and the rows of every call of decode_steps."""
+
+    def __init__(self, session: Any) -> None:
+        self._session, self.rows = session, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def decode_steps(self, *arguments: Any) -> None:
+        self.rows.append(arguments[7])
+        self._session.decode_steps(*arguments)
+
+
+def test_streams_that_have_ended_have_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_cuda, "_LOG_STEPS", 4)
+    monkeypatch.setattr(engine_cuda.DecodingChain, "steps_max", 4)
+    cpu, device = small_windows()
+    watched: list[Watched] = []
+    make = engine_cuda.DecodingChain.__init__
+
+    def make_watched(self: Any, *arguments: Any) -> None:
+        make(self, *arguments)
+        self._core = Watched(self._core)
+        watched.append(self._core)
+
+    monkeypatch.setattr(engine_cuda.DecodingChain, "__init__", make_watched)
+    contents = [bytes(range(n)) for n in (70, 3, 40, 9, 1, 60, 22)]
+    coded = SegmentCodec(cpu).encode(contents)
+    payloads = [item.payload for item in coded]
+    assert SegmentCodec(device).decode(payloads, [len(content) for content in contents]) == contents
+    (chain,) = watched
+    # Windows of 32 tokens, asked for 4 at a time. Of seven streams two end within 4; a third, which is too few to make
+    # room for, at 9; a fourth at 22. Of the three that go on one ends in the second window.
+    assert chain.rows[:8] == [7, 5, 5, 5, 5, 5, 3, 3]
+    assert chain.rows[8:11] == [3, 3, 2] and chain.rows[-1] == 1
+
+
+def test_what_is_uploaded_may_be_freed_at_once(emulated: emulated_device.Machine) -> None:
+    emulated.reads_host_memory = 1
+    module = sys.modules["llmcomp._cuda"]
+    buffer, numbers, found = module.Buffer(64, 0), np.arange(8.0), np.empty(8)
+    module.upload(0, 0, buffer.pointer, numbers)
+    numbers[:] = -1
+    module.download(0, 0, buffer.pointer, found)
+    np.testing.assert_array_equal(found, np.arange(8.0))
+    cpu, device = make_pair()
+    tokens = draw(cpu, 3, 20)
+    assert_same_bits(device.logits(tokens), cpu.logits(tokens))
+
+
 def test_scores_are_those_of_the_cpu() -> None:
     chunks = [TEXT[:120], TEXT[900:950]]
     tables = [llmcomp.score(chunks, "pico-13k", device=device, verify=True) for device in ("cpu", "cuda")]
@@ -582,14 +633,14 @@ def use_and_misuse() -> None:
     for wrong in (lambda: device.logits([[300]]), lambda: session.step([1, 300]), lambda: device.session(1, 99)):
         with pytest.raises(Error):
             wrong()
-    sizes = {"n_layers": 1, "n_heads": 3, "hidden": 24, "intermediate": 40, "n_embeddings": 61, "n_logits": 61}
-    sizes |= {"context_length": 48, "rotary_dims": 2, "rotary_base": 1e4, "layer_norm_epsilon": 1e-5}
-    tensors = (make_weights(make_config())["embed_out.weight"],) * 16
-    nothing = {"tensors": (None,) * 16}
-    for broken in ({"n_heads": 7}, {"hidden": 25}, {"context_length": 10**6}, {"tensors": ()}, {}, nothing):
-        arguments = {"parallel_residual": True, "tensors": tensors, **sizes, **broken}
+    good = core_arguments(device.config, device._tensors, False)
+    without_head = {"tensors": {**good["tensors"], "head": None}}
+    for broken in ({"n_heads": 7}, {"hidden": 25}, {"context_length": 10**6}, {"norm": "rms"}, without_head):
+        config = {**good["config"], **({} if "tensors" in broken else broken)}
         with pytest.raises(Error):
-            sys.modules["llmcomp._cuda"].TransformerModel(device=0, **arguments)
+            sys.modules["llmcomp._cuda"].TransformerModel(
+                device=0, config=config, tensors=broken.get("tensors", good["tensors"]), layers=good["layers"]
+            )
 
 
 def test_nothing_stays_on_the_device(emulated: emulated_device.Machine) -> None:
@@ -599,7 +650,7 @@ def test_nothing_stays_on_the_device(emulated: emulated_device.Machine) -> None:
     assert emulated.bytes_in_use == before
 
 
-def test_the_benchmark_says_that_there_is_no_card() -> None:
+def test_the_benchmark_says_that_there_is_no_device() -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(emulated_device.ROOT)}
     command = [sys.executable, "benchmarks/bench_cuda_engine.py"]
     done = subprocess.run(
@@ -610,11 +661,11 @@ def test_the_benchmark_says_that_there_is_no_card() -> None:
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there is a driver")
-def test_the_check_of_the_card_says_that_there_is_none() -> None:
+def test_the_check_of_the_device_says_that_there_is_none() -> None:
     command = [str(emulated_device.ROOT / "benchmarks/cuda_check.sh"), "bench"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "cuda_check: nvidia-smi is not here: no NVIDIA driver, no card to check\n"
+    assert done.stderr == "cuda_check: nvidia-smi is not here: no NVIDIA driver, no device to check\n"
 
 
 # Larger.
@@ -644,7 +695,7 @@ SHAPES = {
 }
 
 
-@needs_card
+@needs_device
 @pytest.mark.slow
 @with_both_engines
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -661,7 +712,7 @@ def test_shapes_of_pythia(shape: str, dtype: str, engine: str) -> None:
     assert session.positions.tolist() == [520, 20]
 
 
-@needs_card
+@needs_device
 @pytest.mark.slow
 @with_both_engines
 def test_hundreds_of_streams_at_once(engine: str) -> None:

@@ -23,6 +23,7 @@ import llmcomp
 from llmcomp import _core
 from llmcomp.errors import Error
 from llmcomp.models.engines.exact import ExactModel, load_exact
+from llmcomp.models.families import parse_graph
 
 
 def make_model(seed: int = 0, scale: float = 1.0, **changes: object) -> ExactModel:
@@ -329,40 +330,70 @@ def test_out_is_filled_and_returned() -> None:
     assert_same_bits(out, serial_logits(model, np.array([[1], [2]]))[:, 0])
 
 
+def core_arguments_of(config: dict[str, object], **tensors: np.ndarray) -> dict[str, object]:
+    """Of a model whose matrices are square and whose layers are one dict of arrays."""
+    graph = parse_graph({"model_type": "gpt_neox", **config}, "model")
+    d = graph.hidden
+    vector, matrix = np.ones(d, np.float16), np.ones((d, d), np.float16)
+    of_model = {"embedding": matrix, "final_norm_gain": vector, "head": matrix}
+    layer = {"qkv": np.ones((3 * d, d), np.float16), "out": matrix, "up": matrix, "down": matrix, **tensors}
+    return {"config": graph.core_config(False), "tensors": of_model, "layers": (layer,) * graph.n_layers}
+
+
+SQUARE = {"num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 4, "intermediate_size": 4, "vocab_size": 4}
+
+
 @pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("missing", [0, 3, 8, 10, 12, 14])
-def test_a_model_without_one_of_its_matrices_is_refused(missing: int, int8: bool) -> None:
-    vector, matrix = np.ones(4, np.float32), np.ones((4, 4), np.float32)
-    layer = (*(vector,) * 4, np.ones((12, 4), np.float32), None, matrix, None, matrix, None, matrix, None)
-    tensors = [matrix, vector, vector, matrix, *layer]
-    sizes = {"n_layers": 1, "n_heads": 1, "hidden": 4, "intermediate": 4, "n_embeddings": 4, "n_logits": 4}
-    sizes |= {"context_length": 8, "rotary_dims": 0, "rotary_base": 1e4, "layer_norm_epsilon": 1e-5}
-    given = {**sizes, "parallel_residual": True, "int8": int8}
-    assert _core.TransformerModel(**given, tensors=tuple(tensors)).logits([[1]]).shape == (1, 1, 4)
-    tensors[missing] = None
+@pytest.mark.parametrize("missing", ["embedding", "head", "qkv", "out", "up", "down"])
+def test_a_model_without_one_of_its_matrices_is_refused(missing: str, int8: bool) -> None:
+    given = core_arguments_of({**SQUARE, "max_position_embeddings": 8, "rotary_pct": 0.0})
+    given["config"]["int8"] = int8
+    assert _core.TransformerModel(**given).logits([[1]]).shape == (1, 1, 4)
+    for tensors in (given["tensors"], given["layers"][0]):
+        tensors.pop(missing, None)
     with pytest.raises(llmcomp.Error, match="the tensors of the model: "):
-        _core.TransformerModel(**given, tensors=tuple(tensors))
+        _core.TransformerModel(**given)
+
+
+def test_what_the_core_does_not_know_of_is_refused() -> None:
+    def given(**changes: object) -> dict[str, object]:
+        arguments = core_arguments_of({**SQUARE, "max_position_embeddings": 8, "rotary_pct": 0.0})
+        return {**arguments, "config": {**arguments["config"], **changes}}
+
+    for changes, message in (
+        ({"norm": "batch"}, "config: norm is 'batch', which is none of its values"),
+        ({"n_heads": -1}, "config: n_heads is -1, expected 0 or more"),
+        ({"alibi": True}, "config: 34 keys, expected 33"),
+        ({"kinds": ()}, "do not fit together"),
+        ({"layer_kinds": b"\1"}, "do not fit together"),
+        ({"layer_kinds": b"\0\0"}, "layer_kinds has 2 layers, expected 1"),
+        ({"pre_norm": False}, "do not fit together"),
+        ({"n_kv_heads": 3}, "do not fit together"),
+        ({"norm_epsilon": float("nan")}, "do not fit together"),
+        ({"score_cap": -1.0}, "do not fit together"),
+    ):
+        with pytest.raises(llmcomp.Error, match=message):
+            _core.TransformerModel(**given(**changes))
+    for place, name in (("tensors", "positions"), ("layers", "q")):
+        arguments = given()
+        (arguments["tensors"] if place == "tensors" else arguments["layers"][0])[name] = np.ones((4, 4), np.float32)
+        with pytest.raises(llmcomp.Error, match=f"tensor {name}: the model has no place for it"):
+            _core.TransformerModel(**arguments)
+    arguments = given()
+    arguments["tensors"]["heads"] = np.ones((4, 4), np.float32)
+    with pytest.raises(llmcomp.Error, match="4 names, of which 3 are known"):
+        _core.TransformerModel(**arguments)
+    arguments = given()
+    arguments["layers"][0]["up"] = np.ones((4, 5), np.float32)
+    with pytest.raises(llmcomp.Error, match="tensor up has 20 elements; expected 16"):
+        _core.TransformerModel(**arguments)
 
 
 def test_a_cache_of_more_bytes_than_an_address_counts_is_out_of_memory() -> None:
     """Sizes that are allowed one by one: 2^12 layers, 2^6 features, 2^20 streams of 2^24 tokens: 2^64 bytes of keys."""
-    d, n_layers = 64, 4096
-    vector, matrix = np.ones(d, np.float16), np.ones((d, d), np.float16)
-    layer = (*(vector,) * 4, np.ones((3 * d, d), np.float16), None, matrix, None, matrix, None, matrix, None)
-    model = _core.TransformerModel(
-        n_layers=n_layers,
-        n_heads=1,
-        hidden=d,
-        intermediate=d,
-        n_embeddings=d,
-        n_logits=d,
-        context_length=2**24,
-        rotary_dims=0,
-        rotary_base=1e4,
-        layer_norm_epsilon=1e-5,
-        parallel_residual=True,
-        tensors=(matrix, vector, vector, matrix, *layer * n_layers),
-    )
+    sizes = {"num_hidden_layers": 4096, "num_attention_heads": 1, "hidden_size": 64, "intermediate_size": 64}
+    sizes |= {"vocab_size": 64, "max_position_embeddings": 2**24, "rotary_pct": 0.0}
+    model = _core.TransformerModel(**core_arguments_of(sizes))
     with pytest.raises(MemoryError):
         model.session(2**20, 2**24)
     assert model.session(2, 20).n_streams == 2

@@ -14,8 +14,9 @@ from engine_models import make_config, make_weights, write_folder
 from safetensors.numpy import save_file
 
 from llmcomp.errors import Error
-from llmcomp.models.checkpoint import Tensor, read_safetensors
+from llmcomp.models.checkpoint import Tensor, read_safetensors, stored_weights_sha256
 from llmcomp.models.engines.exact import ExactModel, load_exact
+from llmcomp.models.sources import find_model
 
 TOKENS = np.arange(20).reshape(2, 10)
 
@@ -154,15 +155,19 @@ def test_given_weights_replace_those_of_the_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama', the exact engine computes 'gpt_neox' only"),
-        ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'"),
+        ({"model_type": "mamba"}, "model_type is 'mamba', the exact engine computes gpt_neox, gpt2, llama,"),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
+        ({"head_dim": 7}, "head_dim is 7, expected hidden_size / num_attention_heads, 8"),
+        ({"alibi": True}, "config.json says alibi = True, which the exact engine does not know"),
         ({"hidden_size": "24"}, "hidden_size is '24', expected a positive integer"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"num_attention_heads": 5}, "24 is no multiple of num_attention_heads 5"),
         ({"rotary_pct": 0.4}, "3 rotary dimensions, expected an even number"),
         ({"rotary_pct": 1.5}, "expected an even number|rotary"),
-        ({"rotary_pct": None}, "rotary_pct is None, expected a number"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "type 'linear'"),
+        ({"rotary_pct": True}, "rotary_pct is True, expected a number"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type 'dynamic'"),
+        ({"rope_scaling": {"type": "linear"}}, "expected a number factor"),
+        ({"rope_scaling": {"type": "default", "factor": 2.0}}, "type 'default' have a factor, which is not known"),
         ({"rope_scaling": [2.0]}, "expected an object"),
         ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small'"),
         ({"layer_norm_eps": -1.0}, "out of range"),
@@ -175,6 +180,73 @@ def test_given_weights_replace_those_of_the_folder(folder: Path) -> None:
 def test_configurations_that_do_not_fit(folder: Path, changes: dict[str, Any], message: str) -> None:
     rewrite_config(folder, **changes)
     with pytest.raises(Error, match=message):
+        load_exact(folder)
+
+
+HOSTILE_VALUES = (
+    *(2**63, 2**70, 10**400, -1, 0.5, 1e308, float("nan"), float("inf"), None, True, "1", "\0", [1], [[]], {"a": 1}),
+)
+
+
+@pytest.mark.parametrize("key", [key for key in make_config() if key != "model_type"])
+def test_no_value_of_any_key_ends_in_another_error(folder: Path, key: str) -> None:
+    n_refused = 0
+    for value in HOSTILE_VALUES:
+        rewrite_config(folder, **{key: value})
+        try:
+            load_exact(folder).logits(TOKENS)
+        except Error as error:
+            assert key in str(error) or "embed" in str(error) or "weight" in str(error) or "out of range" in str(error)
+            n_refused += 1
+    assert n_refused >= len(HOSTILE_VALUES) - 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"model_type": "gpt_neox", "x": ' + b"[" * 100_000, "nested too deep or too large"),
+        (b'{"model_type": "gpt_neox", "model_type": "gpt_neox"}', "a name occurs twice"),
+        (b'{"model_type": "\\ud800"}', "surrogates not allowed"),
+        (b"\xff\xfe", "no valid JSON"),
+    ],
+)
+def test_texts_that_are_no_configuration(folder: Path, text: bytes, message: str) -> None:
+    (folder / "config.json").write_bytes(text)
+    for read in (load_exact, stored_weights_sha256, lambda folder: find_model(folder).read_config()):
+        with pytest.raises(Error, match=message):
+            read(folder)
+
+
+def test_large_numbers_in_keys_that_nobody_reads_harm_nothing(folder: Path) -> None:
+    expected = load_exact(folder).fingerprint
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(
+        f'{{"max_length": 1{"0" * 400}, "task_specific_params": [0, Infinity], {config[1:]}'
+    )
+    assert load_exact(folder).fingerprint == expected
+
+
+@pytest.mark.parametrize("place", ["a\0b", "\ud800", "", ".", "..", "/etc/passwd", "a/b", "x" * 300, 1, None, ["a"]])
+def test_shards_with_names_that_are_none(folder: Path, place: Any) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"embed_out.weight": place}}))
+    with pytest.raises(Error, match=r"is not in the folder itself|surrogates not allowed"):
+        load_exact(folder)
+
+
+def test_weights_that_are_no_regular_file(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    with pytest.raises(Error, match=r"model.safetensors: expected a regular file"):
+        load_exact(folder)
+
+
+def test_a_model_that_memory_does_not_hold(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: ExactModel) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ExactModel, "_make_core", fail)
+    with pytest.raises(Error, match="more memory than there is"):
         load_exact(folder)
 
 
@@ -212,13 +284,18 @@ def test_headers_that_lie(folder: Path) -> None:
         ({**header[name], "dtype": "F64"}, "takes 5856 bytes, expected 11712"),
         ({**header[name], "dtype": "I32"}, "dtype I32, expected one of F32, F16, BF16"),
         ({**header[name], "shape": [61, 25]}, "takes 5856 bytes, expected 6100"),
-        ({**header[name], "shape": [-61, -24]}, "lacks a dtype, shape or pair of offsets"),
-        ({**header[name], "shape": [True]}, "lacks a dtype, shape or pair of offsets"),
+        ({**header[name], "shape": [-61, -24]}, "shape is .-61, -24., expected an array of whole numbers"),
+        ({**header[name], "shape": [True]}, "shape is .True., expected an array of whole numbers"),
         ({**header[name], "data_offsets": [end, begin]}, "truncated"),
-        ({**header[name], "data_offsets": [begin]}, "lacks a dtype"),
+        ({**header[name], "data_offsets": [begin]}, "data_offsets is .0., expected two offsets"),
         ({**header[name], "data_offsets": [len(data), len(data) + end - begin]}, "truncated"),
         ({**header[name], "data_offsets": [begin + 4, end + 4]}, "overlap"),
-        ("no entry", "lacks a dtype"),
+        ({**header[name], "shape": [0, 2**70], "data_offsets": [0, 0]}, "expected an array of whole numbers"),
+        ({**header[name], "shape": [0, 2**62], "data_offsets": [0, 0]}, "expected fewer than 2.63 bytes"),
+        ({**header[name], "shape": [2**32, 2**31, 0], "data_offsets": [0, 0]}, "expected fewer than 2.63 bytes"),
+        ({**header[name], "shape": [1] * 65, "data_offsets": [0, 4]}, "expected at most 8 dimensions"),
+        ({**header[name], "dtype": ["F32"]}, "dtype is .'F32'., expected one of BOOL"),
+        ("no entry", "embed_out.weight is 'no entry', expected an object"),
     ]
     for lie, message in lies:
         join_file(path, {**header, name: lie}, data)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +17,17 @@ from tiny_models import TRAINING_TEXT, TinyModel, TinySession
 torch = pytest.importorskip("torch", reason="the torch engine is an extra")
 transformers = pytest.importorskip("transformers", reason="the torch engine is an extra")
 
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from llmcomp import compress, decompress, score  # noqa: E402
 from llmcomp.errors import Error, ModelMismatch  # noqa: E402
-from llmcomp.models.engines.torch import DeviceStopwatch, TorchModel, published_loop, read_pickled_weights  # noqa: E402
+from llmcomp.models.engines.torch import (  # noqa: E402
+    DeviceStopwatch,
+    TorchModel,
+    published_loop,
+    read_host_weights,
+    read_pickled_weights,
+)
 from llmcomp.models.load import load_model  # noqa: E402
 from llmcomp.scoring.published import PublishedTokens  # noqa: E402
 
@@ -267,8 +275,10 @@ def test_another_architecture(tmp_path: Path) -> None:
         np.testing.assert_allclose(session.step(tokens[:, t]), expected[:, t], atol=1e-4)
     assert (model.vocab_size, model.tokenizer.bos_token) == (256, None)
     assert len(model.weights_sha256) == 64
-    with pytest.raises(Error, match="'gpt2' model, the exact engine computes 'gpt_neox' only"):
-        load_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "opt"}), "utf-8")
+    with pytest.raises(Error, match="'opt' model, the exact engine computes gpt_neox, gpt2"):
+        load_model(tmp_path, engine="exact")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -357,12 +367,58 @@ def test_the_exact_engine_reads_pickled_weights(tmp_path: Path, dtype: str) -> N
     assert (pickled.logits(tokens) == safe.logits(tokens)).all()
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_pickled_parameters_and_pickles_of_old_torch_are_read(tmp_path: Path, is_zip: bool) -> None:
+    folders = [write_checkpoint(tmp_path / name, 3) for name in ("pickled", "safe")]
+    stored = load_file(folders[1] / "model.safetensors")
+    state = {name: torch.nn.Parameter(tensor) for name, tensor in stored.items()}
+    (folders[0] / "model.safetensors").unlink()
+    torch.save(state, folders[0] / "pytorch_model.bin", _use_new_zipfile_serialization=is_zip)
+    pickled, safe = map(load_model, folders)
+    assert pickled.weights_sha256 == safe.weights_sha256
+    tokens = np.arange(12).reshape(2, 6)
+    assert (pickled.logits(tokens) == safe.logits(tokens)).all()
+    pickled, safe = (load_model(folder, engine="torch") for folder in folders)
+    assert (pickled.logits(tokens) == safe.logits(tokens)).all()
+
+
+def other_pickles() -> dict[str, Any]:
+    tensor = torch.ones(2, 3)
+    return {
+        "found a pickled list": [tensor],
+        "found a pickled NoneType": None,
+        "'state_dict' is a dict": {"state_dict": {"a": tensor}},
+        "1 is a Tensor": {1: tensor},
+        "'a' is a NoneType": {"a": None},
+        "a is torch.float32, torch.sparse_coo": {"a": tensor.to_sparse()},
+        "on meta; expected a dense": {"a": tensor.to("meta")},
+        "a is torch.complex64": {"a": tensor.to(torch.complex64)},
+        "a has dtype float64": {"a": tensor.double()},
+        "a has dtype int8": {"a": tensor.to(torch.int8)},
+        "has fewer bytes than values": {"a": torch.ones(1).expand(1 << 40)},
+    }
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("message", list(other_pickles()))
+def test_pickles_of_other_things_are_refused(tmp_path: Path, message: str, is_zip: bool) -> None:
+    torch.save(other_pickles()[message], tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(Error, match=rf"pytorch_model\.bin: .*{re.escape(message)}") as raised:
+        read_pickled_weights(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
     class Harmful:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return (Path.touch, (tmp_path / "harmed",))
 
     torch.save({"weight": Harmful()}, tmp_path / "pytorch_model.bin")
+    for read in (read_pickled_weights, read_host_weights):
+        with pytest.raises(Error, match=r"pytorch_model\.bin: it asks for .*; expected a pickle of nothing") as raised:
+            read(tmp_path)
+        assert "weights_only" not in str(raised.value)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK\3\4")
     with pytest.raises(Error, match=r"pytorch_model\.bin"):
         read_pickled_weights(tmp_path)
     assert not (tmp_path / "harmed").exists()

@@ -146,9 +146,9 @@ def test_incomplete_folders(tmp_path: Path, files: dict[str, bytes], words: str)
 
 
 def test_another_architecture_is_refused_before_anything_is_downloaded(hub: Hub) -> None:
-    hub.add(REPO, "main", {**neox_files(1), "config.json": json.dumps({"model_type": "llama"}).encode()})
-    with pytest.raises(Error, match=r"'llama'.*'gpt_neox' only"):
-        load_model(REPO)
+    hub.add(REPO, "main", {**neox_files(1), "config.json": json.dumps({"model_type": "mamba"}).encode()})
+    with pytest.raises(Error, match=r"'mamba'.*computes gpt_neox, gpt2"):
+        load_model(REPO, engine="exact")
     assert hub.downloads("model.safetensors") == 0
 
 
@@ -334,3 +334,23 @@ def test_bundled_models_need_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; import llmcomp; print(llmcomp.load_model('pico-13k').step)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert answer.stdout.strip() == "2048", answer.stderr
+
+
+@pytest.mark.parametrize("commit", [b"../../elsewhere", b"/etc", b"", b"a\0b", b"\xff\xfe", b"..", b"x" * 5000])
+def test_a_ref_of_a_cache_leads_nowhere_else(tmp_path: Path, commit: bytes) -> None:
+    cache = tmp_path / "models--org--tiny"
+    write_checkpoint(cache / "snapshots" / "c0ffee", seed=1)
+    write_checkpoint(tmp_path / "elsewhere", seed=1)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_bytes(b"c0ffee\n")
+    assert find_model(cache).name == "org/tiny"
+    (cache / "refs" / "main").write_bytes(commit)
+    with pytest.raises(
+        Error, match=r"refs/main: (found .*, expected the name of a commit|found 5,000 bytes)|no revision"
+    ):
+        find_model(cache)
+
+
+def test_a_home_folder_of_nobody_is_no_folder() -> None:
+    with pytest.raises(Error, match="no model folder at ~nobody-of-this-name/model: found nothing"):
+        find_model("~nobody-of-this-name/model")

@@ -287,7 +287,13 @@ def test_the_example_of_the_documentation(tmp_path: Path) -> None:
         ({"revisions": [{"name": "a", "steps": [{"from": 1, "to": 9}]}]}, "either by or times"),
         ({"revisions": [{"name": "a", "steps": [{"from": 1, "to": 9, "by": 0}]}]}, "never ends"),
         ({"revisions": [{"name": "a", "steps": [{"from": 0, "to": 9, "times": 2}]}]}, "never ends"),
-        ({"revisions": [{"name": "a", "steps": [1.5]}]}, "expected an object"),
+        ({"revisions": [{"name": "a", "steps": [1.5]}]}, "steps has 1.5, expected numbers, ranges or null"),
+        ({"revisions": [{"name": "a", "steps": [{"from": 0, "to": 2**62, "by": 1}]}]}, "more than 1,048,576 steps"),
+        ({"revisions": [{"name": "a", "steps": [], "seeds": [{}]}]}, "seeds has {}, expected numbers or text"),
+        ({"seeds": [[1]]}, "seeds has [1], expected numbers or text"),
+        ({"models": [{"size": "s", "variants": [3]}]}, "variants has 3"),
+        ({"title": 2**70}, "title is 1.180591620717411"),
+        ({"sources": ["x", 7]}, "sources has 7, expected text"),
         ({"revisions": [{"name": "a", "round_tokens": "off"}]}, "round_tokens is 'off'"),
         ({"revisions": [{"name": "a-{seed}", "steps": [1], "seeds": [7]}]}, "unknown seed '7'"),
         ({"variants": [{"variant": "x"}], "models": [{"size": "s", "variants": ["y"]}]}, "unknown variant 'y'"),
@@ -302,13 +308,24 @@ def test_faults_of_a_file_are_named(tmp_path: Path, changes: dict[str, Any], wor
     assert words in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_rule_for_the_hub_that_is_no_pattern(tmp_path: Path) -> None:
+    suite = read_suite(written(tmp_path, revisions=[{"name": "a{step}-{step}", "steps": "hub"}]))
+    with pytest.raises(Error, match=r"the rule .*redefinition of group name 'step'"):
+        checkpoints(suite.models[0], ["a1-1"])
+
+
+def test_fields_are_not_padded_to_any_length(tmp_path: Path) -> None:
+    rules = [{"name": "a{step:0999999999}", "steps": [1]}]
+    assert checkpoints(read_suite(written(tmp_path, revisions=rules)).models[0])[0].revision == "a{step:0999999999}"
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
-    for content, words in (("{", "not JSON"), ("[]", "expected an object")):
+    for content, words in (("{", "no valid JSON"), ("[]", "expected a JSON object")):
         path.write_text(content)
         with pytest.raises(Error, match=words):
             read_suite(path)
-    with pytest.raises(Error, match="cannot be read"):
+    with pytest.raises(Error, match="No such file"):
         read_suite(tmp_path / "none.json")
     with pytest.raises(Error, match=r"no suite is called 'pythai'; there are amber, .* pythia"):
         load_suite("pythai")

@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 
+import mixing_oracle
 import numpy as np
 import oracle
 
@@ -58,7 +59,8 @@ def read_header(reader: Reader) -> dict:
     if flags:
         for name in ("arithmetic", "engine", "mapping"):
             header[name] = reader.integer(1)
-        require(version == 1 or reader.integer(1) == 0, "mixing")
+        header["mixing"] = reader.integer(1) if version == 2 else 0
+        require(header["mixing"] in (0, 1), "mixing")
         for name in ("context_length", "overlap", "vocab_size", "bos_token"):
             header[name] = reader.varint()
         header["weights"], header["tokenizer"] = reader.take(16), reader.take(8)
@@ -134,7 +136,7 @@ def decode_stream(
     header: dict, stream: bytes, n_bytes: int, token_bytes: Sequence[bytes | None], start: Callable[[], Step]
 ) -> bytes:
     """The bytes of the tokens of one stream: windows, then tokens until n_bytes are complete."""
-    decoder = oracle.Decoder(stream)
+    decoder, mixer = oracle.Decoder(stream), mixing_oracle.Mixer()
     context_length, overlap = header["context_length"], header["overlap"]
     is_latin1 = MAPPINGS[header["mapping"]] == "latin1"
     tokens: list[int] = []
@@ -151,7 +153,10 @@ def decode_stream(
         else:
             row = step(tokens[-1])
             n_inputs += 1
-        token = decoder.next([int(w) for w in oracle.weights(row[: header["vocab_size"]])])
+        weights = [int(w) for w in oracle.weights(row[: header["vocab_size"]])]
+        token = decoder.next(mixing_oracle.mixed_weights(mixer, weights) if header["mixing"] else weights)
+        if header["mixing"]:
+            mixer.take(token, weights[token], sum(weights))
         raw = token_bytes[token]
         require(raw is not None and len(tokens) < 2 * n_bytes, "impossible token")
         assert raw is not None
@@ -191,7 +196,12 @@ def undo_mapping(mapping: str, joined: bytes, side: bytes) -> bytes:
 
 
 def decode(
-    blob: bytes, token_bytes: Sequence[bytes | None], stand_ins: dict[int, int], start: Callable[[], Step]
+    blob: bytes,
+    token_bytes: Sequence[bytes | None],
+    stand_ins: dict[int, int],
+    start: Callable[[], Step],
+    *,
+    dummy_space: bool = False,
 ) -> bytes:
     """The original. `token_bytes` by token, `stand_ins`: byte without a token -> the token that stands for it."""
     header, segments, size, digest = read_segments(blob)
@@ -201,12 +211,17 @@ def decode(
             out += payload
             continue
         mapping = MAPPINGS[header["mapping"]]
-        side, stream = cut_payload(payload, mapping, n, bool(stand_ins))
+        side, stream = cut_payload(payload, mapping, n, bool(stand_ins) or dummy_space)
         table = list(token_bytes)
         if side == b"\x80" and mapping == "bytes":
             for byte, token in stand_ins.items():
                 table[token] = bytes([byte])
-        out += undo_mapping(mapping, decode_stream(header, stream, n, table, start), side)
+        n += dummy_space and side == b"\x80" and mapping == "bytes"
+        joined = undo_mapping(mapping, decode_stream(header, stream, n, table, start), side)
+        if dummy_space and side == b"\x80" and mapping == "bytes":
+            require(joined[:1] == b" ", "no dummy space")
+            joined = joined[1:]
+        out += joined
     require(len(out) == size and hashlib.sha256(out).digest()[:16] == digest, "content hash")
     return out
 
@@ -225,6 +240,8 @@ def vocabulary(tokenizer: dict) -> tuple[list[bytes | None], dict[int, int]]:
     """(bytes by token, stand-ins) of the content of a tokenizer.json: section 5.5. `Damaged` where it is refused."""
     alphabet = byte_alphabet()
     vocab = tokenizer["model"]["vocab"]
+    if tokenizer["model"].get("byte_fallback"):
+        return vocabulary_of_characters(vocab, tokenizer["added_tokens"], space_character(tokenizer)), {}
     added = {token["id"]: token for token in tokenizer["added_tokens"]}
     table: list[bytes | None] = [None] * (max(*vocab.values(), *added, 0) + 1)
     for text, token in vocab.items():
@@ -233,6 +250,55 @@ def vocabulary(tokenizer: dict) -> tuple[list[bytes | None], dict[int, int]]:
     for token, entry in added.items():
         table[token] = None if entry["special"] else entry["content"].encode()
     return table, stand_ins(vocab, table)
+
+
+def steps(tokenizer: dict, key: str, parts: str) -> list[dict]:
+    first = tokenizer.get(key) or {"type": "Sequence", parts: []}
+    return first[parts] if first["type"] == "Sequence" else [first]
+
+
+def space_character(tokenizer: dict) -> str:
+    """As which character a space is written; a space where it is itself."""
+    found = set()
+    for step in steps(tokenizer, "normalizer", "normalizers"):
+        if step["type"] == "Prepend":
+            found.add(step["prepend"])
+        if step["type"] == "Replace" and step["pattern"] == {"String": " "}:
+            found.add(step["content"])
+    for step in steps(tokenizer, "pre_tokenizer", "pretokenizers"):
+        if step["type"] == "Metaspace":
+            found.add(step["replacement"])
+    require(len(found) < 2 and all(len(space) == 1 for space in found), "spaces of several kinds")
+    return found.pop() if found else " "
+
+
+def has_dummy_space(tokenizer: dict) -> bool:
+    for step in steps(tokenizer, "normalizer", "normalizers"):
+        if step["type"] == "Prepend":
+            return True
+    for step in steps(tokenizer, "pre_tokenizer", "pretokenizers"):
+        if step["type"] == "Metaspace":
+            if "prepend_scheme" in step:
+                return step["prepend_scheme"] != "never"
+            return step.get("add_prefix_space") is not False
+    return False
+
+
+def vocabulary_of_characters(vocab: dict[str, int], added: list[dict], space: str) -> list[bytes | None]:
+    texts_of_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
+    require(set(texts_of_bytes) <= set(vocab), "a byte without a token")
+
+    def raw(text: str) -> bytes:
+        if text in texts_of_bytes:
+            return bytes([texts_of_bytes.index(text)])
+        return b"".join(b"\x20" if character == space else character.encode() for character in text)
+
+    table: list[bytes | None] = [None] * (1 + max([*vocab.values(), *(entry["id"] for entry in added)]))
+    for text, token in vocab.items():
+        table[token] = raw(text)
+    for entry in added:
+        table[entry["id"]] = None if entry["special"] else raw(entry["content"])
+    return table
 
 
 def stand_ins(vocab: dict[str, int], table: list[bytes | None]) -> dict[int, int]:

@@ -1,4 +1,4 @@
-"""llmcomp._cuda over the emulated device of csrc/check/emulated, for machines without a card: built once by make and
+"""llmcomp._cuda over the emulated device of csrc/check/emulated, for machines without a device: built once by make and
 loaded in the place of the real module. What a test may ask of that device, and change, is in `Machine`."""
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Machine(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("driver_version", "n_devices", "major", "n_processors")),
         *((name, ctypes.c_size_t) for name in ("memory_bytes", "bytes_in_use", "n_allocations")),
         *((name, ctypes.c_size_t) for name in ("n_graph_launches", "n_synchronizations", "pitch_max")),
+        ("reads_host_memory", ctypes.c_int),
     ]
 
 

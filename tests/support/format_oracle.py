@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import archive_oracle
 import numpy as np
 from oracle import EXP2_COEFFICIENTS, ROUNDING, fma64, fma_array, ln64
 
@@ -262,8 +263,8 @@ def escaped(character: str) -> str:
 
 def tokenizer_fingerprint(tokenizer: dict) -> str:
     """Of the content of a tokenizer.json."""
-    first, model = tokenizer["pre_tokenizer"], tokenizer["model"]
-    steps = [dict(step) for step in (first["pretokenizers"] if first["type"] == "Sequence" else [first])]
+    model = tokenizer["model"]
+    steps = [dict(step) for step in archive_oracle.steps(tokenizer, "pre_tokenizer", "pretokenizers")]
     for step in steps:
         if step["type"] == "ByteLevel":
             step["add_prefix_space"], step["trim_offsets"] = False, True
@@ -279,6 +280,13 @@ def tokenizer_fingerprint(tokenizer: dict) -> str:
         },
         "pre_tokenizer": steps,
     }
+    if model.get("byte_fallback"):
+        types = [step["type"] for step in archive_oracle.steps(tokenizer, "normalizer", "normalizers")]
+        space = archive_oracle.space_character(tokenizer)
+        prefix = "unless space" if archive_oracle.has_dummy_space(tokenizer) else None
+        prefix = "always" if "Prepend" in types else prefix
+        facts["byte_fallback"] = {"prefix": prefix, "space": None if space == " " else space}
+        facts["pre_tokenizer"] = [step for step in steps if step["type"] != "Metaspace"]
     return hashlib.sha256(json_text(facts, ",", ":").encode()).hexdigest()
 
 

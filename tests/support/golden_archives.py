@@ -14,11 +14,10 @@ from tiny_models import TinyModel
 
 from llmcomp.data.tokenizers import Tokenizer
 
-# By version of the format. What writes format 1 is an empty salt; that of format 2 is made of the content.
-FOLDERS = {
-    version: Path(__file__).parents[1] / "golden" / folder for version, folder in ((1, "archives"), (2, "archives-2"))
-}
-WRITING: dict[int, dict] = {1: {"salt": b""}, 2: {}}
+# By form. What writes format 1 is an empty salt; that of format 2 is made of the content.
+FORMS = {"1": "archives", "2": "archives-2", "2 mixed": "archives-2-mixed"}
+FOLDERS = {form: Path(__file__).parents[1] / "golden" / folder for form, folder in FORMS.items()}
+WRITING: dict[str, dict] = {"1": {"salt": b""}, "2": {"mix": False}, "2 mixed": {}}
 CONTENTS = {
     "empty": b"",
     "byte": b"\xff",
@@ -93,12 +92,12 @@ class IntegerModel(TinyModel):
         self._by_state = ((grid % 7) / 8).astype(np.float32)
 
 
-Case = tuple[int, str, str, str]
+Case = tuple[str, str, str, str]
 
 
 def cases() -> list[Case]:
-    """(version of the format, tokenizer, options, content): a file each."""
-    contents = {1: ("text", "binary"), 2: ("text",)}
+    """(form, tokenizer, options, content): a file each."""
+    contents = {"1": ("text", "binary"), "2": ("text",), "2 mixed": ("text", "binary")}
     return [
         (v, t, o, c)
         for v in FOLDERS
@@ -125,5 +124,5 @@ def path_of(case: Case) -> Path:
     return FOLDERS[case[0]] / f"{'-'.join(case[1:])}.llmc"
 
 
-def pico_path(version: int, name: str) -> Path:
-    return FOLDERS[version] / f"{name}.llmc"
+def pico_path(form: str, name: str) -> Path:
+    return FOLDERS[form] / f"{name}.llmc"

@@ -10,3 +10,5 @@ import pytest
 
 DATA = Path(os.environ.get("LLMCOMP_TEST_DATA") or Path(__file__).parents[3] / "shared/data")
 needs_data = pytest.mark.skipif(not (DATA / "enwik8.head").exists(), reason=f"real sample files are not in {DATA}")
+# Configurations, tokenizers and small models of published families.
+FAMILIES_DATA = DATA / "families"

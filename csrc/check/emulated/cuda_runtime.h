@@ -3,7 +3,7 @@
  * load. A thread of the device is a fiber, a block an operating-system thread, so that shared memory is
  * thread_local; warp operations and barriers wait for exactly the threads that the device waits for, and a
  * wait that can never end, or a store to a block that has not begun or has ended, stops the program. Timing
- * and memory order are not the device's: races need compute-sanitizer on a card. */
+ * and memory order are not the device's: races need compute-sanitizer on a device. */
 #ifndef LLMCOMP_CHECK_EMULATED_CUDA_RUNTIME_H
 #define LLMCOMP_CHECK_EMULATED_CUDA_RUNTIME_H
 
@@ -53,7 +53,7 @@ constexpr unsigned N_LANES = 32;
 constexpr size_t STACK_BYTES = 64 << 10;
 constexpr int SECONDS_MAX = 60;
 
-enum class waits_for { nothing, warp, block, cluster, end };
+enum class waits_for { nothing, warp, block, cluster, bytes, end };
 
 struct copy_t {
     void *target;
@@ -67,7 +67,8 @@ struct fiber_t {
     jmp_buf place; /* where it waits: unlike ucontext's, no switch by these asks the system */
     bool has_begun = false;
     waits_for wait = waits_for::nothing;
-    uint64_t target = 0;        /* the generation or number of arrivals that ends the wait */
+    uint64_t target =
+        0; /* the generation or number of arrivals that ends the wait, or where its bytes count */
     uint64_t cluster_phase = 0; /* arrivals of this thread at the cluster's barrier */
     std::vector<copy_t> copies; /* asynchronous, not yet done */
     uint64_t n_copy_groups = 0;
@@ -166,6 +167,8 @@ inline bool is_ready(const fiber_t &fiber, unsigned thread) {
         return block->generation >= fiber.target;
     case waits_for::cluster:
         return block->cluster->n_arrivals >= fiber.target;
+    case waits_for::bytes:
+        return __atomic_load_n((uint64_t *)(uintptr_t)fiber.target, __ATOMIC_SEQ_CST) == 0;
     default:
         return false;
     }
@@ -352,32 +355,53 @@ inline void mma_int8(int32_t (&sums)[4], const uint32_t (&rows)[4], const uint32
             sums[i] += a[i / 2][k] * b[i % 2][k];
 }
 
-/* cluster.h, emulated. */
+inline void load_matrices(uint32_t (&words)[4], const void *row) {
+    unsigned lane = emulator::block->current % emulator::N_LANES;
+    if ((uintptr_t)row % 16 != 0) emulator::fail("a row of a matrix that is not aligned");
+    const uint64_t *rows = emulator::exchange((uintptr_t)row);
+    for (unsigned i = 0; i < 4; i++)
+        memcpy(&words[i], (const char *)rows[8 * i + lane / 4] + lane % 4 * 4, 4);
+}
+
+/* cluster.h, emulated: before sm_90 its exchanges are barriers of the block. */
 
 #define LLMCOMP_CUDA_CODING_CLUSTER_H
 
+typedef uint64_t exchange_t; /* bytes that have not come */
+
+inline void exchange_expect(exchange_t *exchange, uint32_t n_bytes) {
+    __atomic_store_n(exchange, n_bytes, __ATOMIC_SEQ_CST);
+}
+
 inline void cluster_begin() {
+    __syncwarp();
     emulator::block->fibers[emulator::block->current].cluster_phase++;
     emulator::block->cluster->n_arrivals++;
 }
 
 inline void cluster_begun() {
+    __syncwarp();
     emulator::fiber_t &self = emulator::block->fibers[emulator::block->current];
     emulator::wait(emulator::waits_for::cluster, self.cluster_phase * emulator::block->cluster->n_threads);
 }
 
-inline void cluster_sync() {
-    __syncwarp();
-    cluster_begin();
-    cluster_begun();
-}
-
-template <typename T> inline void store_in_block(T *shared, uint32_t rank, T value) {
+template <typename T> inline void store_in_block(T *shared, uint32_t rank, T value, exchange_t *exchange) {
     emulator::cluster_t &cluster = *emulator::block->cluster;
     char *place = cluster.places[rank];
     if (place == nullptr) emulator::fail("a store to a block that has not begun");
     if (cluster.has_ended[rank]) emulator::fail("a store to a block that has ended");
     *(T *)(place + ((char *)shared - &emulator::anchor)) = value;
+    if (emulated_machine.major < 9) return;
+    uint64_t *left = (uint64_t *)(place + ((char *)exchange - &emulator::anchor));
+    if (__atomic_fetch_sub(left, sizeof(T), __ATOMIC_SEQ_CST) < sizeof(T))
+        emulator::fail("more bytes came in an exchange than were expected");
+}
+
+inline void exchange_wait(exchange_t *exchange, bool reads) {
+    if (emulated_machine.major < 9)
+        __syncthreads();
+    else if (reads)
+        emulator::wait(emulator::waits_for::bytes, (uint64_t)(uintptr_t)exchange);
 }
 
 /* The runtime. */

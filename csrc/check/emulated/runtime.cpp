@@ -5,7 +5,7 @@
 
 #include "cuda_runtime.h"
 
-emulated_machine_t emulated_machine = {13000, 1, 9, 132, (size_t)4 << 30, 0, 0, 0, 0, INT32_MAX};
+emulated_machine_t emulated_machine = {13000, 1, 9, 132, (size_t)4 << 30, 0, 0, 0, 0, INT32_MAX, 0};
 
 struct CUgraph_st {
     std::vector<std::function<void()>> nodes;
@@ -19,7 +19,23 @@ struct CUstream_st {
 
 namespace emulator {
 
+namespace {
+std::mutex late_lock;
+std::vector<std::function<void()>> late_uploads;
+} // namespace
+
+static void do_late_uploads() {
+    std::vector<std::function<void()>> now;
+    {
+        std::lock_guard<std::mutex> hold(late_lock);
+        now.swap(late_uploads);
+    }
+    for (const std::function<void()> &upload : now)
+        upload();
+}
+
 cudaError_t submit(cudaStream_t stream, std::function<void()> work) {
+    do_late_uploads();
     if (stream != nullptr && stream->captured != nullptr)
         stream->captured->nodes.push_back(std::move(work));
     else
@@ -107,13 +123,20 @@ cudaError_t cudaMemcpy2DAsync(void *target, size_t target_pitch, const void *sou
     });
 }
 
-cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t n_bytes, enum cudaMemcpyKind,
+cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t n_bytes, enum cudaMemcpyKind kind,
                             cudaStream_t stream) {
-    return emulator::submit(stream, [=] { memmove(target, source, n_bytes); });
+    auto copy = [=] { memmove(target, source, n_bytes); };
+    if (kind != cudaMemcpyHostToDevice || !emulated_machine.reads_host_memory)
+        return emulator::submit(stream, copy);
+    std::lock_guard<std::mutex> hold(emulator::late_lock);
+    emulator::late_uploads.push_back(copy);
+    return cudaSuccess;
 }
 
 cudaError_t cudaMemcpy(void *target, const void *source, size_t n_bytes, enum cudaMemcpyKind kind) {
-    return cudaMemcpyAsync(target, source, n_bytes, kind, nullptr);
+    cudaError_t status = cudaMemcpyAsync(target, source, n_bytes, kind, nullptr);
+    emulator::do_late_uploads();
+    return status;
 }
 
 /* Streams and graphs. */
@@ -132,11 +155,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 /* To wait for a stream that is being captured is an error, as on a device. */
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     emulated_machine.n_synchronizations++;
+    emulator::do_late_uploads();
     return stream != nullptr && stream->captured != nullptr ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 
 cudaError_t cudaDeviceSynchronize() {
     emulated_machine.n_synchronizations++;
+    emulator::do_late_uploads();
     return cudaSuccess;
 }
 
@@ -159,7 +184,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     return cudaSuccess;
 }
 
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long) {
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *executable, cudaGraph_t graph,
+                                          unsigned long long) {
     *executable = new CUgraphExec_st{graph->nodes};
     return cudaSuccess;
 }
@@ -235,6 +261,7 @@ cudaError_t cudaSetDevice(int device) {
 
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int) {
     *value = attribute == cudaDevAttrComputeCapabilityMajor ? emulated_machine.major
+             : attribute == cudaDevAttrPageableMemoryAccess ? emulated_machine.reads_host_memory
                                                             : emulated_machine.n_processors;
     return cudaSuccess;
 }

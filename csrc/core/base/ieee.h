@@ -189,6 +189,81 @@ LMC_FN float lmc_gelu(float x) {
     return lmc_mul(x, x < 0.0f ? h : rest);
 }
 
+/* Exponentials of what is not positive, and what is made of them: FORMAT.md, section 4.8.6. */
+
+/* Smaller arguments count as this one, so that no result gets denormal. */
+#define LMC_EXP_FLOOR (-80.0f)
+
+/* e^-a for a >= 0. */
+LMC_FN float lmc_exp_of_minus(float a) {
+    return lmc_exp2_scaled(lmc_max(-a, LMC_EXP_FLOOR), LMC_LOG2_E);
+}
+
+/* e^-a - 1 for a >= 0, with no cancellation near 0. */
+LMC_FN float lmc_expm1_of_minus(float a) {
+    float x = lmc_max(-a, LMC_EXP_FLOOR);
+    float shifted = lmc_fma(x, LMC_LOG2_E, LMC_ROUND_MAGIC);
+    float f = lmc_fma(x, LMC_LOG2_E, -lmc_sub(shifted, LMC_ROUND_MAGIC));
+    float q = lmc_fma(LMC_EXP2_C5, f, LMC_EXP2_C4);
+    q = lmc_fma(q, f, LMC_EXP2_C3);
+    q = lmc_fma(q, f, LMC_EXP2_C2);
+    q = lmc_fma(q, f, LMC_EXP2_C1);
+    float power = lmc_scale_by_shifted(1.0f, shifted);
+    return lmc_fma(lmc_mul(q, f), power, lmc_sub(power, 1.0f));
+}
+
+LMC_FN float lmc_magnitude(float x) {
+    return lmc_float_of(lmc_bits_of(x) & 0x7FFFFFFFu);
+}
+
+LMC_FN float lmc_sigmoid(float x) {
+    float e = lmc_exp_of_minus(lmc_magnitude(x));
+    return lmc_div(x < 0.0f ? e : 1.0f, lmc_add(1.0f, e));
+}
+
+LMC_FN float lmc_tanh(float x) {
+    float m = lmc_expm1_of_minus(lmc_mul(2.0f, lmc_magnitude(x)));
+    float t = lmc_div(-m, lmc_add(m, 2.0f));
+    t = lmc_float_of((lmc_bits_of(t) & 0x7FFFFFFFu) | (lmc_bits_of(x) & 0x80000000u));
+    return x == x ? t : x;
+}
+
+LMC_FN float lmc_silu(float x) {
+    return lmc_mul(x, lmc_sigmoid(x));
+}
+
+/* 2 sqrt(2 / pi), and 0.044715 times that. */
+#define LMC_GELU_TANH_K1 0x1.988454p+0f
+#define LMC_GELU_TANH_K2 0x1.2444f2p-4f
+
+LMC_FN float lmc_gelu_tanh(float x) {
+    float inner = lmc_mul(x, lmc_fma(LMC_GELU_TANH_K2, lmc_mul(x, x), LMC_GELU_TANH_K1));
+    return lmc_mul(x, lmc_sigmoid(inner));
+}
+
+LMC_FN float lmc_relu(float x) {
+    return x < 0.0f ? 0.0f : x;
+}
+
+/* The four numbers of a layer, ready to compute with. */
+typedef struct lmc_xielu_rule {
+    float alpha_p, alpha_n, beta, eps;
+} lmc_xielu_rule_t;
+
+LMC_FN float lmc_xielu(float x, lmc_xielu_rule_t rule) {
+    float linear = lmc_mul(rule.beta, x);
+    float positive = lmc_fma(lmc_mul(rule.alpha_p, x), x, linear);
+    float m = lmc_expm1_of_minus(-(x < rule.eps ? x : rule.eps));
+    float negative = lmc_fma(lmc_sub(m, x), rule.alpha_n, linear);
+    return x > 0.0f ? positive : negative;
+}
+
+/* What becomes of an output of the head where logits are capped. */
+LMC_FN float lmc_capped_logit(float y, float multiplier, float cap) {
+    float share = lmc_mul(lmc_mul(y, multiplier), lmc_div(1.0f, cap));
+    return lmc_mul(lmc_tanh(share), cap);
+}
+
 /* Binary64, for the tables of positions. */
 
 #if defined(__CUDA_ARCH__)
@@ -232,6 +307,13 @@ LMC_FN double lmc_log64(double x) {
     for (int k = 27; k >= 1; k -= 2)
         sum = lmc_fma64(sum, s * s, 1.0 / k);
     return lmc_fma64((double)n, LMC_LN_2, 2.0 * s * sum);
+}
+
+/* ln(1 + e^x), error about 2^-52 of max(1, x). */
+LMC_FN double lmc_softplus64(double x) {
+    double magnitude = x < 0 ? -x : x;
+    double tail = magnitude > 700.0 ? 0.0 : lmc_exp64(-magnitude);
+    return (x > 0 ? x : 0.0) + lmc_log64(1.0 + tail);
 }
 
 /* sin x and cos x for binary32 values x with |x| < 2^30, error about 2^-53: x = n pi/2 + r, both series by

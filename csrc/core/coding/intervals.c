@@ -162,28 +162,54 @@ lmc_status_t lmc_search_row(const lmc_backend_t *backend, const void *row, lmc_d
     return LMC_OK;
 }
 
-size_t lmc_search_find(const lmc_backend_t *backend, const void *row, lmc_dtype_t dtype, size_t vocab_size,
-                       const lmc_search_t *search, uint64_t value, uint64_t *start, uint64_t *freq) {
+/* What is added to tokens below `end`, from the next one on that has not been passed; *n_passed moves there.
+ */
+static uint64_t added_below(const lmc_added_t *added, size_t end, size_t *n_passed) {
+    uint64_t sum = 0;
+    for (; *n_passed < added->n && (size_t)added->tokens[*n_passed] < end; ++*n_passed)
+        sum += added->weights[*n_passed];
+    return sum;
+}
+
+size_t lmc_search_find_added(const lmc_backend_t *backend, const void *row, lmc_dtype_t dtype,
+                             size_t vocab_size, const lmc_search_t *search, const lmc_added_t *added,
+                             uint64_t value, uint64_t *start, uint64_t *freq, uint64_t *own) {
     const lmc_row_kernels_t *kernels = &backend->rows[dtype];
     lmc_origin_t origin = lmc_origin(search->maximum);
     uint64_t sum = 0;
-    size_t block = 0;
-    while (sum + search->block_sums[block] <= value)
-        sum += search->block_sums[block++];
-    size_t token = block * LMC_SEARCH_BLOCK;
+    size_t token = 0, n_passed = 0;
+    for (size_t block = 0; token + LMC_SEARCH_BLOCK < vocab_size; block++) {
+        size_t n_ahead = n_passed;
+        uint64_t step = search->block_sums[block] + added_below(added, token + LMC_SEARCH_BLOCK, &n_ahead);
+        if (sum + step > value) break;
+        sum += step;
+        token += LMC_SEARCH_BLOCK;
+        n_passed = n_ahead;
+    }
     while (token + SEARCH_STEP < vocab_size) { /* the last step is left to the loop below */
         const void *at = row_offset(row, token, dtype);
+        size_t n_ahead = n_passed;
         uint64_t step = kernels->weight_sum(at, SEARCH_STEP, origin, at) + SEARCH_STEP;
+        step += added_below(added, token + SEARCH_STEP, &n_ahead);
         if (sum + step > value) break;
         sum += step;
         token += SEARCH_STEP;
+        n_passed = n_ahead;
     }
     for (;; token++) {
-        *freq = (uint64_t)lmc_weight(lmc_row_element(row, token, dtype), origin) + 1;
+        *own = (uint64_t)lmc_weight(lmc_row_element(row, token, dtype), origin) + 1;
+        *freq = *own + added_below(added, token + 1, &n_passed);
         /* The second test only matters to a caller who changes the row meanwhile: stay inside it. */
         if (sum + *freq > value || token + 1 == vocab_size) break;
         sum += *freq;
     }
     *start = sum;
     return token;
+}
+
+size_t lmc_search_find(const lmc_backend_t *backend, const void *row, lmc_dtype_t dtype, size_t vocab_size,
+                       const lmc_search_t *search, uint64_t value, uint64_t *start, uint64_t *freq) {
+    static const lmc_added_t nothing = {NULL, NULL, 0, 0};
+    uint64_t own;
+    return lmc_search_find_added(backend, row, dtype, vocab_size, search, &nothing, value, start, freq, &own);
 }

@@ -14,7 +14,10 @@ lmc_status_t lmc_transformer_decode(const lmc_context_t *context, const lmc_tran
     for (size_t i = 0; i < n_steps; i++, found += cache->n_streams) {
         lmc_status_t status = lmc_transformer_step(context, model, cache, chain->tokens, chain->active,
                                                    chain->logits, workspace, workspace_bytes, error_row);
-        if (status == LMC_OK)
+        if (status == LMC_OK && chain->mixers != NULL)
+            status = lmc_mixed_decode_step(context, &rows, chain->active, chain->decoders, chain->mixers,
+                                           chain->searches, found, error_row);
+        else if (status == LMC_OK)
             status = lmc_decode_step(context, &rows, chain->active, chain->decoders, chain->searches, found,
                                      error_row);
         if (status != LMC_OK) return status;

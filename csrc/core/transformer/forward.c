@@ -1,4 +1,4 @@
-/* The layers of GPT-NeoX, on groups of panels. Only the order of work is decided here, never that of a sum:
+/* The layers, on groups of panels. Only the order of work is decided here, never that of a sum:
  * sums live in the kernels. No memory is allocated and nothing is checked. */
 #include <string.h>
 
@@ -7,23 +7,6 @@
 
 static const lmc_transformer_kernels_t *kernels_of(const lmc_forward_t *forward) {
     return forward->backend->transformer;
-}
-
-size_t lmc_layer_vectors_length(const lmc_transformer_config_t *config) {
-    return 9 * config->hidden + config->intermediate;
-}
-
-lmc_layer_vectors_t lmc_layer_vectors_at(const lmc_transformer_model_t *model, size_t layer) {
-    size_t hidden = model->config.hidden;
-    float *at = model->vectors + layer * lmc_layer_vectors_length(&model->config);
-    return (lmc_layer_vectors_t){.attention_norm_gain = at,
-                                 .attention_norm_bias = at + hidden,
-                                 .mlp_norm_gain = at + 2 * hidden,
-                                 .mlp_norm_bias = at + 3 * hidden,
-                                 .qkv_bias = at + 4 * hidden,
-                                 .dense_bias = at + 7 * hidden,
-                                 .mlp_out_bias = at + 8 * hidden,
-                                 .mlp_in_bias = at + 9 * hidden};
 }
 
 /* Work inside a group. */
@@ -60,8 +43,14 @@ typedef struct lmc_matrix {
     size_t n_rows, n_k;
     size_t block_rows;  /* of a task; run_matrix chooses */
     const float *input; /* panels of n_k features */
-    float *output;      /* panels of n_rows features; NULL: rows are written to the lanes of logits */
-    int with_gelu;
+    float *output;      /* panels of output_rows features; NULL: rows are written to the lanes of logits */
+    size_t output_rows;
+    int has_codes; /* of the input, which the matrix before had too */
+    /* What becomes of the outputs, where it is wanted. */
+    float clip;
+    const lmc_activation_rule_t *activation;
+    const struct lmc_matrix
+        *factors;         /* of the activations: the outputs of a matrix of the same shape and input */
     float *const *logits; /* [n_panels * LMC_LANES] */
 } lmc_matrix_t;
 
@@ -137,38 +126,66 @@ static void multiply_codes(const lmc_matrix_t *matrix, size_t first_row, const l
     matrix->group->forward->backend->int8->product(&codes);
 }
 
-/* One block of rows for all panels of the group: a block of weights is read (and widened) once. */
-static void matrix_block(void *argument, size_t block, size_t slot) {
-    const lmc_matrix_t *matrix = (const lmc_matrix_t *)argument;
+/* n_rows rows from first_row on for all panels of the group, to panels of output_rows features: a block of
+ * weights is read (and widened) once. */
+static void multiply_block(const lmc_matrix_t *matrix, size_t first_row, size_t n_rows, size_t output_rows,
+                           float *output, float *weight_buffer) {
     const lmc_group_t *group = matrix->group;
     const lmc_transformer_kernels_t *kernels = kernels_of(group->forward);
-    const lmc_task_buffers_t *buffers = &group->forward->tasks[slot];
-    size_t first_row = block * matrix->block_rows, left = matrix->n_rows - first_row;
-    size_t n_rows = left < matrix->block_rows ? left : matrix->block_rows, n_lanes = lanes_of(group);
-    int to_panels = matrix->output != NULL, is_single = group->n_panels == 1;
+    size_t n_lanes = lanes_of(group);
+    int is_single = group->n_panels == 1;
     int is_widened = matrix->weight.dtype != LMC_FLOAT32 && !(is_single && n_lanes <= kernels->short_lanes);
-    size_t part = matrix->block_rows, block_k = is_single ? matrix->n_k : LMC_BLOCK_K;
+    size_t part = n_rows, block_k = is_single ? matrix->n_k : LMC_BLOCK_K;
     if (is_widened) {
         part = is_single ? kernels->tile_rows : LMC_BLOCK_ROWS;
         block_k = LMC_WIDENED_K;
     }
-    float *output = to_panels ? matrix->output + first_row * LMC_LANES : buffers->output;
     lmc_product_t product = {.k_stride = 1,
                              .n_panels = group->n_panels,
                              .n_lanes = n_lanes,
                              .input_stride = matrix->n_k * LMC_LANES,
-                             .output_stride = (to_panels ? matrix->n_rows : n_rows) * LMC_LANES};
+                             .output_stride = output_rows * LMC_LANES};
     for (size_t row = 0; row < n_rows; row += part) {
         product.n_rows = n_rows - row < part ? n_rows - row : part;
         product.output = output + row * LMC_LANES;
         if (matrix->weight.scales != NULL)
             multiply_codes(matrix, first_row + row, &product);
         else
-            multiply_rows(matrix, first_row + row, block_k, is_widened ? buffers->weights : NULL, &product);
+            multiply_rows(matrix, first_row + row, block_k, is_widened ? weight_buffer : NULL, &product);
     }
+}
+
+/* What becomes of a block of outputs; factors: of the same rows, panels of n_rows features. */
+static void finish_block(const lmc_matrix_t *matrix, size_t n_rows, size_t output_rows, float *output,
+                         const float *factors) {
+    const lmc_transformer_config_t *config = &matrix->group->forward->model->config;
+    const lmc_transformer_kernels_t *kernels = kernels_of(matrix->group->forward);
+    size_t n_values = n_rows * LMC_LANES;
+    int is_finished = config->logits_multiplier == 1.0f && config->logits_cap == 0.0f;
+    for (size_t i = 0; i < matrix->group->n_panels; i++) {
+        float *values = output + i * output_rows * LMC_LANES;
+        if (matrix->clip != 0.0f) kernels->clip(values, n_values, matrix->clip);
+        if (matrix->activation != NULL)
+            kernels->activate(*matrix->activation, values, factors == NULL ? NULL : factors + i * n_values,
+                              n_values);
+        if (matrix->output == NULL && !is_finished)
+            kernels->finish_logits(values, n_values, config->logits_multiplier, config->logits_cap);
+    }
+}
+
+static void matrix_block(void *argument, size_t block, size_t slot) {
+    const lmc_matrix_t *matrix = (const lmc_matrix_t *)argument;
+    const lmc_task_buffers_t *buffers = &matrix->group->forward->tasks[slot];
+    size_t first_row = block * matrix->block_rows, left = matrix->n_rows - first_row;
+    size_t n_rows = left < matrix->block_rows ? left : matrix->block_rows;
+    int to_panels = matrix->output != NULL, is_gated = matrix->factors != NULL;
+    float *output = to_panels ? matrix->output + first_row * LMC_LANES : buffers->output;
+    size_t output_rows = to_panels ? matrix->output_rows : n_rows;
+    if (is_gated)
+        multiply_block(matrix->factors, first_row, n_rows, n_rows, buffers->output, buffers->weights);
+    multiply_block(matrix, first_row, n_rows, output_rows, output, buffers->weights);
+    finish_block(matrix, n_rows, output_rows, output, is_gated ? buffers->output : NULL);
     if (!to_panels) store_logits(matrix, first_row, n_rows, output);
-    for (size_t i = 0; matrix->with_gelu && i < group->n_panels; i++)
-        kernels->gelu(output + i * product.output_stride, n_rows * LMC_LANES);
 }
 
 /* A single panel takes more rows at a time, as long as that leaves a few tasks for every thread: what a
@@ -185,21 +202,29 @@ static size_t choose_block_rows(const lmc_matrix_t *matrix) {
 static void run_matrix(lmc_matrix_t *matrix) {
     matrix->block_rows = choose_block_rows(matrix);
     size_t n_blocks = (matrix->n_rows + matrix->block_rows - 1) / matrix->block_rows;
-    if (matrix->weight.scales != NULL)
+    if (matrix->weight.scales != NULL && !matrix->has_codes)
         run_in_group(matrix->group, matrix->group->n_panels, quantise_panel, matrix);
     run_in_group(matrix->group, n_blocks, matrix_block, matrix);
 }
 
-static void apply_linear(const lmc_group_t *group, lmc_transformer_tensor_t weight, const float *bias,
-                         size_t n_rows, size_t n_k, const float *input, float *output, int with_gelu) {
-    lmc_matrix_t matrix = {.group = group,
-                           .weight = weight,
-                           .bias = bias,
-                           .n_rows = n_rows,
-                           .n_k = n_k,
-                           .input = input,
-                           .output = output,
-                           .with_gelu = with_gelu};
+/* A linear map of a layer, all of whose outputs stay panels. */
+static lmc_matrix_t linear_map(const lmc_group_t *group, size_t layer, lmc_layer_slot_t weight,
+                               lmc_layer_slot_t bias, const float *input, float *output) {
+    const lmc_transformer_model_t *model = group->forward->model;
+    lmc_shape_t shape = lmc_layer_slot_shape(&model->config, weight);
+    return (lmc_matrix_t){.group = group,
+                          .weight = model->weights.layers[layer].slots[weight],
+                          .bias = lmc_layer_vector(model, layer, bias),
+                          .n_rows = shape.n_rows,
+                          .n_k = shape.n_columns,
+                          .input = input,
+                          .output = output,
+                          .output_rows = shape.n_rows};
+}
+
+static void apply_linear(const lmc_group_t *group, size_t layer, lmc_layer_slot_t weight,
+                         lmc_layer_slot_t bias, const float *input, float *output) {
+    lmc_matrix_t matrix = linear_map(group, layer, weight, bias, input, output);
     run_matrix(&matrix);
 }
 
@@ -211,43 +236,77 @@ typedef struct lmc_panelwise {
     float *input, *output;
 } lmc_panelwise_t;
 
+static lmc_norm_rule_t norm_rule(const lmc_transformer_config_t *config) {
+    return (lmc_norm_rule_t){config->norm, config->norm_epsilon};
+}
+
 static void norm_panel(void *argument, size_t index, size_t slot) {
     (void)slot;
     const lmc_panelwise_t *norm = (const lmc_panelwise_t *)argument;
     const lmc_transformer_config_t *config = &norm->group->forward->model->config;
     size_t offset = index * config->hidden * LMC_LANES;
     kernels_of(norm->group->forward)
-        ->layer_norm(norm->input + offset, config->hidden, norm->gain, norm->bias, config->layer_norm_epsilon,
-                     norm->output + offset);
+        ->normalise(norm_rule(config), norm->input + offset, config->hidden, norm->gain, norm->bias,
+                    norm->output + offset);
 }
 
-static void normalise(const lmc_group_t *group, const float *gain, const float *bias, float *input) {
-    lmc_panelwise_t norm = {group, gain, bias, input, buffers_of(group)->normed};
+static void normalise(const lmc_group_t *group, const float *gain, const float *bias, float *input,
+                      float *output) {
+    lmc_panelwise_t norm = {group, gain, bias, input, output};
     run_in_group(group, group->n_panels, norm_panel, &norm);
 }
 
-static void add_to(const lmc_group_t *group, float *x, const float *y) {
-    kernels_of(group->forward)->add(x, y, group->n_panels * group->forward->model->config.hidden * LMC_LANES);
+/* Before attention or MLP: what these read. */
+static const float *before(const lmc_group_t *group, size_t layer, lmc_layer_slot_t gain,
+                           lmc_layer_slot_t bias) {
+    const lmc_transformer_model_t *model = group->forward->model;
+    if (!model->config.pre_norm) return group_hidden(group);
+    normalise(group, lmc_layer_vector(model, layer, gain), lmc_layer_vector(model, layer, bias),
+              group_hidden(group), buffers_of(group)->normed);
+    return buffers_of(group)->normed;
+}
+
+/* After attention or MLP, in place. */
+static void after(const lmc_group_t *group, size_t layer, lmc_layer_slot_t gain, lmc_layer_slot_t bias,
+                  float *x) {
+    const lmc_transformer_model_t *model = group->forward->model;
+    if (model->config.post_norm)
+        normalise(group, lmc_layer_vector(model, layer, gain), lmc_layer_vector(model, layer, bias), x, x);
+}
+
+static void add_to(const lmc_group_t *group, float *x, const float *y, float multiplier) {
+    kernels_of(group->forward)
+        ->add(x, y, multiplier, group->n_panels * group->forward->model->config.hidden * LMC_LANES);
 }
 
 /* Embedding. */
+
+/* A row of a matrix among the model's weights, as binary32. */
+static void read_row(const lmc_forward_t *forward, lmc_model_slot_t slot, size_t row, float *vector) {
+    lmc_transformer_tensor_t tensor = forward->model->weights.slots[slot];
+    size_t hidden = forward->model->config.hidden, element_bytes = tensor.dtype == LMC_FLOAT32 ? 4 : 2;
+    kernels_of(forward)->widen((const char *)tensor.data + row * hidden * element_bytes, tensor.dtype, hidden,
+                               vector);
+}
 
 static void embed_panel(void *argument, size_t index, size_t slot) {
     const lmc_group_t *group = (const lmc_group_t *)argument;
     const lmc_forward_t *forward = group->forward;
     const lmc_panel_t *panel = &forward->panels[group->first_panel + index];
-    lmc_transformer_tensor_t embedding = forward->model->weights.embedding;
-    size_t hidden = forward->model->config.hidden, n_embeddings = forward->model->config.n_embeddings;
-    size_t element_bytes = embedding.dtype == LMC_FLOAT32 ? 4 : 2;
+    const lmc_transformer_config_t *config = &forward->model->config;
+    size_t hidden = config->hidden;
     float *out = group_hidden(group) + index * hidden * LMC_LANES, *vector = forward->tasks[slot].vector;
     memset(out, 0, hidden * LMC_LANES * sizeof *out);
     for (size_t lane = 0; lane < panel->n_lanes; lane++) {
         /* Foreign only if the caller has changed his tokens since they were checked. */
-        size_t token = (size_t)panel->tokens[lane] < n_embeddings ? (size_t)panel->tokens[lane] : 0;
-        const char *row = (const char *)embedding.data + token * hidden * element_bytes;
-        kernels_of(forward)->widen(row, embedding.dtype, hidden, vector);
+        size_t token = (size_t)panel->tokens[lane];
+        read_row(forward, LMC_MODEL_EMBEDDING, token < config->n_embeddings ? token : 0, vector);
         for (size_t i = 0; i < hidden; i++)
-            out[i * LMC_LANES + lane] = vector[i];
+            out[i * LMC_LANES + lane] = lmc_mul(vector[i], config->embedding_multiplier);
+        if (!config->learned_positions) continue;
+        read_row(forward, LMC_MODEL_POSITIONS, panel->positions[lane], vector);
+        for (size_t i = 0; i < hidden; i++)
+            out[i * LMC_LANES + lane] = lmc_add(out[i * LMC_LANES + lane], vector[i]);
     }
 }
 
@@ -257,162 +316,282 @@ void lmc_group_embed(const lmc_group_t *group) {
 
 /* Queries, keys, values. */
 
+/* A layer of a group, and its part of the cache: of each stream, each head's ring of `kept` keys. */
 typedef struct lmc_layer_task {
     const lmc_group_t *group;
-    size_t layer;
+    size_t layer, cache_start, kept;
+    const lmc_layer_kind_t *kind;
+    const float *cosines, *sines;
 } lmc_layer_task_t;
 
-/* Elements before the keys (or values) of one head of one stream in a layer. */
-static size_t cache_offset(const lmc_forward_t *forward, size_t layer, size_t stream, size_t head) {
-    const lmc_transformer_cache_t *cache = &forward->cache;
+static lmc_layer_task_t layer_task(const lmc_group_t *group, size_t layer) {
+    const lmc_forward_t *forward = group->forward;
     const lmc_transformer_config_t *config = &forward->model->config;
-    size_t index = ((layer % forward->cache_layers) * cache->n_streams + stream) * config->n_heads + head;
-    return index * cache->capacity * forward->model->head_dim;
+    size_t kind = config->layer_kinds[layer], capacity = forward->cache.capacity, n_tokens = 0;
+    for (size_t i = 0; i < layer && !forward->is_pass; i++)
+        n_tokens += lmc_kept_tokens(config, config->layer_kinds[i], capacity);
+    if (forward->is_pass) n_tokens = layer % 2 * capacity;
+    return (lmc_layer_task_t){.group = group,
+                              .layer = layer,
+                              .cache_start =
+                                  n_tokens * forward->cache.n_streams * config->n_kv_heads * config->head_dim,
+                              .kept = forward->is_pass ? capacity : lmc_kept_tokens(config, kind, capacity),
+                              .kind = &config->kinds[kind],
+                              .cosines = forward->model->cosines[kind],
+                              .sines = forward->model->sines[kind]};
 }
 
-static void rotate_head(const lmc_forward_t *forward, const lmc_panel_t *panel, float *gathered, float *query,
-                        float *key) {
-    const lmc_transformer_model_t *model = forward->model;
-    size_t n_pairs = model->config.rotary_dims / 2, stride = model->table_length;
-    const float *cosines = model->cosines + panel->positions[0], *sines = model->sines + panel->positions[0];
+/* Elements before the keys (or values) of one head of one stream. */
+static size_t cache_offset(const lmc_layer_task_t *task, size_t stream, size_t kv_head) {
+    const lmc_transformer_config_t *config = &task->group->forward->model->config;
+    return task->cache_start + (stream * config->n_kv_heads + kv_head) * task->kept * config->head_dim;
+}
+
+/* A head of queries, keys or values of a panel, among the outputs of the maps. */
+typedef enum lmc_part { LMC_QUERIES, LMC_KEYS, LMC_VALUES } lmc_part_t;
+
+static float *part_of_head(const lmc_group_t *group, size_t panel_index, lmc_part_t part, size_t head) {
+    const lmc_transformer_config_t *config = &group->forward->model->config;
+    size_t first = part == LMC_QUERIES ? 0 : config->n_heads + (part == LMC_VALUES ? config->n_kv_heads : 0);
+    size_t index = config->fused_qkv ? 3 * head + (size_t)part : first + head;
+    return buffers_of(group)->wide +
+           (panel_index * lmc_qkv_width(config) + index * config->head_dim) * LMC_LANES;
+}
+
+static void project_part(const lmc_group_t *group, size_t layer, lmc_layer_slot_t weight,
+                         lmc_layer_slot_t bias, const float *input, float *output, int has_codes) {
+    lmc_matrix_t matrix = linear_map(group, layer, weight, bias, input, output);
+    matrix.output_rows = lmc_qkv_width(&group->forward->model->config);
+    matrix.clip = group->forward->model->config.qkv_clip;
+    matrix.has_codes = has_codes;
+    run_matrix(&matrix);
+}
+
+/* The norms of all heads' queries and keys at once, a panel a task. */
+static void norm_all_heads(void *argument, size_t panel_index, size_t slot) {
+    (void)slot;
+    const lmc_layer_task_t *task = (const lmc_layer_task_t *)argument;
+    const lmc_transformer_model_t *model = task->group->forward->model;
+    const lmc_transformer_config_t *config = &model->config;
+    const lmc_transformer_kernels_t *kernels = kernels_of(task->group->forward);
+    float *queries = part_of_head(task->group, panel_index, LMC_QUERIES, 0);
+    float *keys = part_of_head(task->group, panel_index, LMC_KEYS, 0);
+    kernels->normalise(norm_rule(config), queries, lmc_query_width(config),
+                       lmc_layer_vector(model, task->layer, LMC_LAYER_Q_NORM_GAIN),
+                       lmc_layer_vector(model, task->layer, LMC_LAYER_Q_NORM_BIAS), queries);
+    kernels->normalise(norm_rule(config), keys, config->n_kv_heads * config->head_dim,
+                       lmc_layer_vector(model, task->layer, LMC_LAYER_K_NORM_GAIN),
+                       lmc_layer_vector(model, task->layer, LMC_LAYER_K_NORM_BIAS), keys);
+}
+
+/* Of one head's queries or keys. */
+static void norm_head(const lmc_layer_task_t *task, lmc_layer_slot_t gain, lmc_layer_slot_t bias, size_t head,
+                      float *x) {
+    const lmc_transformer_model_t *model = task->group->forward->model;
+    const lmc_transformer_config_t *config = &model->config;
+    if (config->qk_norm != LMC_QK_NORM_HEAD && config->qk_norm != LMC_QK_NORM_EACH_HEAD) return;
+    size_t offset = config->qk_norm == LMC_QK_NORM_EACH_HEAD ? head * config->head_dim : 0;
+    kernels_of(task->group->forward)
+        ->normalise(norm_rule(config), x, config->head_dim,
+                    lmc_layer_vector(model, task->layer, gain) + offset,
+                    lmc_layer_vector(model, task->layer, bias) + offset, x);
+}
+
+static void rotate_head(const lmc_layer_task_t *task, const lmc_panel_t *panel, float *gathered, float *x) {
+    const lmc_forward_t *forward = task->group->forward;
+    size_t n_pairs = task->kind->rotary.dims / 2, stride = forward->model->table_length;
+    const float *cosines = task->cosines + panel->positions[0], *sines = task->sines + panel->positions[0];
+    if (n_pairs == 0) return;
     if (forward->stepping) {
         float *gathered_sines = gathered + n_pairs * LMC_LANES;
         for (size_t i = 0; i < n_pairs; i++) {
             for (size_t lane = 0; lane < LMC_LANES; lane++) {
                 size_t position = panel->positions[lane];
-                gathered[i * LMC_LANES + lane] = model->cosines[i * stride + position];
-                gathered_sines[i * LMC_LANES + lane] = model->sines[i * stride + position];
+                gathered[i * LMC_LANES + lane] = task->cosines[i * stride + position];
+                gathered_sines[i * LMC_LANES + lane] = task->sines[i * stride + position];
             }
         }
         cosines = gathered, sines = gathered_sines, stride = LMC_LANES;
     }
-    kernels_of(forward)->rotate(query, n_pairs, cosines, sines, stride);
-    kernels_of(forward)->rotate(key, n_pairs, cosines, sines, stride);
+    kernels_of(forward)->rotate(x, n_pairs, cosines, sines, stride);
 }
 
-static void store_keys(const lmc_forward_t *forward, const lmc_panel_t *panel, size_t layer, size_t head,
+static void store_keys(const lmc_layer_task_t *task, const lmc_panel_t *panel, size_t kv_head,
                        const float *key) {
-    size_t head_dim = forward->model->head_dim;
+    const lmc_forward_t *forward = task->group->forward;
+    size_t head_dim = forward->model->config.head_dim;
     if (!forward->stepping && panel->n_lanes == LMC_LANES && panel->positions[0] % LMC_LANES == 0) {
-        float *target = forward->cache.keys + cache_offset(forward, layer, panel->streams[0], head);
-        memcpy(target + panel->positions[0] * head_dim, key, head_dim * LMC_LANES * sizeof *key);
+        float *target = forward->cache.keys + cache_offset(task, panel->streams[0], kv_head);
+        memcpy(target + panel->positions[0] % task->kept * head_dim, key, head_dim * LMC_LANES * sizeof *key);
         return;
     }
     for (size_t lane = 0; lane < panel->n_lanes; lane++) {
-        size_t position = panel->positions[lane], in_block = position % LMC_LANES;
-        float *target = forward->cache.keys + cache_offset(forward, layer, panel->streams[lane], head) +
+        size_t position = panel->positions[lane] % task->kept, in_block = position % LMC_LANES;
+        float *target = forward->cache.keys + cache_offset(task, panel->streams[lane], kv_head) +
                         (position - in_block) * head_dim + in_block;
         for (size_t d = 0; d < head_dim; d++)
             target[d * LMC_LANES] = key[d * LMC_LANES + lane];
     }
 }
 
-static void store_values(const lmc_forward_t *forward, const lmc_panel_t *panel, size_t layer, size_t head,
+static void store_values(const lmc_layer_task_t *task, const lmc_panel_t *panel, size_t kv_head,
                          const float *value) {
-    size_t head_dim = forward->model->head_dim;
+    const lmc_forward_t *forward = task->group->forward;
+    size_t head_dim = forward->model->config.head_dim;
     float *rows[LMC_LANES];
     for (size_t lane = 0; lane < panel->n_lanes; lane++) {
-        rows[lane] = forward->cache.values + cache_offset(forward, layer, panel->streams[lane], head) +
-                     panel->positions[lane] * head_dim;
+        rows[lane] = forward->cache.values + cache_offset(task, panel->streams[lane], kv_head) +
+                     panel->positions[lane] % task->kept * head_dim;
     }
     kernels_of(forward)->transpose(value, head_dim, panel->n_lanes, rows);
 }
 
-/* One head of one panel: rotates its query and key, keeps the query, puts key and value into the cache. */
+/* One key head of one panel: its key and value go into the cache, the queries that meet it are kept. */
 static void place_head(void *argument, size_t index, size_t slot) {
     const lmc_layer_task_t *task = (const lmc_layer_task_t *)argument;
     const lmc_group_t *group = task->group;
     const lmc_forward_t *forward = group->forward;
-    size_t n_heads = forward->model->config.n_heads, hidden = forward->model->config.hidden;
-    size_t panel_index = index / n_heads, head = index % n_heads,
-           head_floats = forward->model->head_dim * LMC_LANES;
+    const lmc_transformer_config_t *config = &forward->model->config;
+    size_t panel_index = index / config->n_kv_heads, kv_head = index % config->n_kv_heads;
+    size_t head_floats = config->head_dim * LMC_LANES, n_shared = config->n_heads / config->n_kv_heads;
     const lmc_panel_t *panel = &forward->panels[group->first_panel + panel_index];
-    float *query = buffers_of(group)->wide + panel_index * 3 * hidden * LMC_LANES + head * 3 * head_floats;
-    rotate_head(forward, panel, forward->tasks[slot].vector, query, query + head_floats);
-    memcpy(forward->queries + (group->first_panel + panel_index) * hidden * LMC_LANES + head * head_floats,
-           query, head_floats * sizeof *query);
-    store_keys(forward, panel, task->layer, head, query + head_floats);
-    store_values(forward, panel, task->layer, head, query + 2 * head_floats);
+    float *vector = forward->tasks[slot].vector;
+    float *kept = forward->queries + (group->first_panel + panel_index) * config->n_heads * head_floats;
+    for (size_t head = kv_head * n_shared; head < (kv_head + 1) * n_shared; head++) {
+        float *query = part_of_head(group, panel_index, LMC_QUERIES, head);
+        norm_head(task, LMC_LAYER_Q_NORM_GAIN, LMC_LAYER_Q_NORM_BIAS, head, query);
+        rotate_head(task, panel, vector, query);
+        memcpy(kept + head * head_floats, query, head_floats * sizeof *query);
+    }
+    float *key = part_of_head(group, panel_index, LMC_KEYS, kv_head);
+    norm_head(task, LMC_LAYER_K_NORM_GAIN, LMC_LAYER_K_NORM_BIAS, kv_head, key);
+    rotate_head(task, panel, vector, key);
+    store_keys(task, panel, kv_head, key);
+    store_values(task, panel, kv_head, part_of_head(group, panel_index, LMC_VALUES, kv_head));
 }
 
 void lmc_group_project(const lmc_group_t *group, size_t layer) {
     const lmc_transformer_config_t *config = &group->forward->model->config;
-    lmc_layer_vectors_t vectors = lmc_layer_vectors_at(group->forward->model, layer);
-    const lmc_transformer_layer_t *weights = &group->forward->model->weights.layers[layer];
-    lmc_layer_task_t task = {group, layer};
-    normalise(group, vectors.attention_norm_gain, vectors.attention_norm_bias, group_hidden(group));
-    apply_linear(group, weights->qkv_weight, vectors.qkv_bias, 3 * config->hidden, config->hidden,
-                 buffers_of(group)->normed, buffers_of(group)->wide, 0);
-    run_in_group(group, group->n_panels * config->n_heads, place_head, &task);
+    lmc_layer_task_t task = layer_task(group, layer);
+    const float *x = before(group, layer, LMC_LAYER_ATTENTION_NORM_GAIN, LMC_LAYER_ATTENTION_NORM_BIAS);
+    if (config->fused_qkv) {
+        project_part(group, layer, LMC_LAYER_QKV, LMC_LAYER_QKV_BIAS, x, buffers_of(group)->wide, 0);
+    } else {
+        project_part(group, layer, LMC_LAYER_Q, LMC_LAYER_Q_BIAS, x, part_of_head(group, 0, LMC_QUERIES, 0),
+                     0);
+        project_part(group, layer, LMC_LAYER_K, LMC_LAYER_K_BIAS, x, part_of_head(group, 0, LMC_KEYS, 0), 1);
+        project_part(group, layer, LMC_LAYER_V, LMC_LAYER_V_BIAS, x, part_of_head(group, 0, LMC_VALUES, 0),
+                     1);
+    }
+    if (config->qk_norm == LMC_QK_NORM_FULL) run_in_group(group, group->n_panels, norm_all_heads, &task);
+    run_in_group(group, group->n_panels * config->n_kv_heads, place_head, &task);
 }
 
 /* Attention, MLP, residuals. */
 
-/* Lanes of one head, each with its own stream's keys and values. */
-static void attend_streams(const lmc_layer_task_t *task, const lmc_panel_t *panel, size_t head,
-                           lmc_attention_t *attention, lmc_task_buffers_t buffers, const float *query,
+static lmc_attention_t attention_of(const lmc_layer_task_t *task, size_t in_cache) {
+    const lmc_forward_t *forward = task->group->forward;
+    return (lmc_attention_t){.keys = forward->cache.keys + in_cache,
+                             .values = forward->cache.values + in_cache,
+                             .head_dim = forward->model->config.head_dim,
+                             .capacity = task->kept,
+                             .window = task->kind->window,
+                             .softmax = forward->model->softmax};
+}
+
+/* n_queries <= LMC_QUERIES_MAX heads of a panel from `head` on that meet one key head; of each lane with its
+ * own stream's keys and values. */
+static void attend_streams(const lmc_layer_task_t *task, const lmc_panel_t *panel, size_t kv_head,
+                           size_t n_queries, lmc_task_buffers_t buffers, const float *queries,
                            float *output) {
     const lmc_forward_t *forward = task->group->forward;
-    size_t head_dim = attention->head_dim;
-    float *one_query = buffers.vector, *one_output = buffers.vector + head_dim;
-    size_t in_cache = cache_offset(forward, task->layer, panel->streams[0], head);
+    size_t n_features = n_queries * forward->model->config.head_dim;
+    float *of_lane = buffers.vector, *found = buffers.vector + n_features;
+    size_t in_cache = cache_offset(task, panel->streams[0], kv_head);
     for (size_t lane = 0; lane < panel->n_lanes; lane++) {
-        attention->keys = forward->cache.keys + in_cache;
-        attention->values = forward->cache.values + in_cache;
-        if (lane + 1 < panel->n_lanes)
-            in_cache = cache_offset(forward, task->layer, panel->streams[lane + 1], head);
-        attention->ahead = forward->cache.keys + in_cache;
-        for (size_t d = 0; d < head_dim; d++)
-            one_query[d] = query[d * LMC_LANES + lane];
-        kernels_of(forward)->attend_stream(attention, one_query, panel->positions[lane] + 1, buffers.scores,
-                                           one_output);
-        for (size_t d = 0; d < head_dim; d++)
-            output[d * LMC_LANES + lane] = one_output[d];
+        lmc_attention_t attention = attention_of(task, in_cache);
+        if (lane + 1 < panel->n_lanes) in_cache = cache_offset(task, panel->streams[lane + 1], kv_head);
+        attention.ahead = forward->cache.keys + in_cache;
+        for (size_t i = 0; i < n_features; i++)
+            of_lane[i] = queries[i * LMC_LANES + lane];
+        kernels_of(forward)->attend_stream(&attention, of_lane, n_queries, panel->positions[lane],
+                                           buffers.scores, found);
+        for (size_t i = 0; i < n_features; i++)
+            output[i * LMC_LANES + lane] = found[i];
     }
 }
 
-static void attend_head(void *argument, size_t index, size_t slot) {
+/* Heads of queries that a task takes, all of which meet the same keys. */
+static size_t heads_per_task(const lmc_forward_t *forward) {
+    const lmc_transformer_config_t *config = &forward->model->config;
+    size_t n_shared = config->n_heads / config->n_kv_heads;
+    if (!forward->stepping) return 1;
+    return n_shared < LMC_QUERIES_MAX ? n_shared : LMC_QUERIES_MAX;
+}
+
+static size_t tasks_per_kv_head(const lmc_forward_t *forward) {
+    const lmc_transformer_config_t *config = &forward->model->config;
+    size_t n_shared = config->n_heads / config->n_kv_heads, n_heads = heads_per_task(forward);
+    return (n_shared + n_heads - 1) / n_heads;
+}
+
+/* Some heads of a panel. Neighbours read the same keys. */
+static void attend_heads(void *argument, size_t index, size_t slot) {
     const lmc_layer_task_t *task = (const lmc_layer_task_t *)argument;
     const lmc_group_t *group = task->group;
     const lmc_forward_t *forward = group->forward;
-    const lmc_transformer_model_t *model = forward->model;
-    size_t panel_index = index % group->n_panels, head = index / group->n_panels, head_dim = model->head_dim;
+    const lmc_transformer_config_t *config = &forward->model->config;
+    size_t panel_index = index % group->n_panels, part = index / group->n_panels;
+    size_t kv_head = part / tasks_per_kv_head(forward), n_shared = config->n_heads / config->n_kv_heads;
+    size_t first = part % tasks_per_kv_head(forward) * heads_per_task(forward), left = n_shared - first;
+    size_t n_queries = left < heads_per_task(forward) ? left : heads_per_task(forward);
     const lmc_panel_t *panel = &forward->panels[group->first_panel + panel_index];
-    size_t offset = head * head_dim * LMC_LANES, panel_floats = model->config.hidden * LMC_LANES;
-    const float *query = forward->queries + (group->first_panel + panel_index) * panel_floats + offset;
-    float *output = buffers_of(group)->attended + panel_index * panel_floats + offset;
-    lmc_attention_t attention = {
-        .head_dim = head_dim, .scale = model->softmax_scale, .floor = model->softmax_floor};
+    size_t head_floats = config->head_dim * LMC_LANES;
+    size_t offset = (panel_index * config->n_heads + kv_head * n_shared + first) * head_floats;
+    const float *queries = forward->queries + group->first_panel * config->n_heads * head_floats + offset;
+    float *output = buffers_of(group)->attended + offset;
     if (forward->stepping) {
-        attend_streams(task, panel, head, &attention, forward->tasks[slot], query, output);
+        attend_streams(task, panel, kv_head, n_queries, forward->tasks[slot], queries, output);
         return;
     }
-    size_t in_cache = cache_offset(forward, task->layer, panel->streams[0], head);
-    attention.keys = forward->cache.keys + in_cache;
-    attention.values = forward->cache.values + in_cache;
-    kernels_of(forward)->attend_panel(&attention, query, panel->positions[0], panel->n_lanes,
+    lmc_attention_t attention = attention_of(task, cache_offset(task, panel->streams[0], kv_head));
+    kernels_of(forward)->attend_panel(&attention, queries, panel->positions[0], panel->n_lanes,
                                       forward->tasks[slot].scores, output);
+}
+
+static void apply_mlp(const lmc_group_t *group, size_t layer, const float *input, float *output) {
+    const lmc_transformer_model_t *model = group->forward->model;
+    lmc_activation_rule_t rule = {.activation = model->config.activation};
+    if (rule.activation == LMC_ACTIVATION_XIELU)
+        memcpy(&rule.xielu, lmc_layer_vector(model, layer, LMC_LAYER_ACTIVATION), sizeof rule.xielu);
+    float *wide = buffers_of(group)->wide;
+    lmc_matrix_t up = linear_map(group, layer, LMC_LAYER_UP, LMC_LAYER_UP_BIAS, input, wide);
+    lmc_matrix_t gate = linear_map(group, layer, LMC_LAYER_GATE, LMC_LAYER_GATE_BIAS, input, wide);
+    lmc_matrix_t *activated = model->config.gated ? &gate : &up;
+    activated->activation = &rule;
+    if (model->config.gated) gate.factors = &up;
+    run_matrix(activated);
+    apply_linear(group, layer, LMC_LAYER_DOWN, LMC_LAYER_DOWN_BIAS, wide, output);
 }
 
 void lmc_group_finish(const lmc_group_t *group, size_t layer) {
     const lmc_transformer_config_t *config = &group->forward->model->config;
-    lmc_layer_vectors_t vectors = lmc_layer_vectors_at(group->forward->model, layer);
-    const lmc_transformer_layer_t *weights = &group->forward->model->weights.layers[layer];
     const lmc_group_buffers_t *buffers = buffers_of(group);
-    float *hidden = group_hidden(group);
-    lmc_layer_task_t task = {group, layer};
-    run_in_group(group, group->n_panels * config->n_heads, attend_head, &task);
-    apply_linear(group, weights->dense_weight, vectors.dense_bias, config->hidden, config->hidden,
-                 buffers->attended, buffers->residual, 0);
-    /* Parallel: x = (mlp(x) + attention) + x. Sequential: x = attention + x, then x = mlp(x) + x. */
-    if (!config->parallel_residual) add_to(group, hidden, buffers->residual);
-    normalise(group, vectors.mlp_norm_gain, vectors.mlp_norm_bias, hidden);
-    apply_linear(group, weights->mlp_in_weight, vectors.mlp_in_bias, config->intermediate, config->hidden,
-                 buffers->normed, buffers->wide, 1);
-    apply_linear(group, weights->mlp_out_weight, vectors.mlp_out_bias, config->hidden, config->intermediate,
-                 buffers->wide, buffers->attended, 0);
-    if (config->parallel_residual) add_to(group, buffers->attended, buffers->residual);
-    add_to(group, hidden, buffers->attended);
+    float *hidden = group_hidden(group), multiplier = config->residual_multiplier;
+    lmc_layer_task_t task = layer_task(group, layer);
+    size_t n_parts = config->n_kv_heads * tasks_per_kv_head(group->forward);
+    run_in_group(group, group->n_panels * n_parts, attend_heads, &task);
+    apply_linear(group, layer, LMC_LAYER_OUT, LMC_LAYER_OUT_BIAS, buffers->attended, buffers->residual);
+    after(group, layer, LMC_LAYER_ATTENTION_POST_NORM_GAIN, LMC_LAYER_ATTENTION_POST_NORM_BIAS,
+          buffers->residual);
+    if (!config->parallel_residual) add_to(group, hidden, buffers->residual, multiplier);
+    const float *x = config->shared_norm
+                         ? before(group, layer, LMC_LAYER_ATTENTION_NORM_GAIN, LMC_LAYER_ATTENTION_NORM_BIAS)
+                         : before(group, layer, LMC_LAYER_MLP_NORM_GAIN, LMC_LAYER_MLP_NORM_BIAS);
+    apply_mlp(group, layer, x, buffers->attended);
+    after(group, layer, LMC_LAYER_MLP_POST_NORM_GAIN, LMC_LAYER_MLP_POST_NORM_BIAS, buffers->attended);
+    if (config->parallel_residual) add_to(group, buffers->attended, buffers->residual, 1.0f);
+    add_to(group, hidden, buffers->attended, multiplier);
 }
 
 /* Head. */
@@ -455,8 +634,10 @@ static void head_of_panels(const lmc_group_t *group, const float *normed) {
         else
             rows[i] = buffers_of(group)->logits + i * lmc_logits_stride(config);
     }
+    const lmc_transformer_model_t *model = forward->model;
     lmc_matrix_t matrix = {.group = group,
-                           .weight = forward->model->weights.head,
+                           .weight = model->weights.slots[LMC_MODEL_HEAD],
+                           .bias = config->head_bias ? lmc_model_vector(model, LMC_MODEL_HEAD_BIAS) : NULL,
                            .n_rows = config->n_logits,
                            .n_k = config->hidden,
                            .input = normed,
@@ -467,8 +648,9 @@ static void head_of_panels(const lmc_group_t *group, const float *normed) {
 
 void lmc_group_head(const lmc_group_t *group) {
     const lmc_transformer_model_t *model = group->forward->model;
-    const float *gain = model->vectors + model->config.n_layers * lmc_layer_vectors_length(&model->config);
-    normalise(group, gain, gain + model->config.hidden, group_hidden(group));
+    normalise(group, lmc_model_vector(model, LMC_MODEL_FINAL_NORM_GAIN),
+              lmc_model_vector(model, LMC_MODEL_FINAL_NORM_BIAS), group_hidden(group),
+              buffers_of(group)->normed);
     size_t most = group->forward->head_panels, n_parts = (group->n_panels + most - 1) / most;
     size_t step = (group->n_panels + n_parts - 1) / n_parts;
     for (size_t i = 0; i < group->n_panels; i += step) {

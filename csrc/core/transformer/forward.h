@@ -37,19 +37,19 @@ typedef struct lmc_panel {
 /* Memory of the group that a slot works on: panels of so many features. */
 typedef struct lmc_group_buffers {
     float *normed;   /* [LMC_GROUP_PANELS][hidden] */
-    float *wide;     /* [LMC_GROUP_PANELS][max(3 hidden, intermediate)] */
-    float *attended; /* [LMC_GROUP_PANELS][hidden] */
+    float *wide;     /* [LMC_GROUP_PANELS][max(lmc_qkv_width, intermediate)] */
+    float *attended; /* [LMC_GROUP_PANELS][max(n_heads * head_dim, hidden)] */
     float *residual; /* [LMC_GROUP_PANELS][hidden] */
     float *logits;   /* [head_panels * LMC_LANES][lmc_logits_stride], with targets */
-    void *codes;     /* [LMC_GROUP_PANELS] lmc_int8_panel_t of max(hidden, intermediate); NULL: not int8 */
+    void *codes;     /* [LMC_GROUP_PANELS] lmc_int8_panel_t of lmc_longest_input; NULL: not int8 */
 } lmc_group_buffers_t;
 
 /* Memory of the task that a slot runs. */
 typedef struct lmc_task_buffers {
     float *weights; /* [LMC_WEIGHT_BUFFER_FLOATS] */
-    float *output;  /* [LMC_GROUP_PANELS][LMC_BLOCK_ROWS][LMC_LANES] of the head */
+    float *output;  /* [LMC_GROUP_PANELS][LMC_BLOCK_ROWS][LMC_LANES] of the head, or of what is gated */
     float *scores;  /* [capacity + head_dim][LMC_LANES] */
-    float *vector;  /* [max(2 * hidden, rotary_dims * LMC_LANES)] */
+    float *vector;  /* [max(hidden, 2 * LMC_QUERIES_MAX * head_dim, rotary dims * LMC_LANES)] */
 } lmc_task_buffers_t;
 
 typedef struct lmc_forward {
@@ -60,9 +60,10 @@ typedef struct lmc_forward {
     size_t n_panels, group_panels, head_panels;
     int stepping;   /* lanes are streams, not positions */
     float *hidden;  /* [n_panels][hidden] panels */
-    float *queries; /* [n_panels][hidden] panels */
+    float *queries; /* [n_panels][lmc_query_width] panels */
     lmc_transformer_cache_t cache;
-    size_t cache_layers;         /* keys and values of layer l are in layer buffer l % cache_layers */
+    /* A pass keeps whole sequences, of two layers in turn; else the cache has what each layer keeps. */
+    int is_pass;
     lmc_group_buffers_t *groups; /* [n_slots] */
     lmc_task_buffers_t *tasks;   /* [n_slots] */
     lmc_transformer_sink_t sink;
@@ -84,15 +85,38 @@ void lmc_group_finish(const lmc_group_t *group, size_t layer);
 /* Final norm, head, and what the sink wants. */
 void lmc_group_head(const lmc_group_t *group);
 
-/* vectors of one layer inside model->vectors */
-typedef struct lmc_layer_vectors {
-    float *attention_norm_gain, *attention_norm_bias, *mlp_norm_gain, *mlp_norm_bias;
-    float *qkv_bias, *dense_bias, *mlp_in_bias, *mlp_out_bias;
-} lmc_layer_vectors_t;
-size_t lmc_layer_vectors_length(const lmc_transformer_config_t *config);
-lmc_layer_vectors_t lmc_layer_vectors_at(const lmc_transformer_model_t *model, size_t layer);
+/* Features of all queries; of all queries, keys and values; and the most that a linear map reads. */
+static inline size_t lmc_query_width(const lmc_transformer_config_t *config) {
+    return config->n_heads * config->head_dim;
+}
+static inline size_t lmc_qkv_width(const lmc_transformer_config_t *config) {
+    return (config->n_heads + 2 * config->n_kv_heads) * config->head_dim;
+}
+static inline size_t lmc_longest_input(const lmc_transformer_config_t *config) {
+    size_t longest = config->hidden > config->intermediate ? config->hidden : config->intermediate;
+    return longest > lmc_query_width(config) ? longest : lmc_query_width(config);
+}
 
-int lmc_transformer_has_matrices(const lmc_transformer_config_t *config,
-                                 const lmc_transformer_weights_t *weights);
+/* Tokens of a stream that a layer of a kind keeps, of `capacity` that the cache is for: a multiple of 16. A
+ * window is kept with room for the tokens that a prefill brings at a time. */
+#define LMC_STRETCH_TOKENS ((size_t)256)
+static inline size_t lmc_kept_tokens(const lmc_transformer_config_t *config, size_t kind, size_t capacity) {
+    size_t window = config->kinds[kind].window;
+    size_t kept = (window + LMC_STRETCH_TOKENS + LMC_LANES - 1) / LMC_LANES * LMC_LANES;
+    return window != 0 && kept < capacity ? kept : capacity;
+}
+
+/* Where a vector is that belongs into a slot. */
+static inline float *lmc_layer_vector(const lmc_transformer_model_t *model, size_t layer,
+                                      lmc_layer_slot_t slot) {
+    return model->vectors + layer * model->layer_vectors_length + model->layer_vector_offsets[slot];
+}
+static inline float *lmc_model_vector(const lmc_transformer_model_t *model, lmc_model_slot_t slot) {
+    return model->vectors + model->model_vector_offsets[slot];
+}
+
+/* Every matrix that the model has is there, and nothing that it has not. */
+int lmc_transformer_has_tensors(const lmc_transformer_config_t *config,
+                                const lmc_transformer_weights_t *weights);
 
 #endif

@@ -2,9 +2,9 @@
  * multiplied is the kernels' business, and where in the forward pass that of forward.c. */
 #include <string.h>
 
-#include "core/base/size.h"
 #include "core/transformer/forward.h"
 #include "core/base/parallel.h"
+#include "core/base/size.h"
 
 #define LMC_ROWS_PER_TASK 64
 /* Weights of a row that are widened at a time. */
@@ -26,9 +26,12 @@ static size_t matrix_bytes(size_t n_rows, size_t n_k) {
 }
 
 size_t lmc_int8_weights_bound(const lmc_transformer_config_t *config) {
-    size_t d = config->hidden, m = config->intermediate;
-    size_t layer = matrix_bytes(3 * d, d) + matrix_bytes(d, d) + matrix_bytes(m, d) + matrix_bytes(d, m);
-    return config->n_layers * layer + matrix_bytes(config->n_logits, d) + LMC_HOST_ALIGNMENT;
+    size_t layer = 0;
+    for (int slot = 0; slot < LMC_LAYER_SLOT_COUNT; slot++) {
+        lmc_shape_t shape = lmc_layer_slot_shape(config, (lmc_layer_slot_t)slot);
+        if (shape.n_columns > 0) layer += matrix_bytes(shape.n_rows, shape.n_columns);
+    }
+    return config->n_layers * layer + matrix_bytes(config->n_logits, config->hidden) + LMC_HOST_ALIGNMENT;
 }
 
 typedef struct lmc_int8_job {
@@ -92,22 +95,22 @@ lmc_status_t lmc_int8_weights_quantise(const lmc_context_t *context, const lmc_t
     lmc_status_t status = lmc_transformer_config_check(config);
     if (status != LMC_OK) return status;
     if (memory_bytes < lmc_int8_weights_bound(config)) return LMC_ERROR_CAPACITY;
-    if (!lmc_transformer_has_matrices(config, weights)) return LMC_ERROR_ARGUMENT;
-    size_t d = config->hidden, m = config->intermediate;
+    if (!lmc_transformer_has_tensors(config, weights)) return LMC_ERROR_ARGUMENT;
     char *at = lmc_align(memory, LMC_HOST_ALIGNMENT);
-    lmc_transformer_tensor_t head = weights->head;
+    lmc_transformer_tensor_t head = weights->slots[LMC_MODEL_HEAD];
     for (size_t i = 0; i < config->n_layers; i++) {
         const lmc_transformer_layer_t source = weights->layers[i];
         layers[i] = source;
-        const lmc_int8_matrix_t matrices[] = {{&source.qkv_weight, &layers[i].qkv_weight, 3 * d, d},
-                                              {&source.dense_weight, &layers[i].dense_weight, d, d},
-                                              {&source.mlp_in_weight, &layers[i].mlp_in_weight, m, d},
-                                              {&source.mlp_out_weight, &layers[i].mlp_out_weight, d, m}};
-        for (size_t j = 0; j < sizeof matrices / sizeof *matrices; j++)
-            at = quantise_matrix(context, matrices[j], at);
+        for (int slot = 0; slot < LMC_LAYER_SLOT_COUNT; slot++) {
+            lmc_shape_t shape = lmc_layer_slot_shape(config, (lmc_layer_slot_t)slot);
+            lmc_int8_matrix_t matrix = {&source.slots[slot], &layers[i].slots[slot], shape.n_rows,
+                                        shape.n_columns};
+            if (shape.n_columns > 0) at = quantise_matrix(context, matrix, at);
+        }
     }
     *quantised = *weights;
     quantised->layers = layers;
-    quantise_matrix(context, (lmc_int8_matrix_t){&head, &quantised->head, config->n_logits, d}, at);
+    lmc_int8_matrix_t matrix = {&head, &quantised->slots[LMC_MODEL_HEAD], config->n_logits, config->hidden};
+    quantise_matrix(context, matrix, at);
     return LMC_OK;
 }

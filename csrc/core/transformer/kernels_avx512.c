@@ -9,6 +9,7 @@
 
 #define LMC_TRANSFORMER_KERNELS lmc_transformer_kernels_avx512
 #define LMC_TILE_ROWS 24
+#define LMC_LINE_FLOATS 16
 
 /* n_rows and n_panels are constants at every call, so that the accumulators live in registers: 24 of the 32.
  */
@@ -51,9 +52,57 @@ LMC_INLINE void tile(const lmc_product_t *p, size_t row, size_t panel, const siz
     }
 }
 
+/* A panel of eight tokens or fewer: half a vector, since some processors take twice as long for a whole one.
+ */
+LMC_INLINE void half_tile(const lmc_product_t *p, size_t row, const size_t n_rows) {
+    const float *weights = (const float *)p->weights + (ptrdiff_t)row * p->row_stride, *input = p->input;
+    const char *ahead = lmc_next_tile(p, row, n_rows);
+    float *output = p->output + row * LMC_LANES;
+    ptrdiff_t row_stride = p->row_stride, k_stride = p->k_stride;
+    __m256 sums[24];
+#pragma GCC unroll 24
+    for (size_t r = 0; r < n_rows; r++)
+        sums[r] = p->resume ? _mm256_loadu_ps(output + r * LMC_LANES) : _mm256_setzero_ps();
+    for (size_t k = 0; k < p->n_k; k++) {
+        __m256 x = _mm256_loadu_ps(input);
+        if (ahead != NULL && k % LMC_LINE_FLOATS == 0) {
+#pragma GCC unroll 24
+            for (size_t r = 0; r < n_rows; r++)
+                _mm_prefetch(ahead + r * LMC_LINE_BYTES, _MM_HINT_T0);
+            ahead += n_rows * LMC_LINE_BYTES;
+        }
+#pragma GCC unroll 24
+        for (size_t r = 0; r < n_rows; r++) {
+            __m256 weight = _mm256_broadcast_ss(weights + (ptrdiff_t)r * row_stride);
+            sums[r] = _mm256_fmadd_ps(weight, x, sums[r]);
+        }
+        input += LMC_LANES;
+        weights += k_stride;
+    }
+#pragma GCC unroll 24
+    for (size_t r = 0; r < n_rows; r++) {
+        if (p->bias != NULL) sums[r] = _mm256_add_ps(sums[r], _mm256_broadcast_ss(p->bias + row + r));
+        _mm256_storeu_ps(output + r * LMC_LANES, sums[r]);
+    }
+}
+
+static void half_product(const lmc_product_t *p) {
+    size_t row = 0;
+    for (; row + 12 <= p->n_rows; row += 12)
+        half_tile(p, row, 12);
+    for (; row + 4 <= p->n_rows; row += 4)
+        half_tile(p, row, 4);
+    for (; row < p->n_rows; row++)
+        half_tile(p, row, 1);
+}
+
 static void lmc_product_run(const lmc_product_t *p) {
     size_t panel = 0;
     if (lmc_product_few_run(p)) return;
+    if (p->n_panels == 1 && p->n_lanes <= 8) {
+        half_product(p);
+        return;
+    }
     for (; panel + 2 <= p->n_panels; panel += 2) {
         size_t row = 0;
         for (; row + 12 <= p->n_rows; row += 12)

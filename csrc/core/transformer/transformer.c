@@ -1,5 +1,6 @@
 /* The exact engine's entry points: what they check, how they cut the caller's memory, and which thread gets
- * which panels. The layers themselves are in forward.c, the tables of positions in position_tables.c. */
+ * which panels. The layers themselves are in forward.c, checks of a config in config.c, tables in
+ * position_tables.c. */
 #include <string.h>
 
 #include "core/transformer/forward.h"
@@ -42,21 +43,25 @@ static size_t panels_of_logits(const lmc_transformer_config_t *config) {
 
 static void cut_slot(lmc_arena_t *arena, const lmc_transformer_config_t *config, const lmc_demand_t *demand,
                      lmc_group_buffers_t *group, lmc_task_buffers_t *task) {
-    size_t panel_floats = LMC_GROUP_PANELS * LMC_LANES, head_dim = config->hidden / config->n_heads;
+    size_t panel_floats = LMC_GROUP_PANELS * LMC_LANES, head_dim = config->head_dim;
     group->normed = lmc_arena_floats(arena, panel_floats * config->hidden);
-    group->wide = lmc_arena_floats(arena, panel_floats * larger(3 * config->hidden, config->intermediate));
-    group->attended = lmc_arena_floats(arena, panel_floats * config->hidden);
+    group->wide = lmc_arena_floats(arena, panel_floats * larger(lmc_qkv_width(config), config->intermediate));
+    group->attended = lmc_arena_floats(arena, panel_floats * larger(lmc_query_width(config), config->hidden));
     group->residual = lmc_arena_floats(arena, panel_floats * config->hidden);
     group->logits = NULL;
     if (demand->has_targets)
         group->logits =
             lmc_arena_floats(arena, panels_of_logits(config) * LMC_LANES * lmc_logits_stride(config));
-    size_t codes_bytes = lmc_int8_panel_bytes(larger(config->hidden, config->intermediate));
+    size_t codes_bytes = lmc_int8_panel_bytes(lmc_longest_input(config));
     group->codes = config->int8 ? lmc_arena_cut(arena, LMC_GROUP_PANELS, codes_bytes) : NULL;
     task->weights = lmc_arena_floats(arena, LMC_WEIGHT_BUFFER_FLOATS);
     task->output = lmc_arena_floats(arena, panel_floats * LMC_BLOCK_ROWS);
     task->scores = lmc_arena_floats(arena, (demand->capacity + head_dim) * LMC_LANES);
-    task->vector = lmc_arena_floats(arena, larger(2 * config->hidden, config->rotary_dims * LMC_LANES));
+    size_t angles = 0;
+    for (size_t kind = 0; kind < config->n_kinds; kind++)
+        angles = larger(angles, config->kinds[kind].rotary.dims * LMC_LANES);
+    task->vector =
+        lmc_arena_floats(arena, larger(larger(config->hidden, angles), 2 * LMC_QUERIES_MAX * head_dim));
 }
 
 /* Fills the pointers of forward and *panels, or with a NULL workspace only counts; returns the bytes, or 0 if
@@ -68,16 +73,17 @@ static size_t cut_workspace(const lmc_transformer_config_t *config, const lmc_de
         lmc_arena_t arena = arena_on(counting ? NULL : workspace);
         lmc_group_buffers_t group;
         lmc_task_buffers_t task;
-        size_t panel_floats = demand->n_panels * config->hidden * LMC_LANES;
-        size_t cache_floats = 2 * demand->own_cache_streams * demand->capacity * config->hidden;
+        size_t panel_lanes = demand->n_panels * LMC_LANES;
+        size_t cache_floats =
+            2 * demand->own_cache_streams * demand->capacity * config->n_kv_heads * config->head_dim;
         *panels = (lmc_panel_t *)lmc_arena_cut(&arena, demand->n_panels, sizeof **panels);
         forward->groups = (lmc_group_buffers_t *)lmc_arena_cut(&arena, demand->n_slots, sizeof group);
         forward->tasks = (lmc_task_buffers_t *)lmc_arena_cut(&arena, demand->n_slots, sizeof task);
         forward->statuses =
             (lmc_status_t *)lmc_arena_cut(&arena, demand->n_panels, sizeof *forward->statuses);
         forward->error_rows = (size_t *)lmc_arena_cut(&arena, demand->n_panels, sizeof *forward->error_rows);
-        forward->hidden = lmc_arena_floats(&arena, panel_floats);
-        forward->queries = lmc_arena_floats(&arena, panel_floats);
+        forward->hidden = lmc_arena_floats(&arena, panel_lanes * config->hidden);
+        forward->queries = lmc_arena_floats(&arena, panel_lanes * lmc_query_width(config));
         if (demand->own_cache_streams > 0) {
             forward->cache.keys = lmc_arena_floats(&arena, cache_floats);
             forward->cache.values = lmc_arena_floats(&arena, cache_floats);
@@ -256,7 +262,7 @@ lmc_status_t lmc_transformer_pass(const lmc_context_t *context, const lmc_transf
         return LMC_ERROR_CAPACITY;
     forward.cache.n_streams = batch->n_sequences;
     forward.cache.capacity = demand.capacity;
-    forward.cache_layers = 2;
+    forward.is_pass = 1;
     forward.sink = *sink;
     forward.panels = panels;
     for (size_t s = 0; s < batch->n_sequences; s++) {
@@ -278,7 +284,10 @@ lmc_status_t lmc_transformer_pass(const lmc_context_t *context, const lmc_transf
 /* Cache, prefill, step. */
 
 static size_t cache_floats(const lmc_transformer_config_t *config, size_t n_streams, size_t n_tokens) {
-    return config->n_layers * n_streams * lmc_round_up(n_tokens, LMC_LANES) * config->hidden;
+    size_t capacity = lmc_round_up(n_tokens, LMC_LANES), kept = 0;
+    for (size_t i = 0; i < config->n_layers; i++)
+        kept += lmc_kept_tokens(config, config->layer_kinds[i], capacity);
+    return kept * n_streams * config->n_kv_heads * config->head_dim;
 }
 
 size_t lmc_transformer_cache_bound(const lmc_transformer_config_t *config, size_t n_streams,
@@ -335,6 +344,17 @@ static void head_of_last(lmc_forward_t *forward, lmc_panel_t *panels, const lmc_
     run_stage(forward, executor, stage_head, 0);
 }
 
+/* A prefill brings this many tokens at a time, so that rings keep what the first of them sees. */
+static size_t stretch_tokens(const lmc_transformer_config_t *config, const lmc_transformer_cache_t *cache,
+                             size_t n_tokens) {
+    size_t most = n_tokens;
+    for (size_t kind = 0; kind < config->n_kinds; kind++) {
+        if (lmc_kept_tokens(config, kind, cache->capacity) < cache->capacity)
+            most = smaller(most, LMC_STRETCH_TOKENS);
+    }
+    return most;
+}
+
 lmc_status_t lmc_transformer_prefill(const lmc_context_t *context, const lmc_transformer_model_t *model,
                                      lmc_transformer_cache_t *cache, size_t stream, const int64_t *tokens,
                                      size_t n_tokens, float *logits, void *workspace, size_t workspace_bytes,
@@ -348,17 +368,20 @@ lmc_status_t lmc_transformer_prefill(const lmc_context_t *context, const lmc_tra
     if (*error_row < n_tokens) return LMC_ERROR_TOKEN;
     lmc_forward_t forward = forward_of(context, model);
     lmc_panel_t *panels;
-    size_t n_slots = lmc_slot_count(context->executor);
+    size_t n_slots = lmc_slot_count(context->executor), stretch = stretch_tokens(config, cache, n_tokens);
     lmc_demand_t demand = cached_demand(config, (n_tokens + LMC_LANES - 1) / LMC_LANES, n_slots);
     if (cut_workspace(config, &demand, workspace, workspace_bytes, &forward, &panels) == 0)
         return LMC_ERROR_CAPACITY;
     forward.cache = *cache;
-    forward.cache_layers = config->n_layers;
     forward.sink.logits = logits;
     forward.panels = panels;
-    forward.n_panels = fill_panels(panels, tokens, n_tokens, stream, position, 0);
-    plan_groups(&forward, context->executor, forward.n_panels >= 2 * n_slots);
-    run_layers(&forward, context->executor);
+    for (size_t t = 0; t < n_tokens; t += stretch) {
+        size_t n = smaller(stretch, n_tokens - t);
+        forward.n_panels = fill_panels(panels, tokens + t, n, stream, position + t, 0);
+        forward.inner = NULL;
+        plan_groups(&forward, context->executor, forward.n_panels >= 2 * n_slots);
+        run_layers(&forward, context->executor);
+    }
     if (logits != NULL) head_of_last(&forward, panels, context->executor);
     cache->positions[stream] = position + n_tokens;
     return LMC_OK;
@@ -423,11 +446,11 @@ lmc_status_t lmc_transformer_step(const lmc_context_t *context, const lmc_transf
     if (cut_workspace(config, &demand, workspace, workspace_bytes, &forward, &panels) == 0)
         return LMC_ERROR_CAPACITY;
     forward.cache = *cache;
-    forward.cache_layers = config->n_layers;
     forward.sink.logits = logits;
     forward.stepping = 1;
     forward.panels = panels;
-    size_t layer_weights = config->hidden * (4 * config->hidden + 2 * config->intermediate);
+    size_t layer_weights = config->hidden * (lmc_qkv_width(config) + lmc_query_width(config) +
+                                             (config->gated ? 3 : 2) * config->intermediate);
     int small = config->n_layers * layer_weights < LMC_SMALL_MODEL_WEIGHTS;
     size_t n_active = count_active(cache, active), share = (n_active + n_slots - 1) / n_slots;
     if (n_active == 0) return LMC_OK;

@@ -7,7 +7,7 @@
 #include "core/coding/range_coder.h"
 #include "cuda/coding/cluster.h"
 #include "cuda/coding/report.h"
-#include "cuda/coding/row_tiles.h"
+#include "cuda/coding/row_source.h"
 
 namespace {
 
@@ -43,30 +43,12 @@ struct place_t {
 
 __device__ __forceinline__ place_t place_of_thread(const lmc_tile_plan_t &plan) {
     place_t at;
-    at.row = blockIdx.x / plan.n_blocks;
-    at.rank = blockIdx.x % plan.n_blocks;
+    at.row = blockIdx.x >> plan.log2_blocks;
+    at.rank = blockIdx.x & (plan.n_blocks - 1);
     at.warp = at.rank * plan.n_warps + threadIdx.x / LMC_WARP_LANES;
     at.lane = threadIdx.x % LMC_WARP_LANES;
     at.leads_block = threadIdx.x < LMC_WARP_LANES;
     return at;
-}
-
-__device__ __forceinline__ int64_t row_offset(uint32_t row, uint32_t n_inner, int64_t outer, int64_t inner) {
-    return (int64_t)(row / n_inner) * outer + (int64_t)(row % n_inner) * inner;
-}
-
-__device__ __forceinline__ const unsigned char *row_address(const lmc_cuda_rows_t &rows, uint32_t row) {
-    return (const unsigned char *)rows.data +
-           row_offset(row, rows.n_inner, rows.outer_stride_bytes, rows.inner_stride_bytes);
-}
-
-__device__ __forceinline__ uint32_t token_of_row(const lmc_cuda_tokens_t &tokens, const lmc_cuda_rows_t &rows,
-                                                 uint32_t row) {
-    const unsigned char *address =
-        (const unsigned char *)tokens.data +
-        row_offset(row, rows.n_inner, tokens.outer_stride_bytes, tokens.inner_stride_bytes);
-    int64_t token = tokens.element_bytes == 8 ? *(const int64_t *)address : *(const int32_t *)address;
-    return token >= 0 && token < (int64_t)rows.vocab_size ? (uint32_t)token : LMC_TOKEN_INVALID;
 }
 
 /* The part of a row that a thread holds. */
@@ -81,16 +63,16 @@ struct holding_t {
 template <lmc_dtype_t DTYPE>
 __device__ __forceinline__ void load_chunk(holding_t &held, const lmc_tile_plan_t &plan, const place_t &at,
                                            uint32_t chunk) {
-    lmc_tiles_load(held.vectors, held.body, lmc_tile_begin(plan.n_chunks, at.warp, chunk, 0) + at.lane,
+    lmc_tiles_load(held.vectors, held.body, lmc_tile_begin(plan.n_chunks, at.warp, chunk, 0), at.lane,
                    held.layout.n_vectors, DTYPE);
 }
 
 /* Asks for the first chunk. Nothing that waits for other memory may come before it: the loads of a block are
  * what keeps the memory busy while the block beside it computes. */
 template <lmc_dtype_t DTYPE>
-__device__ __forceinline__ void begin_row(holding_t &held, const lmc_cuda_rows_t &rows,
+__device__ __forceinline__ void begin_row(holding_t &held, const row_array_t &rows,
                                           const lmc_tile_plan_t &plan, const place_t &at) {
-    held.row = row_address(rows, at.row);
+    held.row = row_address(rows.source, at.row);
     held.layout = lmc_row_layout((uintptr_t)held.row, rows.vocab_size, DTYPE);
     held.body = held.row + held.layout.n_head * lmc_element_bytes(DTYPE);
     cluster_begin();
@@ -99,9 +81,9 @@ __device__ __forceinline__ void begin_row(holding_t &held, const lmc_cuda_rows_t
 
 /* Gives every thread of the cluster the key of the row's maximum; the last chunk stays in registers. */
 template <lmc_dtype_t DTYPE>
-__device__ __forceinline__ int32_t maximum_of_row(holding_t &held, const lmc_cuda_rows_t &rows,
+__device__ __forceinline__ int32_t maximum_of_row(holding_t &held, const row_array_t &rows,
                                                   const lmc_tile_plan_t &plan, const place_t &at,
-                                                  uint32_t token, int32_t *keys) {
+                                                  uint32_t token, int32_t *keys, exchange_t *exchange) {
     held.edge_symbol = LMC_NO_SYMBOL_INDEX;
     held.edge = -INFINITY;
     if (at.warp == 0)
@@ -116,8 +98,8 @@ __device__ __forceinline__ int32_t maximum_of_row(holding_t &held, const lmc_cud
     float maximum = lmc_max_or_nan(lmc_word_max_value(top, DTYPE), held.edge);
     int32_t key = __reduce_max_sync(ALL_LANES, lmc_max_key(maximum));
     cluster_begun();
-    if (at.lane < plan.n_blocks) store_in_block(&keys[at.warp], at.lane, key);
-    cluster_sync();
+    if (at.lane < plan.n_blocks) store_in_block(&keys[at.warp], at.lane, key, exchange);
+    exchange_wait(exchange, true);
     key = LMC_KEY_NEGATIVE_INFINITY;
     for (uint32_t i = at.lane; i < plan.n_blocks * plan.n_warps; i += LMC_WARP_LANES)
         key = max(key, keys[i]);
@@ -131,15 +113,15 @@ __device__ __forceinline__ uint64_t sum_row(holding_t &held, const lmc_tile_plan
     uint64_t sum = 0;
     *before = 0;
     for (uint32_t chunk = plan.n_chunks; chunk-- > 0;) {
-        uint32_t lane_begin = lmc_tile_begin(plan.n_chunks, at.warp, chunk, 0) + at.lane;
+        uint32_t chunk_begin = lmc_tile_begin(plan.n_chunks, at.warp, chunk, 0);
         if (origin.shift != 0.0f) {
-            lmc_tiles_weight_sum_moved(held.body, lane_begin, held.layout.n_vectors, n_before, origin, DTYPE,
-                                       &sum, before);
+            lmc_tiles_weight_sum_moved(held.body, chunk_begin + at.lane, held.layout.n_vectors, n_before,
+                                       origin, DTYPE, &sum, before);
             continue;
         }
         if (chunk + 1 != plan.n_chunks) load_chunk<DTYPE>(held, plan, at, chunk);
-        lmc_tiles_weight_sum(held.vectors, lane_begin, held.layout.n_vectors, n_before, origin.offset, DTYPE,
-                             &sum, before);
+        lmc_tiles_weight_sum(held.vectors, chunk_begin, at.lane, held.layout.n_vectors, n_before,
+                             origin.offset, DTYPE, &sum, before);
     }
     return warp_sum(sum);
 }
@@ -158,21 +140,27 @@ __device__ __forceinline__ void write_interval(const interval_output_t &out, uin
 /* One cluster a row. */
 template <lmc_dtype_t DTYPE>
 __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
-    intervals_kernel(const __grid_constant__ lmc_cuda_rows_t rows,
-                     const __grid_constant__ lmc_cuda_tokens_t tokens,
-                     const __grid_constant__ lmc_tile_plan_t plan, const uint8_t *active,
-                     const interval_output_t out) {
+    lmc_intervals_kernel(const __grid_constant__ row_array_t rows,
+                         const __grid_constant__ token_array_t tokens,
+                         const __grid_constant__ lmc_tile_plan_t plan, const uint8_t *active,
+                         const interval_output_t out) {
     __shared__ int32_t keys[LMC_ROW_WARPS_MAX];
     __shared__ uint64_t sums[LMC_ROW_WARPS_MAX], sum_before_in_warp;
+    __shared__ exchange_t keys_come, sums_come;
     place_t at = place_of_thread(plan);
     if (active != nullptr && active[at.row] == 0) {
         if (at.rank == 0 && threadIdx.x == 0) write_interval(out, at.row, 0, 0, 0);
         return;
     }
+    uint32_t n_warps = plan.n_blocks * plan.n_warps;
+    if (threadIdx.x == 0) {
+        exchange_expect(&keys_come, n_warps * sizeof keys[0]);
+        exchange_expect(&sums_come, (n_warps + 1) * sizeof sums[0]);
+    }
     holding_t held;
     begin_row<DTYPE>(held, rows, plan, at);
-    uint32_t token = token_of_row(tokens, rows, at.row);
-    int32_t key = maximum_of_row<DTYPE>(held, rows, plan, at, token, keys);
+    uint32_t token = token_of_row(tokens, rows.vocab_size, at.row);
+    int32_t key = maximum_of_row<DTYPE>(held, rows, plan, at, token, keys, &keys_come);
     lmc_status_t status = token == LMC_TOKEN_INVALID ? LMC_ERROR_TOKEN : lmc_status_of_key(key);
     if (status != LMC_OK) {
         if (at.rank != 0 || threadIdx.x != 0) return;
@@ -182,18 +170,19 @@ __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
     }
     lmc_origin_t origin = lmc_origin(lmc_max_of_key(key));
     uint32_t n_before = lmc_vectors_before(&held.layout, token, DTYPE);
-    uint32_t token_warp = lmc_warp_of_vector(plan.n_chunks, n_before);
+    uint32_t token_warp = lmc_warp_of_vector(&plan, n_before);
     uint64_t before, sum = sum_row<DTYPE>(held, plan, at, n_before, origin, &before);
-    if (at.lane == 0) store_in_block(&sums[at.warp], 0, sum);
-    if (at.warp == token_warp) {
+    if (at.lane == 0) store_in_block(&sums[at.warp], 0, sum, &sums_come);
+    /* Of a token of the tail no warp has the vector, but one must send. */
+    if (at.warp == min(token_warp, n_warps - 1)) {
         before = warp_sum(before);
-        if (at.lane == 0) store_in_block(&sum_before_in_warp, 0, before);
+        if (at.lane == 0) store_in_block(&sum_before_in_warp, 0, before, &sums_come);
     }
-    cluster_sync();
+    exchange_wait(&sums_come, at.warp == 0);
     if (at.warp != 0) return;
 
     uint64_t start = 0, total = 0;
-    for (uint32_t i = at.lane; i < plan.n_blocks * plan.n_warps; i += LMC_WARP_LANES) {
+    for (uint32_t i = at.lane; i < n_warps; i += LMC_WARP_LANES) {
         total += sums[i];
         start += i < token_warp ? sums[i] : i == token_warp ? sum_before_in_warp : 0;
     }
@@ -214,6 +203,7 @@ struct search_memory_t {
     uint64_t shares[LMC_ROW_WARPS_MAX + 2];
     uint64_t total, before, rest; /* before: shares of the entries below the one that holds the value */
     uint32_t entry;
+    exchange_t keys_come, shares_come;
 };
 
 struct found_t {
@@ -294,9 +284,9 @@ __device__ __forceinline__ bool find_in_body(holding_t &held, const lmc_tile_pla
  * launch. */
 template <lmc_dtype_t DTYPE>
 __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
-    decode_kernel(const __grid_constant__ lmc_cuda_rows_t rows, const __grid_constant__ lmc_tile_plan_t plan,
-                  const uint8_t *active, lmc_decoder_t *decoders, int32_t *tokens, uint64_t *error,
-                  uint32_t row_begin, bool single_stream) {
+    lmc_decode_kernel(const __grid_constant__ row_array_t rows, const __grid_constant__ lmc_tile_plan_t plan,
+                      const uint8_t *active, lmc_decoder_t *decoders, int32_t *tokens, uint64_t *error,
+                      uint32_t row_begin, bool single_stream) {
     __shared__ search_memory_t memory;
     place_t at = place_of_thread(plan);
     at.row += row_begin;
@@ -305,9 +295,15 @@ __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
         if (at.rank == 0 && threadIdx.x == 0) tokens[at.row] = TOKEN_INACTIVE;
         return;
     }
+    uint32_t n_warps = plan.n_blocks * plan.n_warps, n_entries = n_warps + 2;
+    if (threadIdx.x == 0) {
+        exchange_expect(&memory.keys_come, n_warps * sizeof memory.keys[0]);
+        exchange_expect(&memory.shares_come, n_entries * sizeof memory.shares[0]);
+    }
     holding_t held;
     begin_row<DTYPE>(held, rows, plan, at);
-    int32_t key = maximum_of_row<DTYPE>(held, rows, plan, at, LMC_TOKEN_INVALID, memory.keys);
+    int32_t key =
+        maximum_of_row<DTYPE>(held, rows, plan, at, LMC_TOKEN_INVALID, memory.keys, &memory.keys_come);
     lmc_status_t status = lmc_status_of_key(key);
     if (status != LMC_OK) {
         if (at.rank != 0 || threadIdx.x != 0) return;
@@ -316,10 +312,17 @@ __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
         return;
     }
     lmc_origin_t origin = lmc_origin(lmc_max_of_key(key));
-    uint32_t n_entries = plan.n_blocks * plan.n_warps + 2;
     uint64_t unused, sum = sum_row<DTYPE>(held, plan, at, 0, origin, &unused);
     sum += (uint64_t)lmc_warp_vectors(&held.layout, plan.n_chunks, at.warp) * lmc_vector_elements(DTYPE);
-    if (at.lane < plan.n_blocks) store_in_block(&memory.shares[at.warp + 1], at.lane, sum);
+    /* The thread that finds the token changes the decoder once it has all shares, so that this block must
+     * have read it before it sends its own: what is sent depends on what was read. */
+    lmc_decoder_t decoder = {};
+    if (at.leads_block) {
+        decoder = *stream;
+        if ((decoder.code | decoder.range) == 0) sum = 0; /* no decoder is like that */
+    }
+    if (at.lane < plan.n_blocks)
+        store_in_block(&memory.shares[at.warp + 1], at.lane, sum, &memory.shares_come);
     uint64_t edge_share = 0;
     if (at.warp == 0) {
         if (held.edge_symbol != LMC_NO_SYMBOL_INDEX)
@@ -327,14 +330,11 @@ __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
         uint64_t head = warp_sum(at.lane < LMC_EDGE_TAIL_LANE ? edge_share : 0);
         uint64_t tail = warp_sum(at.lane < LMC_EDGE_TAIL_LANE ? 0 : edge_share);
         if (at.lane < plan.n_blocks) {
-            store_in_block(&memory.shares[0], at.lane, head);
-            store_in_block(&memory.shares[n_entries - 1], at.lane, tail);
+            store_in_block(&memory.shares[0], at.lane, head, &memory.shares_come);
+            store_in_block(&memory.shares[n_entries - 1], at.lane, tail, &memory.shares_come);
         }
     }
-    /* Read before the barrier: the thread that finds the token changes it after. */
-    lmc_decoder_t decoder = {};
-    if (at.leads_block) decoder = *stream;
-    cluster_sync();
+    exchange_wait(&memory.shares_come, at.leads_block);
     if (at.leads_block) find_entry(memory, n_entries, at.lane, decoder);
     __syncthreads();
 
@@ -357,8 +357,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS_MAX)
 
 /* Streams: one a thread. */
 
-__global__ void encoders_place_kernel(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes,
-                                      size_t capacity_bytes, bool is_new) {
+__global__ void lmc_encoders_place_kernel(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes,
+                                          size_t capacity_bytes, bool is_new) {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     uint8_t *stream_bytes = bytes + i * capacity_bytes;
@@ -367,8 +367,8 @@ __global__ void encoders_place_kernel(lmc_encoder_t *encoders, uint32_t n, uint8
     encoders[i].capacity_bytes = capacity_bytes;
 }
 
-__global__ void encoders_put_kernel(lmc_encoder_t *encoders, uint32_t n, interval_output_t interval,
-                                    const uint8_t *active) {
+__global__ void lmc_encoders_put_kernel(lmc_encoder_t *encoders, uint32_t n, interval_output_t interval,
+                                        const uint8_t *active) {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n || *interval.error != LMC_CUDA_NO_ERROR || (active != nullptr && active[i] == 0)) return;
     lmc_encoder_t encoder = encoders[i];
@@ -385,25 +385,25 @@ __global__ void encoders_put_kernel(lmc_encoder_t *encoders, uint32_t n, interva
     encoders[i] = encoder;
 }
 
-__global__ void encoders_end_kernel(lmc_encoder_t *encoders, uint32_t n) {
+__global__ void lmc_encoders_end_kernel(lmc_encoder_t *encoders, uint32_t n) {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) lmc_range_end(&encoders[i]);
 }
 
-__global__ void decoders_begin_kernel(lmc_decoder_t *decoders, uint32_t n, const uint8_t *payloads,
-                                      const uint64_t *offsets) {
+__global__ void lmc_decoders_begin_kernel(lmc_decoder_t *decoders, uint32_t n, const uint8_t *payloads,
+                                          const uint64_t *offsets) {
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) lmc_range_begin_decoder(&decoders[i], payloads + offsets[i], offsets[i + 1] - offsets[i]);
 }
 
-__global__ void code_length_kernel(size_t n, const uint64_t *freq, const uint64_t *total, double *bits) {
+__global__ void lmc_code_length_kernel(size_t n, const uint64_t *freq, const uint64_t *total, double *bits) {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) bits[i] = -log2((double)freq[i] / (double)total[i]);
 }
 
 /* Launching. */
 
-constexpr uint32_t ITEM_THREADS = 64; /* few, so that hundreds of streams spread over the card */
+constexpr uint32_t ITEM_THREADS = 64; /* few, so that hundreds of streams spread over the device */
 
 cudaError_t plan_rows(const lmc_cuda_rows_t &rows, uint32_t n_rows, lmc_tile_plan_t *plan) {
     if (rows.vocab_size == 0 || rows.vocab_size > LMC_VOCAB_SIZE_MAX || rows.n_inner == 0)
@@ -452,11 +452,11 @@ cudaError_t launch_rows(void (*kernel)(PARAMETERS...), uint32_t n_rows, const lm
 cudaError_t launch_decode(const lmc_cuda_rows_t &rows, uint32_t row_begin, uint32_t n_rows,
                           const lmc_tile_plan_t &plan, const uint8_t *active, lmc_decoder_t *decoders,
                           int32_t *tokens, uint64_t *error, bool single_stream, lmc_cuda_stream_t stream) {
-    auto kernel = rows.dtype == LMC_FLOAT32   ? decode_kernel<LMC_FLOAT32>
-                  : rows.dtype == LMC_FLOAT16 ? decode_kernel<LMC_FLOAT16>
-                                              : decode_kernel<LMC_BFLOAT16>;
-    return launch_rows(kernel, n_rows, plan, stream, rows, plan, active, decoders, tokens, error, row_begin,
-                       single_stream);
+    auto kernel = rows.dtype == LMC_FLOAT32   ? lmc_decode_kernel<LMC_FLOAT32>
+                  : rows.dtype == LMC_FLOAT16 ? lmc_decode_kernel<LMC_FLOAT16>
+                                              : lmc_decode_kernel<LMC_BFLOAT16>;
+    return launch_rows(kernel, n_rows, plan, stream, array_of(rows), plan, active, decoders, tokens, error,
+                       row_begin, single_stream);
 }
 
 } // namespace
@@ -472,42 +472,43 @@ int lmc_cuda_intervals(const lmc_cuda_rows_t *rows, const lmc_cuda_tokens_t *tok
     lmc_tile_plan_t plan;
     cudaError_t status = plan_rows(*rows, rows->n_rows, &plan);
     if (status != cudaSuccess) return status;
-    auto kernel = rows->dtype == LMC_FLOAT32   ? intervals_kernel<LMC_FLOAT32>
-                  : rows->dtype == LMC_FLOAT16 ? intervals_kernel<LMC_FLOAT16>
-                                               : intervals_kernel<LMC_BFLOAT16>;
+    auto kernel = rows->dtype == LMC_FLOAT32   ? lmc_intervals_kernel<LMC_FLOAT32>
+                  : rows->dtype == LMC_FLOAT16 ? lmc_intervals_kernel<LMC_FLOAT16>
+                                               : lmc_intervals_kernel<LMC_BFLOAT16>;
     interval_output_t out = {start, freq, total, error};
-    return launch_rows(kernel, rows->n_rows, plan, stream, *rows, *tokens, plan, active, out);
+    return launch_rows(kernel, rows->n_rows, plan, stream, array_of(*rows), array_of(*tokens, *rows), plan,
+                       active, out);
 }
 
 int lmc_cuda_code_length(size_t n, const uint64_t *freq, const uint64_t *total, double *bits,
                          lmc_cuda_stream_t stream) {
-    return launch_items(code_length_kernel, n, stream, n, freq, total, bits);
+    return launch_items(lmc_code_length_kernel, n, stream, n, freq, total, bits);
 }
 
 int lmc_cuda_encoders_begin(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes, size_t capacity_bytes,
                             lmc_cuda_stream_t stream) {
-    return launch_items(encoders_place_kernel, n, stream, encoders, n, bytes, capacity_bytes, true);
+    return launch_items(lmc_encoders_place_kernel, n, stream, encoders, n, bytes, capacity_bytes, true);
 }
 
 int lmc_cuda_encoders_place(lmc_encoder_t *encoders, uint32_t n, uint8_t *bytes, size_t capacity_bytes,
                             lmc_cuda_stream_t stream) {
-    return launch_items(encoders_place_kernel, n, stream, encoders, n, bytes, capacity_bytes, false);
+    return launch_items(lmc_encoders_place_kernel, n, stream, encoders, n, bytes, capacity_bytes, false);
 }
 
 int lmc_cuda_encoders_put(lmc_encoder_t *encoders, uint32_t n, const uint64_t *start, const uint64_t *freq,
                           const uint64_t *total, const uint8_t *active, uint64_t *error,
                           lmc_cuda_stream_t stream) {
     interval_output_t interval = {(uint64_t *)start, (uint64_t *)freq, (uint64_t *)total, error};
-    return launch_items(encoders_put_kernel, n, stream, encoders, n, interval, active);
+    return launch_items(lmc_encoders_put_kernel, n, stream, encoders, n, interval, active);
 }
 
 int lmc_cuda_encoders_end(lmc_encoder_t *encoders, uint32_t n, lmc_cuda_stream_t stream) {
-    return launch_items(encoders_end_kernel, n, stream, encoders, n);
+    return launch_items(lmc_encoders_end_kernel, n, stream, encoders, n);
 }
 
 int lmc_cuda_decoders_begin(lmc_decoder_t *decoders, uint32_t n, const uint8_t *payloads,
                             const uint64_t *offsets, lmc_cuda_stream_t stream) {
-    return launch_items(decoders_begin_kernel, n, stream, decoders, n, payloads, offsets);
+    return launch_items(lmc_decoders_begin_kernel, n, stream, decoders, n, payloads, offsets);
 }
 
 int lmc_cuda_decode_step(const lmc_cuda_rows_t *rows, const uint8_t *active, lmc_decoder_t *decoders,

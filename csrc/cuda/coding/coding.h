@@ -43,6 +43,11 @@ int lmc_cuda_error_clear(uint64_t *error, lmc_cuda_stream_t stream);
 int lmc_cuda_intervals(const lmc_cuda_rows_t *rows, const lmc_cuda_tokens_t *tokens, const uint8_t *active,
                        uint64_t *start, uint64_t *freq, uint64_t *total, uint64_t *error,
                        lmc_cuda_stream_t stream);
+/* log2 of the softmax at the tokens: lmc_log2_softmax. A row with an error gets NaN, and its number plus
+ * first_row in *error. */
+int lmc_cuda_log2_softmax(const lmc_cuda_rows_t *rows, const lmc_cuda_tokens_t *tokens,
+                          double *log2_probabilities, uint32_t first_row, uint64_t *error,
+                          lmc_cuda_stream_t stream);
 /* bits[i] = -log2(freq[i] / total[i]). */
 int lmc_cuda_code_length(size_t n, const uint64_t *freq, const uint64_t *total, double *bits,
                          lmc_cuda_stream_t stream);

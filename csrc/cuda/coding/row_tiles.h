@@ -12,6 +12,7 @@
 #ifndef LLMCOMP_CUDA_CODING_ROW_TILES_H
 #define LLMCOMP_CUDA_CODING_ROW_TILES_H
 
+#include <assert.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -42,6 +43,27 @@ typedef struct lmc_vector {
     uint32_t words[4];
 } lmc_vector_t;
 
+/* Division of numbers below 2^31 by one that is known before a launch, without the device's long way to it:
+ * with s = 31 + ceil(log2(d)), n * (floor(2^s / d) + 1) exceeds n * 2^s / d by at most n < 2^(s -
+ * ceil(log2(d))), too little to reach the next multiple of 2^s. */
+typedef struct lmc_divisor {
+    uint32_t divisor, multiplier, shift;
+} lmc_divisor_t;
+
+LMC_FN lmc_divisor_t lmc_divisor_of(uint32_t divisor) {
+    lmc_divisor_t of;
+    of.divisor = divisor;
+    of.shift = 31;
+    while ((uint64_t)1 << (of.shift - 31) < divisor)
+        of.shift++;
+    of.multiplier = (uint32_t)(((uint64_t)1 << of.shift) / divisor + 1);
+    return of;
+}
+
+LMC_FN uint32_t lmc_divide(uint32_t n, lmc_divisor_t by) {
+    return (uint32_t)((uint64_t)n * by.multiplier >> by.shift);
+}
+
 /* The parts of a row. */
 
 typedef struct lmc_row_layout {
@@ -69,6 +91,8 @@ LMC_FN lmc_row_layout_t lmc_row_layout(uintptr_t address, uint32_t vocab_size, l
 typedef struct lmc_tile_plan {
     uint32_t n_blocks, n_warps,
         n_chunks; /* blocks of a row, warps of a block, loads of LMC_TILE_VECTORS of a thread */
+    uint32_t log2_blocks;
+    lmc_divisor_t warp_vectors; /* vectors of a warp */
 } lmc_tile_plan_t;
 
 /* Holds for every alignment of the row: a head only makes the body shorter. More blocks than the row needs
@@ -81,18 +105,25 @@ LMC_FN lmc_tile_plan_t lmc_tile_plan(uint32_t vocab_size, lmc_dtype_t dtype, uin
     uint32_t n_units =
         (vocab_size + tile_elements * LMC_TILE_VECTORS - 1) / (tile_elements * LMC_TILE_VECTORS);
     plan.n_blocks = 1;
+    plan.log2_blocks = 0;
     while (plan.n_blocks < max_blocks && plan.n_blocks < n_units &&
            (n_units > plan.n_blocks * LMC_BLOCK_WARPS_AIM || n_rows * plan.n_blocks < n_processors))
-        plan.n_blocks *= 2;
+        plan.n_blocks = 1u << ++plan.log2_blocks;
     plan.n_warps = (n_units + plan.n_blocks - 1) / plan.n_blocks;
     if (plan.n_warps > LMC_BLOCK_WARPS_MAX) plan.n_warps = LMC_BLOCK_WARPS_MAX;
     plan.n_chunks = (n_units + plan.n_blocks * plan.n_warps - 1) / (plan.n_blocks * plan.n_warps);
+    plan.warp_vectors = lmc_divisor_of(plan.n_chunks * LMC_TILE_VECTORS * LMC_WARP_LANES);
     return plan;
 }
 
 /* The first vector of a warp's tile; warp counts over all blocks of the row. */
 LMC_FN uint32_t lmc_tile_begin(uint32_t n_chunks, uint32_t warp, uint32_t chunk, uint32_t tile) {
     return ((warp * n_chunks + chunk) * LMC_TILE_VECTORS + tile) * LMC_WARP_LANES;
+}
+
+/* Whether a warp's chunk is all vectors of the row: most are, and need no condition on each. */
+LMC_FN int lmc_chunk_is_whole(uint32_t chunk_begin, uint32_t n_vectors) {
+    return chunk_begin + LMC_TILE_VECTORS * LMC_WARP_LANES <= n_vectors;
 }
 
 LMC_FN uint32_t lmc_warp_vectors(const lmc_row_layout_t *layout, uint32_t n_chunks, uint32_t warp) {
@@ -110,8 +141,8 @@ LMC_FN uint32_t lmc_vectors_before(const lmc_row_layout_t *layout, uint32_t toke
 }
 
 /* The warp that holds the vector after those; the number of warps or more if no warp does. */
-LMC_FN uint32_t lmc_warp_of_vector(uint32_t n_chunks, uint32_t vector) {
-    return vector / (n_chunks * LMC_TILE_VECTORS * LMC_WARP_LANES);
+LMC_FN uint32_t lmc_warp_of_vector(const lmc_tile_plan_t *plan, uint32_t vector) {
+    return lmc_divide(vector, plan->warp_vectors);
 }
 
 /* Edges: the symbol of a lane of the first warp, or LMC_NO_SYMBOL_INDEX. */
@@ -170,6 +201,8 @@ LMC_FN uint32_t lmc_word_lowest(lmc_dtype_t dtype) {
     return dtype == LMC_FLOAT32 ? 0xFF800000u : dtype == LMC_FLOAT16 ? 0xFC00FC00u : 0xFF80FF80u;
 }
 
+/* body is aligned to a vector: a device faults otherwise, and so does the check on the host, where nothing
+ * else would notice. */
 LMC_FN lmc_vector_t lmc_vector_load(const unsigned char *body, uint32_t vector) {
     lmc_vector_t loaded;
 #if defined(__CUDA_ARCH__)
@@ -179,18 +212,25 @@ LMC_FN lmc_vector_t lmc_vector_load(const unsigned char *body, uint32_t vector) 
     loaded.words[2] = words.z;
     loaded.words[3] = words.w;
 #else
+    assert((uintptr_t)body % LMC_VECTOR_BYTES == 0);
     memcpy(&loaded, body + (size_t)vector * LMC_VECTOR_BYTES, LMC_VECTOR_BYTES);
 #endif
     return loaded;
 }
 
-/* The vectors of a thread in one chunk; lane_begin is its first one, the others follow at LMC_WARP_LANES. */
+/* The vectors of a thread in one chunk, LMC_WARP_LANES apart; chunk_begin is the first one of the warp. */
 LMC_FN void lmc_tiles_load(lmc_vector_t vectors[LMC_TILE_VECTORS], const unsigned char *body,
-                           uint32_t lane_begin, uint32_t n_vectors, lmc_dtype_t dtype) {
+                           uint32_t chunk_begin, uint32_t lane, uint32_t n_vectors, lmc_dtype_t dtype) {
+    if (lmc_chunk_is_whole(chunk_begin, n_vectors)) {
+        LMC_UNROLL
+        for (uint32_t tile = 0; tile < LMC_TILE_VECTORS; tile++)
+            vectors[tile] = lmc_vector_load(body, chunk_begin + lane + tile * LMC_WARP_LANES);
+        return;
+    }
     uint32_t lowest = lmc_word_lowest(dtype);
     LMC_UNROLL
     for (uint32_t tile = 0; tile < LMC_TILE_VECTORS; tile++) {
-        uint32_t vector = lane_begin + tile * LMC_WARP_LANES;
+        uint32_t vector = chunk_begin + lane + tile * LMC_WARP_LANES;
         lmc_vector_t nothing = {{lowest, lowest, lowest, lowest}};
         vectors[tile] = vector < n_vectors ? lmc_vector_load(body, vector) : nothing;
     }
@@ -320,13 +360,24 @@ LMC_FN uint64_t lmc_vector_weight_sum(const lmc_vector_t *vector, lmc_origin_t o
 }
 
 /* The weights of a thread in one chunk: all of them, and those of vectors before n_before. */
-LMC_FN void lmc_tiles_weight_sum(const lmc_vector_t vectors[LMC_TILE_VECTORS], uint32_t lane_begin,
-                                 uint32_t n_vectors, uint32_t n_before, float offset, lmc_dtype_t dtype,
-                                 uint64_t *sum, uint64_t *before) {
+LMC_FN void lmc_tiles_weight_sum(const lmc_vector_t vectors[LMC_TILE_VECTORS], uint32_t chunk_begin,
+                                 uint32_t lane, uint32_t n_vectors, uint32_t n_before, float offset,
+                                 lmc_dtype_t dtype, uint64_t *sum, uint64_t *before) {
     lmc_origin_t in_place = {0.0f, offset};
+    uint32_t chunk_end = chunk_begin + LMC_TILE_VECTORS * LMC_WARP_LANES;
+    /* A chunk in which neither the row ends nor what lies before the token. */
+    if (chunk_end <= n_vectors && (n_before <= chunk_begin || n_before >= chunk_end)) {
+        uint64_t weights = 0;
+        LMC_UNROLL
+        for (uint32_t tile = 0; tile < LMC_TILE_VECTORS; tile++)
+            weights += lmc_vector_weight_sum(&vectors[tile], in_place, dtype);
+        *sum += weights;
+        if (n_before >= chunk_end) *before += weights;
+        return;
+    }
     LMC_UNROLL
     for (uint32_t tile = 0; tile < LMC_TILE_VECTORS; tile++) {
-        uint32_t vector = lane_begin + tile * LMC_WARP_LANES;
+        uint32_t vector = chunk_begin + lane + tile * LMC_WARP_LANES;
         if (vector >= n_vectors) break;
         uint64_t weights = lmc_vector_weight_sum(&vectors[tile], in_place, dtype);
         *sum += weights;

@@ -3,6 +3,8 @@
  * scores must be known before its first weight (a running maximum would round otherwise). In a step the
  * scores of one query wait in shared memory; in a pass they are computed twice, which is cheaper than keeping
  * them: a score is one chain, so it comes out the same. */
+#include <cuda_pipeline_primitives.h>
+
 #include "cuda/transformer/launch.h"
 #include "cuda/coding/row_tiles.h"
 
@@ -40,7 +42,7 @@ __device__ __forceinline__ void turn(const lmc_cuda_attention_t &a, const float 
 }
 
 /* One block a row; a thread has one feature of a head, or the two of a pair. */
-__global__ void place_kernel(const __grid_constant__ lmc_cuda_attention_t a) {
+__global__ void lmc_place_kernel(const __grid_constant__ lmc_cuda_attention_t a) {
     uint32_t position = a.row_positions[blockIdx.x], stream = a.row_streams[blockIdx.x];
     uint32_t per_head = a.n_quads * 4;
     if (position == LMC_NO_POSITION) return;
@@ -75,7 +77,8 @@ __device__ __forceinline__ float chain_quad(float4 key, float4 query, float chai
 
 /* Steps: one block for each row and head. */
 
-/* Loads that a thread has on the way at once: the chains hide nothing, and there may be few other threads. */
+/* Quads of a key that a thread has on the way at once: the chains hide nothing, and there may be few other
+ * threads. Whole batches have no condition on each load, which the compiler would wait for. */
 constexpr unsigned LOADS = 8;
 
 /* Scores of all keys, one key a lane; the largest of those that this thread found. */
@@ -85,15 +88,20 @@ __device__ __forceinline__ float score_keys(const lmc_cuda_attention_t &a, const
     for (uint32_t key = threadIdx.x; key < n_keys; key += ATTENTION_THREADS) {
         const float4 *of_key = keys + (size_t)(key / KEY_BLOCK) * a.n_quads * KEY_BLOCK + key % KEY_BLOCK;
         float chain = 0.0f;
-        for (uint32_t first = 0; first < a.n_quads; first += LOADS) {
+        uint32_t quad = 0;
+#pragma unroll 1
+        for (; quad + LOADS <= a.n_quads; quad += LOADS, of_key += LOADS * KEY_BLOCK) {
             float4 loaded[LOADS];
 #pragma unroll
             for (uint32_t i = 0; i < LOADS; i++)
-                if (first + i < a.n_quads) loaded[i] = of_key[(first + i) * KEY_BLOCK];
+                loaded[i] = of_key[i * KEY_BLOCK];
 #pragma unroll
             for (uint32_t i = 0; i < LOADS; i++)
-                if (first + i < a.n_quads) chain = chain_quad(loaded[i], query[first + i], chain);
+                chain = chain_quad(loaded[i], query[quad + i], chain);
         }
+#pragma unroll 1
+        for (; quad < a.n_quads; quad++, of_key += KEY_BLOCK)
+            chain = chain_quad(*of_key, query[quad], chain);
         scores[key] = chain;
         maximum = lmc_max(chain, maximum);
     }
@@ -110,28 +118,107 @@ __device__ __forceinline__ float maximum_of_block(float maximum, int32_t *keys_o
     return lmc_max_of_key(key);
 }
 
-/* One feature of the values, weighted, over the sum of the weights. */
-__device__ __forceinline__ float weigh_values(const lmc_cuda_attention_t &a, const float *values,
-                                              const float *weights, uint32_t n_keys) {
-    float sum = 0.0f, chain = 0.0f;
-    for (uint32_t first = 0; first < n_keys; first += 2 * LOADS) {
-        float loaded[2 * LOADS];
+/* The values of a step pass through shared memory, a few keys a stage: all threads fetch them, 16 bytes at a
+ * time, while the scores are computed and while the stage before is added up. A head's values lie one after
+ * the other in the cache, so that a stage is one stretch of it. */
+constexpr unsigned STEP_STAGES = 3, STEP_STAGE_QUADS = 2 * ATTENTION_THREADS;
+
+struct value_stages_t {
+    const float4 *values;                   /* of the stage that comes next */
+    float4 *stages;                         /* [STEP_STAGES][STEP_STAGE_QUADS] */
+    uint32_t n_quads_left, n_keys, n_quads; /* n_keys, n_quads: of a full stage */
+
+    __device__ __forceinline__ value_stages_t(const float4 *of_head, float4 *memory, uint32_t n_quads_of_head,
+                                              uint32_t n_keys_of_stage, uint32_t n_quads_of_stage)
+        : values(of_head), stages(memory), n_quads_left(n_quads_of_head), n_keys(n_keys_of_stage),
+          n_quads(n_quads_of_stage) {
+    }
+
+    /* Every stage is a group of copies of its own, also those past the end. */
+    __device__ __forceinline__ void begin(uint32_t stage) {
+        float4 *target = stages + stage * STEP_STAGE_QUADS;
+        uint32_t n = min(n_quads, n_quads_left);
 #pragma unroll
-        for (uint32_t i = 0; i < 2 * LOADS; i++)
-            if (first + i < n_keys) loaded[i] = values[(first + i) * padded_features(a)];
+        for (uint32_t i = 0; i < STEP_STAGE_QUADS; i += ATTENTION_THREADS)
+            if (i + threadIdx.x < n)
+                __pipeline_memcpy_async(&target[i + threadIdx.x], &values[i + threadIdx.x], sizeof(float4));
+        __pipeline_commit();
+        values += n_quads;
+        n_quads_left -= n;
+    }
+};
+
+/* Values of N keys of a stage into the chains of a thread's features. */
+template <unsigned FEATURES> struct step_chains_t {
+    float sum, chains[FEATURES];
+
+    template <unsigned N>
+    __device__ __forceinline__ void add(const float *weights, const float *values, uint32_t n_features) {
+        float w[N];
+        if constexpr (N % 4 == 0) {
 #pragma unroll
-        for (uint32_t i = 0; i < 2 * LOADS; i++) {
-            if (first + i >= n_keys) continue;
-            sum = lmc_add(sum, weights[first + i]);
-            chain = lmc_fma(weights[first + i], loaded[i], chain);
+            for (unsigned i = 0; i < N; i += 4)
+                *(float4 *)&w[i] = *(const float4 *)&weights[i];
+        } else {
+            w[0] = weights[0];
+        }
+#pragma unroll
+        for (unsigned i = 0; i < N; i++) {
+            sum = lmc_add(sum, w[i]);
+#pragma unroll
+            for (unsigned f = 0; f < FEATURES; f++)
+                chains[f] = lmc_fma(w[i], values[i * n_features + f * ATTENTION_THREADS], chains[f]);
         }
     }
-    return lmc_div(chain, sum);
+};
+
+/* The values, weighted, over the sum of the weights: a thread has features threadIdx.x + f * 128. The first
+ * STEP_STAGES - 1 stages are on their way. */
+template <unsigned FEATURES>
+__device__ __forceinline__ void weigh_values(const lmc_cuda_attention_t &a, value_stages_t &stages,
+                                             const float *weights, uint32_t n_keys, float *output) {
+    constexpr unsigned BATCH = 16;
+    const uint32_t n_features = a.n_quads * 4;
+    const bool has_feature = threadIdx.x < n_features;
+    step_chains_t<FEATURES> chains = {};
+    for (uint32_t first = 0, stage = 0; first < n_keys; first += stages.n_keys, weights += stages.n_keys) {
+        __pipeline_wait_prior(STEP_STAGES - 2);
+        __syncthreads(); /* the stage has come for all, and none still reads the one before it */
+        stages.begin(stage == 0 ? STEP_STAGES - 1 : stage - 1);
+        const float *values = (const float *)(stages.stages + stage * STEP_STAGE_QUADS) + threadIdx.x;
+        stage = stage + 1 == STEP_STAGES ? 0 : stage + 1;
+        if (!has_feature) continue;
+        uint32_t n = min(stages.n_keys, n_keys - first), key = 0;
+#pragma unroll 1
+        for (; key + BATCH <= n; key += BATCH, values += BATCH * n_features)
+            chains.template add<BATCH>(weights + key, values, n_features);
+#pragma unroll 1
+        for (; key < n; key++, values += n_features)
+            chains.template add<1>(weights + key, values, n_features);
+    }
+#pragma unroll
+    for (unsigned f = 0; f < FEATURES; f++) {
+        uint32_t feature = threadIdx.x + f * ATTENTION_THREADS;
+        if (feature < a.head_dim) output[feature] = lmc_div(chains.chains[f], chains.sum);
+    }
 }
 
-__global__ void __launch_bounds__(ATTENTION_THREADS)
-    attend_step_kernel(const __grid_constant__ lmc_cuda_attention_t a) {
-    LMC_DYNAMIC_SHARED(float4, step_memory); /* the query, then the scores */
+/* Keys whose values a full stage holds. Weights are read four at a time. */
+uint32_t keys_of_stage(const lmc_cuda_attention_t &a) {
+    return STEP_STAGE_QUADS / a.n_quads / 4 * 4;
+}
+
+/* Shared memory of a step: the query, the stages of values, the scores. */
+size_t step_bytes(const lmc_cuda_attention_t &a) {
+    return ((size_t)a.n_quads + STEP_STAGES * STEP_STAGE_QUADS) * sizeof(float4) + a.capacity * sizeof(float);
+}
+
+/* 7 blocks leave a thread 72 registers, in which all LOADS of a batch can wait: 112 KiB on the way to a
+ * multiprocessor. */
+template <unsigned FEATURES>
+__global__ void __launch_bounds__(ATTENTION_THREADS, 7)
+    lmc_attend_step_kernel(const __grid_constant__ lmc_cuda_attention_t a, uint32_t n_keys_of_stage) {
+    LMC_DYNAMIC_SHARED(float4, step_memory);
     __shared__ int32_t keys_of_warps[ATTENTION_THREADS / LMC_WARP_LANES];
     uint32_t row = blockIdx.x / a.n_heads, head = blockIdx.x % a.n_heads;
     uint32_t position = a.row_positions[row], stream = a.row_streams[row], n_keys = position + 1;
@@ -141,19 +228,21 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
             output[i] = 0.0f;
         return;
     }
-    float *query = (float *)step_memory, *scores = (float *)(step_memory + a.n_quads);
+    size_t in_cache = head_offset(a, stream, head);
+    value_stages_t stages((const float4 *)(a.values + in_cache), step_memory + a.n_quads, n_keys * a.n_quads,
+                          n_keys_of_stage, n_keys_of_stage * a.n_quads);
+    for (unsigned stage = 0; stage < STEP_STAGES - 1; stage++)
+        stages.begin(stage);
+    float *query = (float *)step_memory;
+    float *scores = (float *)(step_memory + a.n_quads + STEP_STAGES * STEP_STAGE_QUADS);
     for (uint32_t i = threadIdx.x; i < padded_features(a); i += ATTENTION_THREADS)
         query[i] = i < a.head_dim ? a.qkv[(size_t)blockIdx.x * 3 * a.head_dim + i] : 0.0f;
     __syncthreads();
-    const float *keys = a.keys + head_offset(a, stream, head),
-                *values = a.values + head_offset(a, stream, head);
-    float maximum = score_keys(a, (const float4 *)keys, step_memory, n_keys, scores);
+    float maximum = score_keys(a, (const float4 *)(a.keys + in_cache), step_memory, n_keys, scores);
     maximum = maximum_of_block(maximum, keys_of_warps);
     for (uint32_t key = threadIdx.x; key < n_keys; key += ATTENTION_THREADS)
         scores[key] = lmc_softmax_weight(scores[key], maximum, a.scale, a.floor);
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < a.head_dim; i += ATTENTION_THREADS)
-        output[i] = weigh_values(a, values + i, scores, n_keys);
+    weigh_values<FEATURES>(a, stages, scores, n_keys, output); /* its first barrier is also the scores' */
 }
 
 /* Passes: one block for a tile of queries of one stretch and one head. Threads are 16 x 8 over the tile's
@@ -329,8 +418,8 @@ __device__ __forceinline__ void value_tile(const lmc_cuda_attention_t &a, const 
 
 template <unsigned UNITS>
 __global__ void __launch_bounds__(ATTENTION_THREADS)
-    attend_pass_kernel(const __grid_constant__ lmc_cuda_attention_t a, const uint32_t *row_begin,
-                       uint32_t n_stretches, uint32_t n_tiles) {
+    lmc_attend_pass_kernel(const __grid_constant__ lmc_cuda_attention_t a, const uint32_t *row_begin,
+                           uint32_t n_stretches, uint32_t n_tiles) {
     __shared__ pass_memory_t<UNITS> memory;
     /* Tiles of late queries have the most keys and begin first. */
     uint32_t tile = n_tiles - 1 - blockIdx.x / (n_stretches * a.n_heads);
@@ -373,21 +462,21 @@ __global__ void __launch_bounds__(ATTENTION_THREADS)
 } // namespace
 
 cudaError_t lmc_cuda_attention_place(const lmc_cuda_attention_t &a, lmc_cuda_stream_t stream) {
-    return launch_blocks(place_kernel, a.n_rows, ATTENTION_THREADS, 0, stream, a);
+    return launch_blocks(lmc_place_kernel, a.n_rows, ATTENTION_THREADS, 0, stream, a);
 }
 
 cudaError_t lmc_cuda_attend_pass(const lmc_cuda_attention_t &a, const uint32_t *row_begin,
                                  uint32_t n_stretches, uint32_t n_longest, lmc_cuda_stream_t stream) {
     uint32_t n_tiles = (n_longest + KEY_BLOCK - 1) / KEY_BLOCK;
-    auto kernel = a.head_dim <= 64    ? attend_pass_kernel<1>
-                  : a.head_dim <= 128 ? attend_pass_kernel<2>
-                                      : attend_pass_kernel<4>;
+    auto kernel = a.head_dim <= 64    ? lmc_attend_pass_kernel<1>
+                  : a.head_dim <= 128 ? lmc_attend_pass_kernel<2>
+                                      : lmc_attend_pass_kernel<4>;
     return launch_blocks(kernel, (uint64_t)n_tiles * n_stretches * a.n_heads, ATTENTION_THREADS, 0, stream, a,
                          row_begin, n_stretches, n_tiles);
 }
 
 cudaError_t lmc_cuda_attend_step(const lmc_cuda_attention_t &a, lmc_cuda_stream_t stream) {
-    size_t shared_bytes = (size_t)a.n_quads * sizeof(float4) + a.capacity * sizeof(float);
-    return launch_blocks(attend_step_kernel, (uint64_t)a.n_rows * a.n_heads, ATTENTION_THREADS, shared_bytes,
-                         stream, a);
+    auto kernel = a.head_dim <= ATTENTION_THREADS ? lmc_attend_step_kernel<1> : lmc_attend_step_kernel<2>;
+    return launch_blocks(kernel, (uint64_t)a.n_rows * a.n_heads, ATTENTION_THREADS, step_bytes(a), stream, a,
+                         keys_of_stage(a));
 }

@@ -1,5 +1,6 @@
-/* The one instruction that multiplies 8-bit codes: mma.sync of the PTX manual, which every card that the
- * project is built for has (sm_80 and later). csrc/check/emulated has the same function for the host. */
+/* The instruction that multiplies 8-bit codes, mma.sync of the PTX manual, and ldmatrix, which brings its
+ * operands from shared memory; every device that the project is built for has both (sm_80 and later).
+ * csrc/check/emulated has the same functions for the host. */
 #ifndef LLMCOMP_CUDA_TRANSFORMER_INT8_MMA_H
 #define LLMCOMP_CUDA_TRANSFORMER_INT8_MMA_H
 
@@ -16,6 +17,15 @@ __device__ __forceinline__ void mma_int8(int32_t (&sums)[4], const uint32_t (&ro
                  "{%8, %9}, {%0, %1, %2, %3};"
                  : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
                  : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "r"(columns[0]), "r"(columns[1]));
+}
+
+/* words[i] of lane l is word l % 4 of row l / 4 of matrix i, a matrix being 8 rows of 16 bytes of shared
+ * memory, each aligned to 16 bytes; row: lane l names row l % 8 of matrix l / 8. By all lanes of a warp. */
+__device__ __forceinline__ void load_matrices(uint32_t (&words)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
 }
 
 #endif

@@ -51,10 +51,10 @@ cudaError_t lmc_cuda_rows_of_pass(const lmc_cuda_transformer_batch_t &batch,
                                   const lmc_cuda_transformer_cache_t &cache, bool keeps_positions,
                                   uint32_t n_positions, const lmc_cuda_transformer_work_t &work,
                                   uint64_t *error, lmc_cuda_stream_t stream);
-cudaError_t lmc_cuda_rows_of_step(const int32_t *tokens, uint32_t n_streams, uint32_t n_embeddings,
-                                  const lmc_cuda_transformer_cache_t &cache, uint32_t n_positions,
-                                  const lmc_cuda_transformer_work_t &work, uint64_t *error,
-                                  lmc_cuda_stream_t stream);
+cudaError_t lmc_cuda_rows_of_step(const uint32_t *streams, const int32_t *tokens, uint32_t n_rows,
+                                  uint32_t n_embeddings, const lmc_cuda_transformer_cache_t &cache,
+                                  uint32_t n_positions, const lmc_cuda_transformer_work_t &work,
+                                  uint64_t *error, lmc_cuda_stream_t stream);
 
 /* A token that is not one becomes token 0; error (NULL: not wanted) tells which row had it. */
 cudaError_t lmc_cuda_embed(const lmc_transformer_tensor_t &embedding, uint32_t n_embeddings,
@@ -70,18 +70,6 @@ typedef struct lmc_cuda_norm {
     float epsilon;
 } lmc_cuda_norm_t;
 cudaError_t lmc_cuda_norm(const lmc_cuda_norm_t &norm, lmc_cuda_stream_t stream);
-
-/* log2 of the softmax at targets[i] of row i: FORMAT.md, section 6. Errors name the row moved on by
- * first_row.
- */
-typedef struct lmc_cuda_softmax {
-    const float *logits; /* [n_rows][n_logits] */
-    const int32_t *targets;
-    double *log2_probabilities;
-    uint32_t n_rows, n_logits, first_row;
-    uint64_t *error;
-} lmc_cuda_softmax_t;
-cudaError_t lmc_cuda_log2_softmax(const lmc_cuda_softmax_t &softmax, lmc_cuda_stream_t stream);
 
 /* *error = min(*error, *found moved on by first_row rows). */
 cudaError_t lmc_cuda_error_merge(const uint64_t *found, uint32_t first_row, uint64_t *error,

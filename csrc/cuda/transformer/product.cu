@@ -24,7 +24,7 @@ template <int N_TOKENS_, int N_ROWS_, int TOKENS_, int ROWS_, int DEPTH_, int BL
  * thread, so that few tokens spread over more threads and over more blocks. What ptxas of CUDA 13.0 makes of
  * the large tile for sm_90: 128 registers, nothing spilled; a stage (16 values of k) is 1,168 instructions of
  * a warp with binary32 weights and 1,182 with short ones, of which 1,024 are fma: at most 88 % and 87 % of a
- * card's rate, a bound and not a measurement. */
+ * device's rate, a bound and not a measurement. */
 using large_t = tile_t<128, 128, 8, 8, 16, 2>;
 using medium_t = tile_t<32, 64, 4, 4, 32, 4>;
 using few_t = tile_t<8, 32, 2, 1, 64, 5>;
@@ -214,7 +214,7 @@ __device__ __forceinline__ void multiply_rest(const stage_t<TILE> &stage, corner
 /* One tile a block; blocks that follow each other share their weights. */
 template <class TILE, lmc_dtype_t DTYPE, template <class, lmc_dtype_t> class COPY>
 __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
-    product_kernel(const __grid_constant__ lmc_cuda_product_t p) {
+    lmc_product_kernel(const __grid_constant__ lmc_cuda_product_t p) {
     alignas(16) __shared__ stage_t<TILE> stages[2];
     uint32_t n_token_tiles = (p.n_tokens + TILE::N_TOKENS - 1) / TILE::N_TOKENS;
     size_t first_token = (size_t)(blockIdx.x % n_token_tiles) * TILE::N_TOKENS,
@@ -252,9 +252,9 @@ __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
 
 template <class TILE, template <class, lmc_dtype_t> class COPY = aligned_copy_t>
 cudaError_t launch_tiles(const lmc_cuda_product_t &p, lmc_cuda_stream_t stream) {
-    auto kernel = p.dtype == LMC_FLOAT32   ? product_kernel<TILE, LMC_FLOAT32, COPY>
-                  : p.dtype == LMC_FLOAT16 ? product_kernel<TILE, LMC_FLOAT16, COPY>
-                                           : product_kernel<TILE, LMC_BFLOAT16, COPY>;
+    auto kernel = p.dtype == LMC_FLOAT32   ? lmc_product_kernel<TILE, LMC_FLOAT32, COPY>
+                  : p.dtype == LMC_FLOAT16 ? lmc_product_kernel<TILE, LMC_FLOAT16, COPY>
+                                           : lmc_product_kernel<TILE, LMC_BFLOAT16, COPY>;
     return launch_blocks(kernel, count_tiles<TILE>(p), TILE::THREADS, 0, stream, p);
 }
 

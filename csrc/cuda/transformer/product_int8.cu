@@ -45,8 +45,8 @@ __device__ __forceinline__ uint32_t largest_of_block(uint32_t magnitude, int32_t
 }
 
 __global__ void __launch_bounds__(QUANTISE_THREADS)
-    quantise_kernel(const __grid_constant__ number_rows_t rows,
-                    const __grid_constant__ lmc_cuda_codes_t codes) {
+    lmc_quantise_kernel(const __grid_constant__ number_rows_t rows,
+                        const __grid_constant__ lmc_cuda_codes_t codes) {
     __shared__ int32_t of_warps[QUANTISE_WARPS];
     const unsigned char *row = rows.numbers + (size_t)blockIdx.x * rows.n_k * lmc_element_bytes(rows.dtype);
     uint32_t n_padded = (uint32_t)lmc_int8_padded(rows.n_k), largest = 0;
@@ -87,10 +87,13 @@ struct code_tile_t {
     /* Tiles of mma that a warp has. */
     static constexpr unsigned ROW_TILES = N_ROWS / OVER_ROWS / MMA_ROWS,
                               TOKEN_TILES = N_TOKENS / OVER_TOKENS / MMA_TOKENS;
+    /* Loads bring two tiles of tokens; of a single one the second is the rows that follow, and unused. */
+    static constexpr unsigned TOKEN_PAIRS = (TOKEN_TILES + 1) / 2;
 };
-/* The large tile takes all of the shared memory that a block has without asking: 48 KiB. Few tokens leave
- * few tiles, whose warps share the values of k. */
-using large_t = code_tile_t<128, 128, 64, 2, 4, 1, 2>;
+/* The large tile takes all of the shared memory that a block has without asking: 48 KiB. Its warps have 64 x
+ * 64 outputs each: 8 loads of 512 bytes then feed 32 products, of smaller tiles more. Few tokens leave few
+ * tiles, whose warps share the values of k. */
+using large_t = code_tile_t<128, 128, 64, 2, 2, 1, 2>;
 using medium_t = code_tile_t<32, 64, 64, 1, 4, 1, 6>;
 using few_t = code_tile_t<8, 16, 256, 1, 1, 4, 8>;
 
@@ -104,8 +107,11 @@ template <class TILE> struct code_stage_t {
         return piece ^ (TILE::PIECES == 4 ? row >> 1 & 3 : row & 7);
     }
 
-    __device__ __forceinline__ uint32_t word(unsigned row, unsigned piece, unsigned at) const {
-        return ((const uint32_t *)&pieces[row][place(row, piece)])[at];
+    /* Two tiles of 8 rows, of each the pieces `piece` and the next: words[0] and [1] the first piece of the
+     * two, words[2] and [3] the second. */
+    __device__ __forceinline__ void load(uint32_t (&words)[4], unsigned first_row, unsigned piece) const {
+        unsigned lane = threadIdx.x % LMC_WARP_LANES, row = first_row + lane % 16;
+        load_matrices(words, &pieces[row][place(row, piece + lane / 16)]);
     }
 };
 
@@ -170,25 +176,20 @@ __device__ __forceinline__ void multiply_codes(const code_stage_t<TILE> &stage, 
 #pragma unroll
     for (unsigned i = 0; i < TILE::PIECES / 2 / TILE::OVER_K; i++) {
         unsigned piece = 2 * (i * TILE::OVER_K + warp.k);
-        uint32_t rows[TILE::ROW_TILES][4], tokens[TILE::TOKEN_TILES][2];
+        uint32_t rows[TILE::ROW_TILES][4], tokens[TILE::TOKEN_PAIRS][4];
+#pragma unroll
+        for (unsigned m = 0; m < TILE::ROW_TILES; m++)
+            stage.load(rows[m], TILE::N_TOKENS + warp.row + m * MMA_ROWS, piece);
+#pragma unroll
+        for (unsigned n = 0; n < TILE::TOKEN_PAIRS; n++)
+            stage.load(tokens[n], warp.token + 2 * n * MMA_TOKENS, piece);
 #pragma unroll
         for (unsigned m = 0; m < TILE::ROW_TILES; m++) {
 #pragma unroll
-            for (unsigned j = 0; j < 4; j++)
-                rows[m][j] = stage.word(TILE::N_TOKENS + warp.row + m * MMA_ROWS + j % 2 * 8 + warp.g,
-                                        piece + j / 2, warp.t);
-        }
-#pragma unroll
-        for (unsigned n = 0; n < TILE::TOKEN_TILES; n++) {
-#pragma unroll
-            for (unsigned j = 0; j < 2; j++)
-                tokens[n][j] = stage.word(warp.token + n * MMA_TOKENS + warp.g, piece + j, warp.t);
-        }
-#pragma unroll
-        for (unsigned m = 0; m < TILE::ROW_TILES; m++) {
-#pragma unroll
-            for (unsigned n = 0; n < TILE::TOKEN_TILES; n++)
-                mma_int8(sums[m][n], rows[m], tokens[n]);
+            for (unsigned n = 0; n < TILE::TOKEN_TILES; n++) {
+                const uint32_t columns[2] = {tokens[n / 2][n % 2], tokens[n / 2][2 + n % 2]};
+                mma_int8(sums[m][n], rows[m], columns);
+            }
         }
     }
 }
@@ -201,7 +202,6 @@ __device__ __forceinline__ void add_over_k(int32_t *memory, warp_place_t warp, c
     static_assert(TILE::OVER_TOKENS * TILE::OVER_ROWS == 1, "otherwise a lane's place is another one");
     unsigned lane = threadIdx.x % LMC_WARP_LANES;
     int32_t *all = &sums[0][0][0];
-    __syncthreads();
 #pragma unroll
     for (unsigned i = 0; i < N_SUMS && warp.k > 0; i++)
         memory[((warp.k - 1) * N_SUMS + i) * LANES + lane] = all[i];
@@ -214,22 +214,36 @@ __device__ __forceinline__ void add_over_k(int32_t *memory, warp_place_t warp, c
     }
 }
 
+/* Sums become outputs 16 rows at a time, by way of the warp's part of memory that the stages no longer need:
+ * one short loop over outputs that lie side by side, in place of all that an output takes for every sum of a
+ * thread. */
 template <class TILE>
 __device__ __forceinline__ void store_sums(const lmc_cuda_product_t &p, const float *input_scales,
-                                           size_t first_token, size_t first_row,
-                                           const code_sums_t<TILE> &sums) {
+                                           size_t first_token, size_t first_row, int32_t *memory,
+                                           warp_place_t warp, const code_sums_t<TILE> &sums) {
+    constexpr unsigned N_TOKENS = TILE::TOKEN_TILES * MMA_TOKENS;
+    constexpr unsigned STRIDE = MMA_ROWS + 4; /* the lanes of a store fall into different banks */
+    static_assert(TILE::THREADS / LMC_WARP_LANES * N_TOKENS * STRIDE * sizeof(int32_t) <=
+                      STAGES * sizeof(code_stage_t<TILE>),
+                  "the stages hold the sums of one row of tiles of every warp");
+    unsigned lane = threadIdx.x % LMC_WARP_LANES;
+    memory += threadIdx.x / LMC_WARP_LANES * N_TOKENS * STRIDE;
+    first_token += warp.token;
+    first_row += warp.row;
 #pragma unroll
-    for (unsigned m = 0; m < TILE::ROW_TILES; m++) {
+    for (unsigned m = 0; m < TILE::ROW_TILES; m++, first_row += MMA_ROWS) {
+        __syncwarp();
 #pragma unroll
-        for (unsigned n = 0; n < TILE::TOKEN_TILES; n++) {
-#pragma unroll
-            for (unsigned j = 0; j < 4; j++) {
-                size_t token = first_token + n * MMA_TOKENS + j % 2,
-                       row = first_row + m * MMA_ROWS + j / 2 * 8;
-                if (token >= p.n_tokens || row >= p.n_rows) continue;
-                float number = lmc_mul((float)sums[m][n][j], p.scales[row]);
-                store_output(p, token, row, lmc_mul(number, input_scales[token]));
-            }
+        for (unsigned i = 0; i < TILE::TOKEN_TILES * 4; i++)
+            memory[(i / 4 * MMA_TOKENS + 2 * warp.t + i % 2) * STRIDE + i % 4 / 2 * 8 + warp.g] =
+                sums[m][i / 4][i % 4];
+        __syncwarp();
+#pragma unroll 1
+        for (unsigned i = lane; i < N_TOKENS * MMA_ROWS; i += LMC_WARP_LANES) {
+            size_t token = first_token + i / MMA_ROWS, row = first_row + i % MMA_ROWS;
+            if (token >= p.n_tokens || row >= p.n_rows) continue;
+            float number = lmc_mul((float)memory[i / MMA_ROWS * STRIDE + i % MMA_ROWS], p.scales[row]);
+            store_output(p, token, row, lmc_mul(number, input_scales[token]));
         }
     }
 }
@@ -237,8 +251,8 @@ __device__ __forceinline__ void store_sums(const lmc_cuda_product_t &p, const fl
 /* One tile a block; blocks that follow each other share their weights. */
 template <class TILE>
 __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
-    code_product_kernel(const __grid_constant__ lmc_cuda_product_t p,
-                        const __grid_constant__ lmc_cuda_codes_t input) {
+    lmc_code_product_kernel(const __grid_constant__ lmc_cuda_product_t p,
+                            const __grid_constant__ lmc_cuda_codes_t input) {
     __shared__ code_stage_t<TILE> stages[STAGES];
     uint32_t n_token_tiles = (p.n_tokens + TILE::N_TOKENS - 1) / TILE::N_TOKENS;
     uint32_t n_k = (uint32_t)lmc_int8_padded(p.n_k), n_stages = (n_k + TILE::DEPTH - 1) / TILE::DEPTH;
@@ -262,19 +276,16 @@ __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
         begin(stage + STAGES - 1);
         multiply_codes<TILE>(stages[stage % STAGES], warp, sums);
     }
-    if constexpr (TILE::OVER_K > 1) {
-        __pipeline_wait_prior(0);
-        add_over_k<TILE>((int32_t *)stages, warp, sums);
-    }
-    if (warp.k == 0)
-        store_sums<TILE>(p, input.scales, first_token + warp.token + 2 * warp.t,
-                         first_row + warp.row + warp.g, sums);
+    __syncthreads(); /* none reads a stage any more */
+    if constexpr (TILE::OVER_K > 1) add_over_k<TILE>((int32_t *)stages, warp, sums);
+    if (warp.k == 0) store_sums<TILE>(p, input.scales, first_token, first_row, (int32_t *)stages, warp, sums);
 }
 
 template <class TILE>
 cudaError_t launch_tiles(const lmc_cuda_product_t &p, const lmc_cuda_codes_t &input,
                          lmc_cuda_stream_t stream) {
-    return launch_blocks(code_product_kernel<TILE>, count_tiles<TILE>(p), TILE::THREADS, 0, stream, p, input);
+    return launch_blocks(lmc_code_product_kernel<TILE>, count_tiles<TILE>(p), TILE::THREADS, 0, stream, p,
+                         input);
 }
 
 } // namespace
@@ -283,7 +294,7 @@ cudaError_t lmc_cuda_int8_quantise(const void *rows, lmc_dtype_t dtype, uint32_t
                                    const lmc_cuda_codes_t &codes, lmc_cuda_stream_t stream) {
     bool in_vectors = dtype == LMC_FLOAT32 && n_k % 4 == 0 && (uintptr_t)rows % 16 == 0;
     number_rows_t numbers = {(const unsigned char *)rows, dtype, n_k, in_vectors};
-    return launch_blocks(quantise_kernel, n_rows, QUANTISE_THREADS, 0, stream, numbers, codes);
+    return launch_blocks(lmc_quantise_kernel, n_rows, QUANTISE_THREADS, 0, stream, numbers, codes);
 }
 
 cudaError_t lmc_cuda_int8_product(const lmc_cuda_product_t &p, const lmc_cuda_codes_t &input,

@@ -13,10 +13,10 @@ constexpr unsigned NORM_ROWS = 4, NORM_CHAINS = 4, NORM_CHUNK_MAX = 2048;
 /* Streams and positions. */
 
 /* One block a stretch: all its threads read the position that the first one then moves on. */
-__global__ void rows_of_pass_kernel(const __grid_constant__ lmc_cuda_transformer_batch_t batch,
-                                    const __grid_constant__ lmc_cuda_transformer_cache_t cache,
-                                    bool keeps_positions, uint32_t n_positions, uint32_t *row_streams,
-                                    uint32_t *row_positions, uint64_t *error) {
+__global__ void lmc_rows_of_pass_kernel(const __grid_constant__ lmc_cuda_transformer_batch_t batch,
+                                        const __grid_constant__ lmc_cuda_transformer_cache_t cache,
+                                        bool keeps_positions, uint32_t n_positions, uint32_t *row_streams,
+                                        uint32_t *row_positions, uint64_t *error) {
     uint32_t begin = batch.row_begin[blockIdx.x], n_rows = batch.row_begin[blockIdx.x + 1] - begin;
     uint32_t stream = batch.streams != nullptr ? batch.streams[blockIdx.x] : blockIdx.x, position = 0;
     bool is_known = stream < cache.n_streams;
@@ -32,25 +32,28 @@ __global__ void rows_of_pass_kernel(const __grid_constant__ lmc_cuda_transformer
         cache.positions[stream] = position + min(n_rows, n_positions - position);
 }
 
-__global__ void rows_of_step_kernel(const int32_t *tokens, uint32_t n_streams, uint32_t n_embeddings,
-                                    uint32_t *positions, uint32_t n_positions, uint32_t *row_streams,
-                                    uint32_t *row_positions, uint8_t *is_active, uint64_t *error) {
-    uint32_t stream = blockIdx.x * ROW_THREADS + threadIdx.x;
-    if (stream >= n_streams) return;
-    int32_t token = tokens[stream];
-    uint32_t position = positions[stream];
+__global__ void lmc_rows_of_step_kernel(const uint32_t *streams, const int32_t *tokens, uint32_t n_rows,
+                                        uint32_t n_embeddings,
+                                        const __grid_constant__ lmc_cuda_transformer_cache_t cache,
+                                        uint32_t n_positions, uint32_t *row_streams, uint32_t *row_positions,
+                                        uint8_t *is_active, uint64_t *error) {
+    uint32_t row = blockIdx.x * ROW_THREADS + threadIdx.x;
+    if (row >= n_rows) return;
+    uint32_t stream = streams != nullptr ? streams[row] : row;
+    int32_t token = tokens[row];
+    uint32_t position = stream < cache.n_streams ? cache.positions[stream] : LMC_NO_POSITION;
     bool is_token = (uint32_t)token < n_embeddings, takes_part = is_token && position < n_positions;
-    if (token >= 0 && !is_token) report_error(error, stream, LMC_ERROR_TOKEN);
-    row_streams[stream] = stream;
-    row_positions[stream] = takes_part ? position : LMC_NO_POSITION;
-    is_active[stream] = takes_part;
-    if (takes_part) positions[stream] = position + 1;
+    if (token >= 0 && !is_token) report_error(error, row, LMC_ERROR_TOKEN);
+    row_streams[row] = stream;
+    row_positions[row] = takes_part ? position : LMC_NO_POSITION;
+    is_active[row] = takes_part;
+    if (takes_part) cache.positions[stream] = position + 1;
 }
 
 /* Embedding: one block a row. */
 
-__global__ void embed_kernel(const void *embedding, lmc_dtype_t dtype, uint32_t n_embeddings,
-                             uint32_t n_features, const int32_t *tokens, float *output, uint64_t *error) {
+__global__ void lmc_embed_kernel(const void *embedding, lmc_dtype_t dtype, uint32_t n_embeddings,
+                                 uint32_t n_features, const int32_t *tokens, float *output, uint64_t *error) {
     uint32_t row = blockIdx.x, token = (uint32_t)tokens[row];
     if (token >= n_embeddings) {
         if (error != nullptr && threadIdx.x == 0) report_error(error, row, LMC_ERROR_TOKEN);
@@ -124,7 +127,7 @@ __device__ __forceinline__ void write_norm(const lmc_cuda_norm_t &norm, size_t r
 }
 
 __global__ void __launch_bounds__(ROW_THREADS)
-    norm_kernel(const __grid_constant__ lmc_cuda_norm_t norm, uint32_t chunk_features) {
+    lmc_norm_kernel(const __grid_constant__ lmc_cuda_norm_t norm, uint32_t chunk_features) {
     LMC_DYNAMIC_SHARED(float, norm_memory);
     __shared__ float partial[NORM_ROWS * NORM_CHAINS], means[NORM_ROWS], factors[NORM_ROWS];
     norm_chunk_t chunk = {norm_memory, chunk_features, chunk_features + NORM_CHAINS};
@@ -143,17 +146,17 @@ __global__ void __launch_bounds__(ROW_THREADS)
 
 /* Errors, decoded tokens. */
 
-__global__ void error_merge_kernel(const uint64_t *found, uint32_t first_row, uint64_t *error) {
+__global__ void lmc_error_merge_kernel(const uint64_t *found, uint32_t first_row, uint64_t *error) {
     if (threadIdx.x == 0 && *found != LMC_CUDA_NO_ERROR)
         report_error(error, (uint32_t)(*found >> 8) + first_row, (lmc_status_t)(*found & 0xFF));
 }
 
 /* One block, so that all tokens are in the log before it counts as longer. */
-__global__ void chain_log_kernel(const __grid_constant__ lmc_cuda_transformer_chain_t chain) {
+__global__ void lmc_chain_log_kernel(const __grid_constant__ lmc_cuda_transformer_chain_t chain) {
     uint32_t step = *chain.n_logged;
     if (step >= chain.log_steps) return;
-    for (uint32_t i = threadIdx.x; i < chain.n_streams; i += ROW_THREADS)
-        chain.log[(size_t)step * chain.n_streams + i] = chain.tokens[i];
+    for (uint32_t i = threadIdx.x; i < chain.n_rows; i += ROW_THREADS)
+        chain.log[(size_t)step * chain.n_rows + i] = chain.tokens[i];
     __syncthreads();
     if (threadIdx.x == 0) *chain.n_logged = step + 1;
 }
@@ -164,23 +167,23 @@ cudaError_t lmc_cuda_rows_of_pass(const lmc_cuda_transformer_batch_t &batch,
                                   const lmc_cuda_transformer_cache_t &cache, bool keeps_positions,
                                   uint32_t n_positions, const lmc_cuda_transformer_work_t &work,
                                   uint64_t *error, lmc_cuda_stream_t stream) {
-    return launch_blocks(rows_of_pass_kernel, batch.n_stretches, ROW_THREADS, 0, stream, batch, cache,
+    return launch_blocks(lmc_rows_of_pass_kernel, batch.n_stretches, ROW_THREADS, 0, stream, batch, cache,
                          keeps_positions, n_positions, work.row_streams, work.row_positions, error);
 }
 
-cudaError_t lmc_cuda_rows_of_step(const int32_t *tokens, uint32_t n_streams, uint32_t n_embeddings,
-                                  const lmc_cuda_transformer_cache_t &cache, uint32_t n_positions,
-                                  const lmc_cuda_transformer_work_t &work, uint64_t *error,
-                                  lmc_cuda_stream_t stream) {
-    return launch_blocks(rows_of_step_kernel, (n_streams + ROW_THREADS - 1) / ROW_THREADS, ROW_THREADS, 0,
-                         stream, tokens, n_streams, n_embeddings, cache.positions, n_positions,
-                         work.row_streams, work.row_positions, work.is_active, error);
+cudaError_t lmc_cuda_rows_of_step(const uint32_t *streams, const int32_t *tokens, uint32_t n_rows,
+                                  uint32_t n_embeddings, const lmc_cuda_transformer_cache_t &cache,
+                                  uint32_t n_positions, const lmc_cuda_transformer_work_t &work,
+                                  uint64_t *error, lmc_cuda_stream_t stream) {
+    return launch_blocks(lmc_rows_of_step_kernel, (n_rows + ROW_THREADS - 1) / ROW_THREADS, ROW_THREADS, 0,
+                         stream, streams, tokens, n_rows, n_embeddings, cache, n_positions, work.row_streams,
+                         work.row_positions, work.is_active, error);
 }
 
 cudaError_t lmc_cuda_embed(const lmc_transformer_tensor_t &embedding, uint32_t n_embeddings,
                            uint32_t n_features, const int32_t *tokens, uint32_t n_rows, float *output,
                            uint64_t *error, lmc_cuda_stream_t stream) {
-    return launch_blocks(embed_kernel, n_rows, ROW_THREADS, 0, stream, embedding.data, embedding.dtype,
+    return launch_blocks(lmc_embed_kernel, n_rows, ROW_THREADS, 0, stream, embedding.data, embedding.dtype,
                          n_embeddings, n_features, tokens, output, error);
 }
 
@@ -188,15 +191,15 @@ cudaError_t lmc_cuda_norm(const lmc_cuda_norm_t &norm, lmc_cuda_stream_t stream)
     uint32_t in_fours = (norm.n_features + NORM_CHAINS - 1) / NORM_CHAINS * NORM_CHAINS;
     uint32_t chunk = in_fours < NORM_CHUNK_MAX ? in_fours : NORM_CHUNK_MAX;
     size_t shared_bytes = NORM_ROWS * (chunk + NORM_CHAINS) * sizeof(float);
-    return launch_blocks(norm_kernel, (norm.n_rows + NORM_ROWS - 1) / NORM_ROWS, ROW_THREADS, shared_bytes,
-                         stream, norm, chunk);
+    return launch_blocks(lmc_norm_kernel, (norm.n_rows + NORM_ROWS - 1) / NORM_ROWS, ROW_THREADS,
+                         shared_bytes, stream, norm, chunk);
 }
 
 cudaError_t lmc_cuda_error_merge(const uint64_t *found, uint32_t first_row, uint64_t *error,
                                  lmc_cuda_stream_t stream) {
-    return launch_blocks(error_merge_kernel, 1, LMC_WARP_LANES, 0, stream, found, first_row, error);
+    return launch_blocks(lmc_error_merge_kernel, 1, LMC_WARP_LANES, 0, stream, found, first_row, error);
 }
 
 cudaError_t lmc_cuda_chain_log(const lmc_cuda_transformer_chain_t &chain, lmc_cuda_stream_t stream) {
-    return launch_blocks(chain_log_kernel, 1, ROW_THREADS, 0, stream, chain);
+    return launch_blocks(lmc_chain_log_kernel, 1, ROW_THREADS, 0, stream, chain);
 }

@@ -25,7 +25,7 @@ template <typename T> T *cut(lmc_arena_t &arena, size_t n) {
 }
 
 uint32_t quads_of_head(const lmc_transformer_config_t &config) {
-    return (uint32_t)((config.hidden / config.n_heads + 3) / 4);
+    return (uint32_t)((config.head_dim + 3) / 4);
 }
 
 /* Floats of the keys, or of the values, of one layer. */
@@ -94,6 +94,13 @@ lmc_cuda_product_t linear(const forward_t &f, const lmc_transformer_tensor_t &we
     return product;
 }
 
+lmc_cuda_product_t linear_of_layer(const forward_t &f, size_t layer, lmc_layer_slot_t weight,
+                                   lmc_layer_slot_t bias, const float *input, float *output) {
+    lmc_shape_t shape = lmc_layer_slot_shape(&f.model.config, weight);
+    return linear(f, f.model.weights.layers[layer].slots[weight], lmc_layer_vector(&f.model, layer, bias),
+                  shape.n_rows, shape.n_columns, input, output);
+}
+
 cudaError_t multiply(const forward_t &f, const lmc_cuda_product_t &product) {
     if (product.scales == nullptr) return lmc_cuda_product(product, f.stream);
     lmc_cuda_codes_t codes = {f.work.codes, f.work.code_scales};
@@ -113,18 +120,18 @@ lmc_cuda_attention_t attention_of_layer(const forward_t &f, size_t layer) {
     attention.output = f.work.attended;
     attention.row_streams = f.work.row_streams;
     attention.row_positions = f.work.row_positions;
-    attention.cosines = f.model.cosines;
-    attention.sines = f.model.sines;
+    attention.cosines = f.model.cosines[0];
+    attention.sines = f.model.sines[0];
     attention.table_length = (uint32_t)f.model.table_length;
-    attention.n_pairs = (uint32_t)config.rotary_dims / 2;
+    attention.n_pairs = (uint32_t)config.kinds[0].rotary.dims / 2;
     attention.n_rows = f.n_rows;
     attention.n_heads = (uint32_t)config.n_heads;
-    attention.head_dim = (uint32_t)f.model.head_dim;
+    attention.head_dim = (uint32_t)config.head_dim;
     attention.n_quads = quads_of_head(config);
     attention.capacity = f.cache.capacity;
     attention.n_positions = usable_positions(config, f.cache);
-    attention.scale = f.model.softmax_scale;
-    attention.floor = f.model.softmax_floor;
+    attention.scale = f.model.softmax.scale;
+    attention.floor = f.model.softmax.floor;
     return attention;
 }
 
@@ -133,7 +140,7 @@ lmc_cuda_norm_t norm_of(const forward_t &f, const float *gain, const float *bias
     norm.input = f.work.hidden;
     norm.n_rows = f.n_rows;
     norm.n_features = (uint32_t)f.model.config.hidden;
-    norm.epsilon = f.model.config.layer_norm_epsilon;
+    norm.epsilon = f.model.config.norm_epsilon;
     norm.gains[0] = gain;
     norm.biases[0] = bias;
     norm.outputs[0] = output;
@@ -143,19 +150,18 @@ lmc_cuda_norm_t norm_of(const forward_t &f, const float *gain, const float *bias
 /* Norms, queries, keys and values, attention: work.attended. Both norms of a layer with parallel residuals
  * have the same input, hence the same mean and factor. */
 cudaError_t run_attention(const forward_t &f, size_t layer) {
-    size_t hidden = f.model.config.hidden;
-    lmc_layer_vectors_t vectors = lmc_layer_vectors_at(&f.model, layer);
     lmc_cuda_norm_t norm =
-        norm_of(f, vectors.attention_norm_gain, vectors.attention_norm_bias, f.work.normed);
+        norm_of(f, lmc_layer_vector(&f.model, layer, LMC_LAYER_ATTENTION_NORM_GAIN),
+                lmc_layer_vector(&f.model, layer, LMC_LAYER_ATTENTION_NORM_BIAS), f.work.normed);
     if (f.model.config.parallel_residual) {
-        norm.gains[1] = vectors.mlp_norm_gain;
-        norm.biases[1] = vectors.mlp_norm_bias;
+        norm.gains[1] = lmc_layer_vector(&f.model, layer, LMC_LAYER_MLP_NORM_GAIN);
+        norm.biases[1] = lmc_layer_vector(&f.model, layer, LMC_LAYER_MLP_NORM_BIAS);
         norm.outputs[1] = f.work.normed_mlp;
     }
     lmc_cuda_attention_t attention = attention_of_layer(f, layer);
     cudaError_t status = lmc_cuda_norm(norm, f.stream);
-    LMC_THEN(status, multiply(f, linear(f, f.model.weights.layers[layer].qkv_weight, vectors.qkv_bias,
-                                        3 * hidden, hidden, f.work.normed, f.work.wide)));
+    LMC_THEN(status, multiply(f, linear_of_layer(f, layer, LMC_LAYER_QKV, LMC_LAYER_QKV_BIAS, f.work.normed,
+                                                 f.work.wide)));
     LMC_THEN(status, lmc_cuda_attention_place(attention, f.stream));
     if (f.row_begin != nullptr)
         LMC_THEN(status, lmc_cuda_attend_pass(attention, f.row_begin, f.n_stretches, f.n_longest, f.stream));
@@ -167,15 +173,12 @@ cudaError_t run_attention(const forward_t &f, size_t layer) {
 /* Parallel: x = (mlp(x) + attention) + x. Sequential: x = attention + x, then x = mlp(x) + x. */
 cudaError_t run_mlp(const forward_t &f, size_t layer) {
     const lmc_transformer_config_t &config = f.model.config;
-    const lmc_transformer_layer_t &weights = f.model.weights.layers[layer];
-    lmc_layer_vectors_t vectors = lmc_layer_vectors_at(&f.model, layer);
     float *x = f.work.hidden;
-    lmc_cuda_product_t dense = linear(f, weights.dense_weight, vectors.dense_bias, config.hidden,
-                                      config.hidden, f.work.attended, f.work.residual);
-    lmc_cuda_product_t in = linear(f, weights.mlp_in_weight, vectors.mlp_in_bias, config.intermediate,
-                                   config.hidden, f.work.normed_mlp, f.work.wide);
-    lmc_cuda_product_t out = linear(f, weights.mlp_out_weight, vectors.mlp_out_bias, config.hidden,
-                                    config.intermediate, f.work.wide, x);
+    lmc_cuda_product_t dense =
+        linear_of_layer(f, layer, LMC_LAYER_OUT, LMC_LAYER_OUT_BIAS, f.work.attended, f.work.residual);
+    lmc_cuda_product_t in =
+        linear_of_layer(f, layer, LMC_LAYER_UP, LMC_LAYER_UP_BIAS, f.work.normed_mlp, f.work.wide);
+    lmc_cuda_product_t out = linear_of_layer(f, layer, LMC_LAYER_DOWN, LMC_LAYER_DOWN_BIAS, f.work.wide, x);
     in.with_gelu = true;
     out.addends[1] = x;
     if (config.parallel_residual) {
@@ -186,9 +189,10 @@ cudaError_t run_mlp(const forward_t &f, size_t layer) {
     }
     cudaError_t status = multiply(f, dense);
     if (!config.parallel_residual)
-        LMC_THEN(status,
-                 lmc_cuda_norm(norm_of(f, vectors.mlp_norm_gain, vectors.mlp_norm_bias, f.work.normed_mlp),
-                               f.stream));
+        LMC_THEN(status, lmc_cuda_norm(norm_of(f, lmc_layer_vector(&f.model, layer, LMC_LAYER_MLP_NORM_GAIN),
+                                               lmc_layer_vector(&f.model, layer, LMC_LAYER_MLP_NORM_BIAS),
+                                               f.work.normed_mlp),
+                                       f.stream));
     LMC_THEN(status, multiply(f, in));
     LMC_THEN(status, multiply(f, out));
     return status;
@@ -197,8 +201,8 @@ cudaError_t run_mlp(const forward_t &f, size_t layer) {
 cudaError_t run_layers(const forward_t &f, const int32_t *tokens, uint64_t *token_error) {
     const lmc_transformer_config_t &config = f.model.config;
     cudaError_t status =
-        lmc_cuda_embed(f.model.weights.embedding, (uint32_t)config.n_embeddings, (uint32_t)config.hidden,
-                       tokens, f.n_rows, f.work.hidden, token_error, f.stream);
+        lmc_cuda_embed(f.model.weights.slots[LMC_MODEL_EMBEDDING], (uint32_t)config.n_embeddings,
+                       (uint32_t)config.hidden, tokens, f.n_rows, f.work.hidden, token_error, f.stream);
     for (size_t layer = 0; layer < config.n_layers; layer++) {
         LMC_THEN(status, run_attention(f, layer));
         LMC_THEN(status, run_mlp(f, layer));
@@ -217,8 +221,8 @@ bool is_fitting(const lmc_transformer_model_t *model, const lmc_cuda_transformer
 lmc_status_t lmc_cuda_transformer_config_check(const lmc_transformer_config_t *config) {
     lmc_status_t status = lmc_transformer_config_check(config);
     if (status != LMC_OK) return status;
-    bool fits = config->hidden / config->n_heads <= LMC_CUDA_HEAD_DIM_MAX &&
-                config->context_length <= LMC_CUDA_CONTEXT_MAX;
+    bool fits = config->head_dim <= LMC_CUDA_HEAD_DIM_MAX && config->context_length <= LMC_CUDA_CONTEXT_MAX &&
+                lmc_transformer_arithmetic(config) == 1 && config->fused_qkv;
     return fits ? LMC_OK : LMC_ERROR_ARGUMENT;
 }
 
@@ -257,8 +261,10 @@ void lmc_cuda_transformer_model_place(const lmc_transformer_model_t *model,
     *placed = *model;
     placed->weights = *weights;
     placed->vectors = (float *)device_tables;
-    placed->cosines = placed->vectors + (model->cosines - model->vectors);
-    placed->sines = placed->vectors + (model->sines - model->vectors);
+    for (size_t kind = 0; kind < model->config.n_kinds; kind++) {
+        placed->cosines[kind] = placed->vectors + (model->cosines[kind] - model->vectors);
+        placed->sines[kind] = placed->vectors + (model->sines[kind] - model->vectors);
+    }
 }
 
 size_t lmc_cuda_transformer_cache_bytes(const lmc_transformer_config_t *config, uint32_t n_layers,
@@ -318,12 +324,12 @@ int lmc_cuda_transformer_head(const lmc_transformer_model_t *model, const lmc_cu
     if (n_rows == 0) return cudaSuccess;
     const lmc_cuda_transformer_cache_t no_cache = {};
     forward_t f = {*model, no_cache, *work, n_rows, nullptr, 0, 0, stream};
-    const float *gain = model->vectors + config.n_layers * lmc_layer_vectors_length(&config);
-    lmc_cuda_norm_t norm = norm_of(f, gain, gain + config.hidden, work->normed);
+    lmc_cuda_norm_t norm = norm_of(f, lmc_model_vector(model, LMC_MODEL_FINAL_NORM_GAIN),
+                                   lmc_model_vector(model, LMC_MODEL_FINAL_NORM_BIAS), work->normed);
     norm.input = work->hidden + (size_t)first_row * config.hidden;
     cudaError_t status = lmc_cuda_norm(norm, stream);
-    LMC_THEN(status, multiply(f, linear(f, model->weights.head, nullptr, config.n_logits, config.hidden,
-                                        work->normed, logits)));
+    LMC_THEN(status, multiply(f, linear(f, model->weights.slots[LMC_MODEL_HEAD], nullptr, config.n_logits,
+                                        config.hidden, work->normed, logits)));
     return status;
 }
 
@@ -371,31 +377,25 @@ int lmc_cuda_transformer_log2_softmax(const lmc_transformer_model_t *model,
                                       uint32_t n_rows, const lmc_cuda_transformer_sink_t *sink,
                                       uint64_t *error, lmc_cuda_stream_t stream) {
     return over_blocks(model, work, first_row, n_rows, sink, stream, [=](uint32_t row, uint32_t n) {
-        lmc_cuda_softmax_t softmax = {};
-        softmax.logits = sink->logits;
-        softmax.targets = sink->targets + row;
-        softmax.log2_probabilities = sink->log2_probabilities + row;
-        softmax.n_rows = n;
-        softmax.n_logits = (uint32_t)model->config.n_logits;
-        softmax.first_row = row;
-        softmax.error = error;
-        return lmc_cuda_log2_softmax(softmax, stream);
+        lmc_cuda_rows_t rows = rows_of_logits(model, sink->logits, n, (uint32_t)model->config.n_logits);
+        lmc_cuda_tokens_t tokens = {sink->targets + row, 0, sizeof(int32_t), sizeof(int32_t)};
+        return (cudaError_t)lmc_cuda_log2_softmax(&rows, &tokens, sink->log2_probabilities + row, row, error,
+                                                  stream);
     });
 }
 
 int lmc_cuda_transformer_step(const lmc_transformer_model_t *model, const lmc_cuda_transformer_cache_t *cache,
-                              uint32_t n_streams, const int32_t *tokens, float *logits,
+                              uint32_t n_rows, const uint32_t *streams, const int32_t *tokens, float *logits,
                               const lmc_cuda_transformer_work_t *work, uint64_t *error,
                               lmc_cuda_stream_t stream) {
     const lmc_transformer_config_t &config = model->config;
-    if (!is_fitting(model, work, n_streams) || n_streams > cache->n_streams ||
-        cache->n_layers != config.n_layers)
+    if (!is_fitting(model, work, n_rows) || n_rows > cache->n_streams || cache->n_layers != config.n_layers)
         return cudaErrorInvalidValue;
-    forward_t f = {*model, *cache, *work, n_streams, nullptr, 0, 0, stream};
-    cudaError_t status = lmc_cuda_rows_of_step(tokens, n_streams, (uint32_t)config.n_embeddings, *cache,
+    forward_t f = {*model, *cache, *work, n_rows, nullptr, 0, 0, stream};
+    cudaError_t status = lmc_cuda_rows_of_step(streams, tokens, n_rows, (uint32_t)config.n_embeddings, *cache,
                                                usable_positions(config, *cache), *work, error, stream);
     LMC_THEN(status, run_layers(f, tokens, nullptr));
-    LMC_THEN(status, (cudaError_t)lmc_cuda_transformer_head(model, work, 0, n_streams, logits, stream));
+    LMC_THEN(status, (cudaError_t)lmc_cuda_transformer_head(model, work, 0, n_rows, logits, stream));
     return status;
 }
 
@@ -405,9 +405,9 @@ int lmc_cuda_transformer_decode_step(const lmc_transformer_model_t *model,
                                      const lmc_cuda_transformer_work_t *work, uint64_t *error,
                                      lmc_cuda_stream_t stream) {
     if (chain->vocab_size == 0 || chain->vocab_size > model->config.n_logits) return cudaErrorInvalidValue;
-    lmc_cuda_rows_t rows = rows_of_logits(model, logits, chain->n_streams, chain->vocab_size);
-    cudaError_t status = (cudaError_t)lmc_cuda_transformer_step(model, cache, chain->n_streams, chain->tokens,
-                                                                logits, work, error, stream);
+    lmc_cuda_rows_t rows = rows_of_logits(model, logits, chain->n_rows, chain->vocab_size);
+    cudaError_t status = (cudaError_t)lmc_cuda_transformer_step(model, cache, chain->n_rows, chain->streams,
+                                                                chain->tokens, logits, work, error, stream);
     LMC_THEN(status, (cudaError_t)lmc_cuda_decode_step(&rows, work->is_active, chain->decoders, chain->tokens,
                                                        error, stream));
     LMC_THEN(status, lmc_cuda_chain_log(*chain, stream));

@@ -2,7 +2,9 @@
  * pointers, no framework, no hidden memory: the caller owns every buffer and a _bytes function tells its
  * size. Every launcher puts its kernels on the caller's stream, returns at once with a cudaError_t as an int
  * (0 for success), and can be captured in a graph; the caller has made the device of the pointers current.
- * The bits are those of llmcomp/transformer.h.
+ * The bits are those of llmcomp/transformer.h, but for a NaN's: it is one here (0x7FFFFFFF), while a
+ * processor keeps some operand's sign and payload. They show in an array of logits and nowhere else: a row of
+ * logits that holds one is an error for every coder and every score.
  *
  * One pass:  model_prepare, model_place, cache_init (one layer), then pass and head or intervals.
  * Streams:   cache_init (all layers), pass for what is known, then step, or decode_step again and again. */
@@ -19,7 +21,8 @@ extern "C" {
 #define LMC_CUDA_HEAD_DIM_MAX 256
 #define LMC_CUDA_CONTEXT_MAX 8192
 
-/* lmc_transformer_config_check, and LMC_ERROR_ARGUMENT for head or context sizes above these. */
+/* lmc_transformer_config_check, and LMC_ERROR_ARGUMENT for head or context sizes above these, and for all
+ * that needs another arithmetic than version 1: the switches are not on the device yet. */
 lmc_status_t lmc_cuda_transformer_config_check(const lmc_transformer_config_t *config);
 
 /* The model. */
@@ -129,22 +132,24 @@ int lmc_cuda_transformer_log2_softmax(const lmc_transformer_model_t *model,
 
 /* Steps. */
 
-/* Appends tokens[s] to each of the cache's first n_streams streams; logits [n_streams][n_logits]. A stream
- * takes no part where its token is negative or where it is full: its row of logits means nothing then.
- * LMC_ERROR_TOKEN in *error, with the stream as the row, for a token at or beyond n_embeddings. */
+/* Appends tokens[i] to stream streams[i] of the cache, none twice, or where streams is NULL to stream i;
+ * logits [n_rows][n_logits]. A row takes no part where its token is negative or its stream full or not there:
+ * its logits mean nothing then. LMC_ERROR_TOKEN in *error for a token at or beyond n_embeddings. */
 int lmc_cuda_transformer_step(const lmc_transformer_model_t *model, const lmc_cuda_transformer_cache_t *cache,
-                              uint32_t n_streams, const int32_t *tokens, float *logits,
+                              uint32_t n_rows, const uint32_t *streams, const int32_t *tokens, float *logits,
                               const lmc_cuda_transformer_work_t *work, uint64_t *error,
                               lmc_cuda_stream_t stream);
 
-/* What a chain of decoding steps works on; device pointers. */
+/* What a chain of decoding steps works on; device pointers. Rows need not be all of the cache's streams:
+ * those that have ended are left out, and cost no products. */
 typedef struct lmc_cuda_transformer_chain {
-    lmc_decoder_t *decoders; /* [n_streams] */
-    int32_t *tokens;         /* [n_streams]: the inputs of the next step, which its results replace: the token
+    const uint32_t *streams; /* [n_rows] as of a step, or NULL */
+    lmc_decoder_t *decoders; /* [n_rows] */
+    int32_t *tokens;         /* [n_rows]: the inputs of the next step, which its results replace: the token
                                 decoded, -1 where the stream took no part, -2 where its row has an error */
-    int32_t *log;            /* [log_steps][n_streams]: the results of step after step */
+    int32_t *log;            /* [log_steps][n_rows]: the results of step after step */
     uint32_t *n_logged; /* steps in log; the caller sets it to 0. Steps beyond log_steps are not logged. */
-    uint32_t log_steps, n_streams, vocab_size;
+    uint32_t log_steps, n_rows, vocab_size;
 } lmc_cuda_transformer_chain_t;
 
 /* lmc_cuda_transformer_step, then lmc_cuda_decode_step on its logits. The results are the next step's inputs,

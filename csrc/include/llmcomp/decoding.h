@@ -3,6 +3,7 @@
 #define LLMCOMP_DECODING_H
 
 #include "llmcomp/coder.h"
+#include "llmcomp/mixing.h"
 #include "llmcomp/transformer.h"
 
 #ifdef __cplusplus
@@ -12,8 +13,9 @@ extern "C" {
 /* Arrays of n_streams, those of the cache. */
 typedef struct lmc_transformer_chain {
     lmc_decoder_t *decoders;
-    size_t vocab_size;      /* symbols that get probability */
-    const uint8_t *active;  /* NULL: all */
+    lmc_mixer_t *const *mixers; /* NULL: the rows are the model's alone */
+    size_t vocab_size;          /* symbols that get probability */
+    const uint8_t *active;      /* NULL: all */
     int64_t *tokens;        /* what the next step reads: given for the first, then what the last one found */
     float *logits;          /* [n_streams][n_logits], scratch */
     lmc_search_t *searches; /* scratch, one a slot of the executor */
@@ -21,7 +23,8 @@ typedef struct lmc_transformer_chain {
 
 /* n_steps times: one token into every active stream, and the next one out of its decoder, int32
  * [n_steps][n_streams] in found, -1 where not active. Errors are those of lmc_transformer_step and
- * lmc_decode_step, *error_row the stream; the chain is of no use after one. The workspace is that of a step.
+ * lmc_decode_step or lmc_mixed_decode_step, *error_row the stream; the chain is of no use after one. The
+ * workspace is that of a step.
  */
 lmc_status_t lmc_transformer_decode(const lmc_context_t *context, const lmc_transformer_model_t *model,
                                     lmc_transformer_cache_t *cache, const lmc_transformer_chain_t *chain,

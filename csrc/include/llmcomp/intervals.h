@@ -57,6 +57,19 @@ lmc_status_t lmc_search_row(const lmc_backend_t *backend, const void *row, lmc_d
 size_t lmc_search_find(const lmc_backend_t *backend, const void *row, lmc_dtype_t dtype, size_t vocab_size,
                        const lmc_search_t *search, uint64_t value, uint64_t *start, uint64_t *freq);
 
+/* Weights that are added to those of a few tokens of a row; tokens ascend, each inside the row. */
+typedef struct lmc_added {
+    const int32_t *tokens;
+    const uint64_t *weights;
+    size_t n;
+    uint64_t total; /* of the weights */
+} lmc_added_t;
+
+/* As lmc_search_find, value < search->total + added->total; own is the weight that the row itself gives. */
+size_t lmc_search_find_added(const lmc_backend_t *backend, const void *row, lmc_dtype_t dtype,
+                             size_t vocab_size, const lmc_search_t *search, const lmc_added_t *added,
+                             uint64_t value, uint64_t *start, uint64_t *freq, uint64_t *own);
+
 #ifdef __cplusplus
 }
 #endif

@@ -31,6 +31,9 @@ _PREFILL_ROWS = 4096
 _CHAIN_MEMORY_SHARE = 0.8
 _LANES_MAX = 2048
 _LOG_STEPS = 64
+# Streams that have ended leave the steps when at most this share of the rows goes on: a step of another number of rows
+# is captured anew.
+_COMPACT_SHARE = 0.75
 _ALIGNMENT = 256
 
 
@@ -40,6 +43,8 @@ class CudaModel(ExactModel):
     Name, fingerprint, logits and archives are those of `ExactModel`. `device` is "cuda" or "cuda:1"; as an attribute
     it always has its number. Raises `Error` where the CUDA part, a driver, a device or its memory is missing.
     """
+
+    mixes_in_chains = False  # its decoders are on the device, where nothing mixes yet
 
     def __init__(
         self,
@@ -60,8 +65,8 @@ class CudaModel(ExactModel):
         self._pass_rows = max(self.pass_memory().rows(), self.context_length)
 
     def _make_core(self) -> Any:
-        arguments = core_arguments(self.config, self._tensors)
-        return self._module.TransformerModel(device=self._device, **arguments, int8=self._is_int8)
+        arguments = core_arguments(self.config, self._tensors, self._is_int8)
+        return self._module.TransformerModel(device=self._device, **arguments)
 
     def pass_memory(self) -> PassMemory:
         """What a pass takes: for every row what lies between the kernels, key, value, token and interval; beside them
@@ -456,6 +461,7 @@ class DecodingChain:
         self._decoders = module.Buffer(n_streams * module.DECODER_BYTES, device)
         self._logits = module.Buffer(4 * n_streams * model.n_logits, device)
         self._tokens = module.Buffer(4 * n_streams, device)
+        self._streams = module.Buffer(4 * n_streams, device)
         self._log = module.Buffer(4 * n_streams * _LOG_STEPS, device)
         self._n_logged = module.Buffer(4, device)
 
@@ -477,10 +483,9 @@ class DecodingChain:
 
         The last input is read by the first step.
         """
-        self._keep(lanes)
+        self._n_lanes = len(lanes)
+        self._set_rows(np.arange(len(lanes)), lanes, np.ascontiguousarray(inputs[:, -1]))
         self._core.set_positions(0, np.zeros(len(lanes), np.uint32))
-        self._inputs = np.ascontiguousarray(inputs[:, -1])
-        self._module.upload(self._device, self._core.stream, self._tokens.pointer, self._inputs)
         for streams, first, stop in self._stretches(*inputs[:, :-1].shape):
             part = np.ascontiguousarray(inputs[streams, first:stop], np.int32)
             ends = np.arange(1, len(streams) + 1) * (stop - first)
@@ -494,8 +499,16 @@ class DecodingChain:
             for first in range(0, n_tokens, width or 1):
                 yield np.arange(top, min(top + height, n_lanes)), first, min(first + width, n_tokens)
 
+    def _set_rows(self, rows: npt.NDArray[np.intp], lanes: npt.NDArray[np.intp], inputs: npt.NDArray[np.int32]) -> None:
+        """The rows of the next steps: lanes `rows` of the window, which are streams `lanes`, and their inputs. A step
+        has no rows for streams that have ended."""
+        self._keep(lanes)
+        self._rows, self._inputs = rows, inputs
+        for place, array in ((self._streams, rows.astype(np.uint32)), (self._tokens, inputs)):
+            self._module.upload(self._device, self._core.stream, place.pointer, array)
+
     def _keep(self, lanes: npt.NDArray[np.intp]) -> None:
-        """Moves the decoders of `lanes` to the front, so that steps have no rows for streams that have ended."""
+        """Moves the decoders of `lanes` to the front."""
         if np.array_equal(lanes, self._lanes):
             return
         where = (self._device, self._core.stream, self._decoders.pointer)
@@ -511,18 +524,24 @@ class DecodingChain:
         -1 where a lane is not active; -2 where a row has an error, which `fault` tells, and -1 after that. A lane that
         is set inactive stays so until the next window.
         """
-        n = len(self._lanes)
-        if (self._inputs >= 0)[~active].any():
-            self._inputs = np.where(active, self._inputs, np.int32(-1))
-            self._module.upload(self._device, self._core.stream, self._tokens.pointer, self._inputs)
-        chain = (self._decoders, self._tokens, self._log, self._n_logged)
+        result = np.full((n_steps, self._n_lanes), -1, np.int32)
+        goes_on = active[self._rows] & (self._inputs >= 0)
+        if not goes_on.any():
+            return result
+        if goes_on.sum() <= _COMPACT_SHARE * len(goes_on):
+            self._set_rows(self._rows[goes_on], self._lanes[goes_on], self._inputs[goes_on])
+        elif (goes_on != (self._inputs >= 0)).any():
+            self._set_rows(self._rows, self._lanes, np.where(goes_on, self._inputs, np.int32(-1)))
+        n = len(self._rows)
+        chain = (self._streams, self._decoders, self._tokens, self._log, self._n_logged)
         self._core.decode_steps(
             n_steps, *(part.pointer for part in chain), _LOG_STEPS, n, self._vocab_size, self._logits.pointer
         )
         found = np.empty((n_steps, n), np.int32)
         self._module.download(self._device, self._core.stream, self._log.pointer, found)
         self._inputs = found[-1]
-        return found
+        result[:, self._rows] = found
+        return result
 
     def fault(self) -> str:
         """What a row had that has no token."""

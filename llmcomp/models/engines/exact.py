@@ -1,5 +1,5 @@
-"""The exact engine: GPT-NeoX checkpoints in Hugging Face's layout for the C core, which computes them bit for bit alike
-on every machine, for any batch, padding, number of threads, and in one pass as step by step.
+"""The exact engine: checkpoints of known families in Hugging Face's layout for the C core, which computes them bit for
+bit alike on every machine, for any batch, padding, number of threads, and in one pass as step by step.
 
 Here files are read and checked; weights stay mapped from the file. No arithmetic, and no tokens' meaning, lives here.
 """
@@ -20,22 +20,20 @@ from llmcomp import _core
 from llmcomp.data.tokenizers import Tokenized
 from llmcomp.errors import Error
 from llmcomp.float_state import ieee_state
-from llmcomp.models.checkpoint import (
-    Tensor,
-    _canonical_tensors,
-    _parse_config,
-    _tensors_sha256,
-    core_arguments,
-    read_checkpoint,
-)
+from llmcomp.models.checkpoint import Tensor, core_arguments, match_tensors, read_checkpoint, tensors_sha256
+from llmcomp.models.families import parse_graph
 from llmcomp.models.memory import PassMemory, host_memory
 
-# Version of the arithmetic of csrc/FORMAT.md: a part of every fingerprint.
+# Version of the arithmetic of csrc/FORMAT.md for GPT-NeoX; a model has its own, a part of its fingerprint.
 ARITHMETIC = 1
 # Rows of a batch, at most; more do not make the products faster.
 _BATCH_ROWS = 8192
-# Buffers of one thread in a pass: a block of logits and the panels of one group.
-_THREAD_BYTES = 16 << 20
+# Buffers of one thread in a pass: a block of logits, and so many rows of a group's panels.
+_LOGITS_BYTES = 16 << 20
+_GROUP_ROWS = 128
+# A pass takes so much for sequences side by side, or what a single one takes; and each token's and result's arrays.
+_WAVE_BYTES = 32 << 20
+_ROW_BYTES = 64
 # Keys and values of streams that are decoded side by side: at most what a third cache of usual size keeps from step to
 # step, in lanes that fill a vector, but no fewer than such a vector for every thread (benchmarks/results/archive.md).
 _KEPT_BYTES = 16 << 20
@@ -45,7 +43,7 @@ _SESSION_BYTES_MAX = 256 << 20
 
 
 class ExactModel(Tokenized):
-    """A GPT-NeoX model in the C core, made by `load_exact` or from arrays.
+    """A transformer in the C core, made by `load_exact` or from arrays.
 
     `n_logits` logits a row, of which the first `vocab_size` are tokens; the padded rest gets no probability.
     `n_params` counts tied weights once. `fingerprint` (SHA-256, hex) is over all that the coded bits depend on:
@@ -53,6 +51,7 @@ class ExactModel(Tokenized):
     """
 
     engine = "exact"
+    mixes_in_chains = True
     device = "cpu"
     _is_int8 = False
     attention = None
@@ -69,11 +68,12 @@ class ExactModel(Tokenized):
     ) -> None:
         """`config`: what config.json says; `weights`: float32 or float16 arrays by their names in the checkpoint."""
         self.name, self.step = name, step
-        self.config = _parse_config(config, name)
+        self.config = parse_graph(config, name)
+        self.arithmetic = _core.transformer_arithmetic(self.config.core_config(self._is_int8))
         self.n_logits, self.context_length = self.config.n_logits, self.config.context_length
         self._tokenizer_path = tokenizer_path
-        self._tensors = _canonical_tensors(self.config, weights, name)
-        self.dtype = self._tensors["embed_in.weight"].dtype
+        self._tensors = match_tensors(self.config, weights, name)
+        self.dtype = self._tensors[self.config.uses[0].name].dtype
         self.n_params = sum(tensor.data.size for tensor in self._tensors.values())
         if vocab_size is not None:
             if not 1 <= vocab_size <= self.n_logits:
@@ -82,23 +82,19 @@ class ExactModel(Tokenized):
         self._core = self._make_core()
 
     def _make_core(self) -> Any:
-        return _core.TransformerModel(**core_arguments(self.config, self._tensors), int8=self._is_int8)
+        return _core.TransformerModel(**core_arguments(self.config, self._tensors, self._is_int8))
 
     @functools.cached_property
     def weights_sha256(self) -> str:
-        return _tensors_sha256(self._tensors)
+        return tensors_sha256(self._tensors)
 
     @functools.cached_property
     @ieee_state()
     def fingerprint(self) -> str:
-        try:
-            tokenizer = self.tokenizer.fingerprint
-        except Error:
-            tokenizer = None
         facts = {
-            "arithmetic": ARITHMETIC,
-            "config": self.config._asdict(),
-            "tokenizer": tokenizer,
+            "arithmetic": self.arithmetic,
+            "config": self.config.facts(self.arithmetic),
+            "tokenizer": self.tokenizer_fingerprint,
             "vocab_size": self.vocab_size,
             "weights": self.weights_sha256,
         }
@@ -107,13 +103,18 @@ class ExactModel(Tokenized):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def pass_memory(self) -> PassMemory:
-        """What a pass takes: for every row residual, query, key and value in float32, the token and its interval."""
+        """What a pass takes: for every row the token and its interval; for a wave of sequences residual, query, and two
+        layers' keys and values of each token; for every thread a block of logits and the panels of a group."""
         # An `Int8Model` keeps no tensors but its codes, a byte a weight.
         weight_bytes = sum(tensor.data.nbytes for tensor in self._tensors.values()) or self.n_params
-        n_threads = _core.context_in_use()[1]
-        return PassMemory(
-            4 * 4 * self.config.hidden + 64, n_threads * _THREAD_BYTES, weight_bytes, *host_memory(), _BATCH_ROWS
-        )
+        config = self.config
+        queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        token_bytes = 4 * (config.hidden + queries + 4 * keys)
+        wave_bytes = max(_WAVE_BYTES, token_bytes * min(self.context_length, _BATCH_ROWS))
+        group_floats = 2 * config.hidden + max(queries + 2 * keys, config.intermediate) + max(queries, config.hidden)
+        thread_bytes = _LOGITS_BYTES + 4 * _GROUP_ROWS * group_floats
+        fixed_bytes = wave_bytes + _core.context_in_use()[1] * thread_bytes
+        return PassMemory(_ROW_BYTES, fixed_bytes, weight_bytes, *host_memory(), _BATCH_ROWS)
 
     def logits(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> np.ndarray:
         """int [B, T] -> float32 [B, T, n_logits]. Rows at and beyond `lengths[b]` are padding and come out as zeros."""
@@ -155,10 +156,17 @@ class ExactModel(Tokenized):
     def lanes(self, n_tokens: int) -> int:
         """How many streams of `n_tokens` tokens to decode side by side: what the processor's caches hold of their keys
         and values, or what keeps all threads busy, as far as memory goes."""
-        stream_bytes = 2 * 4 * self.config.n_layers * self.config.hidden * n_tokens
+        stream_bytes = 4 * self._cache_floats(n_tokens)
         kept = _KEPT_BYTES // stream_bytes // _LANES_STEP * _LANES_STEP
         busy = _LANES_STEP * _core.context_in_use()[1]
         return max(1, min(max(kept, busy), _LANES_MAX, _SESSION_BYTES_MAX // stream_bytes))
+
+    def _cache_floats(self, n_tokens: int) -> int:
+        """Keys and values of one stream of `n_tokens` tokens; a layer with a window keeps little more than that."""
+        config = self.config
+        windows = [config.kinds[kind]["window"] for kind in config.layer_kinds]
+        kept = sum(min(n_tokens, window + 256) if window else n_tokens for window in windows)
+        return 2 * config.n_kv_heads * config.head_dim * kept
 
     def decoding_chain(self, n_streams: int, n_tokens: int, vocab_size: int) -> Any:
         """A `DecodingChain`, or what a subclass has instead, for `n_streams` payloads and windows of `n_tokens`."""
@@ -175,10 +183,11 @@ class DecodingChain:
         self._vocab_size = vocab_size
         self._session = model.session(n_streams, n_tokens)
 
-    def begin(self, payloads: Sequence[bytes]) -> None:
-        """At most `n_streams` payloads, each at its start."""
-        rest = [b""] * (self.n_streams - len(payloads))
-        self._decoder = _core.Decoder([*payloads, *rest], self._vocab_size)
+    def begin(self, payloads: Sequence[bytes], n_tokens_max: npt.NDArray[np.int64] | None = None) -> None:
+        """At most `n_streams` payloads, each at its start; `n_tokens_max`, one each, where intervals are mixed."""
+        n_more = self.n_streams - len(payloads)
+        bounds = None if n_tokens_max is None else np.pad(n_tokens_max, (0, n_more))
+        self._decoder = _core.Decoder([*payloads, *[b""] * n_more], self._vocab_size, bounds)
 
     def open_window(self, lanes: npt.NDArray[np.intp], inputs: npt.NDArray[np.int32]) -> None:
         """Only the streams `lanes` go on, each after it has read its row of `inputs`, int32 [n_lanes, k], and no more.
@@ -211,7 +220,7 @@ class DecodingChain:
 
 
 class Int8Model(ExactModel):
-    """A GPT-NeoX model whose linear maps and head are computed in 8-bit integers: another arithmetic than `ExactModel`,
+    """A model whose linear maps and head are computed in 8-bit integers: another arithmetic than `ExactModel`,
     with other logits, but as exact and as much the same everywhere.
 
     Weights become 8-bit codes with a scale a row while loading, activations with a scale a token: csrc/FORMAT.md, 4.7.
@@ -226,7 +235,7 @@ class Int8Model(ExactModel):
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, np.ndarray | Tensor], **options: Any) -> None:
         """Arguments as `ExactModel`."""
         super().__init__(config, weights, **options)
-        self.weights_sha256 = _tensors_sha256(self._tensors)
+        self.weights_sha256 = tensors_sha256(self._tensors)
         self._tensors = {}
         self.dtype = "int8"
 
@@ -240,11 +249,15 @@ def load_exact(
     tokenizer_path: str | os.PathLike[str] | None = None,
     weights: Mapping[str, np.ndarray | Tensor] | None = None,
 ) -> ExactModel:
-    """Load a GPT-NeoX model from a folder in Hugging Face's layout: config.json and safetensors, sharded or not.
+    """Load a model of a known family (`families`) from a folder in Hugging Face's layout: config.json and
+    safetensors, sharded or not.
 
     Weights (float32, float16, bfloat16) stay mapped from the file, so that a new checkpoint may take the file's place
     but must not be written into it while the model lives; `weights` replaces the folder's. `engine` "exact-int8" gives
     an `Int8Model`. Raises `Error`.
     """
     found = read_checkpoint(folder, name=name, step=step, tokenizer_path=tokenizer_path, weights=weights)
-    return (Int8Model if engine == Int8Model.engine else ExactModel)(**found)
+    try:
+        return (Int8Model if engine == Int8Model.engine else ExactModel)(**found)
+    except MemoryError:
+        raise Error(f"{folder}: the model takes more memory than there is") from None

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,9 +27,11 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcomp import coding
+from llmcomp.checked_json import read_object
 from llmcomp.coding import cuda
+from llmcomp.data.tokenizer_files import find_tokenizer_file
 from llmcomp.data.tokenizers import Tokenized
-from llmcomp.errors import Error
+from llmcomp.errors import Error, named, reason, shown
 from llmcomp.models.memory import PassMemory, host_memory
 
 try:
@@ -106,7 +109,7 @@ class TorchModel(Tokenized):
         on_cuda = self.device.startswith("cuda")
         facts = {
             "weights": self.weights_sha256,
-            "tokenizer": self.tokenizer.fingerprint,
+            "tokenizer": self.tokenizer_fingerprint,
             "config": self.module.config.to_json_string(),
             "device": torch.cuda.get_device_name(self.device)
             if on_cuda
@@ -121,18 +124,19 @@ class TorchModel(Tokenized):
 
     def pass_memory(self) -> PassMemory:
         """What a pass takes on this model's device: for every row the values that go through a layer, and beside them
-        one block of logits with the two of float32 that `log2_probabilities` makes of it."""
-        on_card, item_bytes = self.device.startswith("cuda"), DTYPES[self.dtype].itemsize
+        one block of logits with the two of float32 that `log2_probabilities` makes of it without the CUDA part."""
+        on_device, item_bytes = self.device.startswith("cuda"), DTYPES[self.dtype].itemsize
         row_bytes = _ROW_WIDTHS * int(getattr(self.module.config, "hidden_size", 4096)) * item_bytes
         if self.attention == "eager":
             n_heads = int(getattr(self.module.config, "num_attention_heads", 32))
             row_bytes += 2 * 4 * n_heads * self.context_length
-        block_rows, rows_max = (_DEVICE_BLOCK_ROWS, _DEVICE_BATCH_ROWS) if on_card else (_BLOCK_ROWS, _BATCH_ROWS)
+        block_rows, rows_max = (_DEVICE_BLOCK_ROWS, _DEVICE_BATCH_ROWS) if on_device else (_BLOCK_ROWS, _BATCH_ROWS)
+        n_float_copies = 0 if on_device and cuda.is_built() else 2
         return PassMemory(
             row_bytes,
-            block_rows * self.n_logits * (item_bytes + 8),
+            block_rows * self.n_logits * (item_bytes + 4 * n_float_copies),
             sum(parameter.nbytes for parameter in self.module.parameters()),
-            *(_device_memory(self.device) if on_card else host_memory()),
+            *(_device_memory(self.device) if on_device else host_memory()),
             rows_max,
         )
 
@@ -199,7 +203,8 @@ class TorchModel(Tokenized):
     ) -> np.ndarray:
         """log2 of the softmax over all `n_logits`, float64 [B, T], of `targets` after `tokens`; 0 where padding.
 
-        Computed where the logits lie, a block of rows at a time, in float32: within 1e-5 of the float64 softmax.
+        Computed where the logits lie, a block of rows at a time, in float32: within 1e-5 of the float64 softmax. On a
+        device with llmcomp's CUDA part one kernel reads the logits as they are: within 2e-6.
         """
         return self.start_log2_probabilities(tokens, targets, lengths)()
 
@@ -209,16 +214,18 @@ class TorchModel(Tokenized):
         """Gives the device the work of `log2_probabilities`; what is returned waits for it and tells them."""
 
         def of_block(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+            if logits.device.type == "cuda" and cuda.is_built():
+                return cuda.log2_softmax(logits, chosen, wait=False)[None]
             rows = logits.float()
-            return (rows.gather(1, chosen[:, None])[:, 0] - rows.logsumexp(1))[None]
+            return (rows.gather(1, chosen[:, None])[:, 0] - rows.logsumexp(1)).double()[None] / math.log(2)
 
         wait = self._start(
-            tokens, targets, lengths, n_symbols=self.n_logits, n_numbers=1, dtype=torch.float32, of_block=of_block
+            tokens, targets, lengths, n_symbols=self.n_logits, n_numbers=1, dtype=torch.float64, of_block=of_block
         )
 
         def finish() -> np.ndarray:
             found, _, shape = wait()
-            return found.numpy().astype(np.float64).reshape(shape) / np.log(2)
+            return found.numpy().reshape(shape)
 
         return finish
 
@@ -252,7 +259,7 @@ class TorchModel(Tokenized):
         if asked.size and not 0 <= int(asked.min()) <= int(asked.max()) < n_symbols:
             raise Error(f"targets reach from {asked.min()} to {asked.max()}, expected 0 to {n_symbols - 1}")
         place = inputs.device
-        rows_there, wanted_there = torch.from_numpy(rows).to(place), torch.from_numpy(wanted).reshape(-1).to(place)
+        rows_there, wanted_there = _copy_ahead(rows, place), _copy_ahead(wanted.reshape(-1), place)
         head_is_linear = self._head_is_linear
         with self.watch("forward"):
             if head_is_linear:
@@ -297,7 +304,7 @@ class TorchModel(Tokenized):
             )
         if array.size and not 0 <= int(array.min()) <= int(array.max()) < self.n_logits:
             raise Error(f"tokens reach from {array.min()} to {array.max()}, expected 0 to {self.n_logits - 1}")
-        return torch.from_numpy(np.ascontiguousarray(array, np.int64)).to(self.device)
+        return _copy_ahead(np.ascontiguousarray(array, np.int64), torch.device(self.device))
 
 
 class TorchSession:
@@ -404,15 +411,14 @@ def load_torch(
     except Exception as error:
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise Error(f"{folder}: the model needs code of its own, which is not run; {_TRUST}") from None
-        raise Error(f"{folder}: transformers cannot load this model on {device}: {_first_line(error)}") from error
+        raise Error(f"{folder}: transformers cannot load this model on {device}: {reason(error)}") from error
     finally:
         if progress:
             transformers.utils.logging.enable_progress_bar()
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
         raise Error(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}")
-    own = folder / "tokenizer.json"
-    tokenizer_path = tokenizer_path or (own if own.is_file() else None)
+    tokenizer_path = tokenizer_path or find_tokenizer_file(folder)
     if device.startswith("cuda") and not cuda.is_built():
         warnings.warn(
             "this llmcomp was built without its CUDA part: logits are copied to the processor to be coded, which is "
@@ -431,11 +437,7 @@ def _refuse_code(folder: Path) -> None:
     for that kind of model."""
     if (folder / "adapter_config.json").exists():
         raise Error(f"{folder}: adapter_config.json names another model to load; {_TRUST}")
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return  # transformers says what is wrong with it
-    pending = [config]
+    pending: list[Any] = [read_object(folder / "config.json")]
     while pending:
         value = pending.pop()
         if isinstance(value, list):
@@ -570,14 +572,15 @@ def read_host_weights(folder: str | os.PathLike[str]) -> dict[str, torch.Tensor]
         raise Error(f"{folder}: found neither model.safetensors nor pytorch_model.bin")
     weights: dict[str, torch.Tensor] = {}
     for path in paths:
+        if path.suffix == ".bin":
+            weights |= _read_pickle(path)
+            continue
         try:
-            pickled = path.suffix == ".bin"
-            tensors = torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
+            # Mapped tensors are read when they are first used; a copy is read now.
+            weights |= {name: tensor.clone() for name, tensor in load_file(path).items()}
         # As in `load_torch`.
         except Exception as error:
-            raise Error(f"{path}: cannot read these weights: {_first_line(error)}") from error
-        # Mapped tensors are read when they are first used; a copy is read now.
-        weights |= {name: tensor if pickled else tensor.clone() for name, tensor in tensors.items()}
+            raise Error(f"{path}: cannot read these weights: {reason(error)}") from error
     return weights
 
 
@@ -592,15 +595,54 @@ def read_pickled_weights(folder: str | os.PathLike[str]) -> dict[str, np.ndarray
         raise Error(f"{folder}: found no pytorch_model.bin")
     weights: dict[str, np.ndarray] = {}
     for path in paths:
-        try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        # A torn or foreign file ends in errors of zipfile, pickle or torch.
-        except Exception as error:
-            raise Error(f"{path}: torch cannot read these weights: {_first_line(error)}") from error
-        for name, tensor in tensors.items():
-            if not name.endswith(_BUFFERS):
-                weights[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        for name, tensor in _read_pickle(path, mapped=True).items():
+            if name.endswith(_BUFFERS):
+                continue
+            if tensor.dtype not in DTYPES.values():
+                found = str(tensor.dtype).removeprefix("torch.")
+                raise Error(f"{path}: {named(name)} has dtype {found}, expected one of {', '.join(DTYPES)}")
+            weights[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return weights
+
+
+def _read_pickle(path: Path, mapped: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of one pickled state, by name, parameters as plain tensors. No code of the file is run.
+
+    `Error` for a file that is torn or foreign, or holds anything but dense tensors that have all their bytes there.
+    """
+    # Files of torch before 1.6 are no zip archives, and cannot be mapped.
+    try:
+        with path.open("rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+    # A torn or foreign file ends in errors of zipfile, pickle or torch.
+    except Exception as error:
+        if "weights_only" in str(error):  # torch's message tells how to run the file's code all the same
+            asked = re.search(r"GLOBAL (\S+)", str(error))
+            found = f"asks for {named(asked[1])}" if asked else "is torn or no pickle"
+            raise Error(f"{path}: it {found}; expected a pickle of nothing but tensors") from None
+        raise Error(f"{path}: torch cannot read these weights: {reason(error)}") from error
+    if not isinstance(state, dict):
+        raise Error(f"{path}: found a pickled {type(state).__name__}, expected tensors by their names")
+    tensors = {}
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise Error(f"{path}: {shown(name)} is a {type(value).__name__}, expected tensors by their names")
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
+            kind = f"{value.dtype}, {value.layout}, on {value.device}"
+            raise Error(f"{path}: {named(name)} is {kind}; expected a dense tensor of numbers")
+        # A stride of 0 lets a few bytes stand for any number of them.
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise Error(f"{path}: {named(name)}, shape {list(value.shape)}, has fewer bytes than values")
+        tensors[name] = value.detach()
+    return tensors
+
+
+def _copy_ahead(array: np.ndarray, place: torch.device) -> torch.Tensor:
+    """An array on the device, behind the work that it has been given, which nothing waits for: from pinned memory,
+    which torch's allocator keeps until the copy is done."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(place, non_blocking=True) if place.type == "cuda" else tensor.to(place)
 
 
 def _copy_behind(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -628,7 +670,3 @@ def _device_memory(device: str) -> tuple[int, int]:
 
 def _as_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.float().cpu().numpy()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
