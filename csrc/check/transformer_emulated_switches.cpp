@@ -12,6 +12,53 @@ static bool is_thrown() {
     return below(2) == 0;
 }
 
+/* n_sequences of n tokens each in one pass: logits [n_sequences][n][n_logits]. */
+static std::vector<float> logits_of_pass(const check_model_t &model, const std::vector<int32_t> &tokens,
+                                         uint32_t n_sequences, const char *name) {
+    uint32_t n_rows = (uint32_t)tokens.size(), n = n_rows / n_sequences;
+    std::vector<uint32_t> row_begin;
+    for (uint32_t s = 0; s <= n_sequences; s++)
+        row_begin.push_back(s * n);
+    check_cache_t cache(model, 1, n_sequences, n);
+    check_work_t work(model.config, n_rows);
+    std::vector<float> logits(n_rows * model.config.n_logits);
+    lmc_cuda_transformer_batch_t batch = {tokens.data(), row_begin.data(), nullptr, n_sequences, n_rows, n};
+    uint64_t error = LMC_CUDA_NO_ERROR;
+    lmc_cuda_transformer_pass(&model.placed, &batch, &cache.cache, &work.work, &error, nullptr);
+    lmc_cuda_transformer_head(&model.placed, &work.work, 0, n_rows, logits.data(), nullptr);
+    CHECK(error == LMC_CUDA_NO_ERROR, "%s: error %llx", name, (unsigned long long)error);
+    return logits;
+}
+
+/* The first n tokens in stretches of at most n_together, or as many as may be, the last ones in steps,
+ * against the logits of a pass. Of a layer with a window the keys go around their ring. */
+static void check_pieces(const check_model_t &model, const int32_t *tokens, uint32_t n, uint32_t n_together,
+                         const float *wanted, const char *name) {
+    const uint32_t n_steps = 7;
+    const size_t n_logits = model.config.n_logits;
+    check_cache_t cache(model, (uint32_t)model.config.n_layers, 1, n);
+    check_work_t work(model.config, n);
+    std::vector<float> logits(n_logits);
+    uint64_t error = LMC_CUDA_NO_ERROR;
+    uint32_t most = min(n_together, lmc_cuda_transformer_stretch_max(&model.config, &cache.cache)), at = 0;
+    while (at < n - n_steps) {
+        uint32_t row_begin[2] = {0, min(most, n - n_steps - at)};
+        lmc_cuda_transformer_batch_t batch = {&tokens[at], row_begin, nullptr, 1, row_begin[1], row_begin[1]};
+        int status =
+            lmc_cuda_transformer_pass(&model.placed, &batch, &cache.cache, &work.work, &error, nullptr);
+        CHECK(status == cudaSuccess, "%s", name);
+        lmc_cuda_transformer_head(&model.placed, &work.work, row_begin[1] - 1, 1, logits.data(), nullptr);
+        at += row_begin[1];
+        check_logits(logits.data(), wanted + (at - 1) * n_logits, 1, n_logits, name);
+    }
+    for (; at < n; at++) {
+        lmc_cuda_transformer_step(&model.placed, &cache.cache, 1, nullptr, &tokens[at], logits.data(),
+                                  &work.work, &error, nullptr);
+        check_logits(logits.data(), wanted + at * n_logits, 1, n_logits, name);
+    }
+    CHECK(error == LMC_CUDA_NO_ERROR, "%s: error %llx", name, (unsigned long long)error);
+}
+
 /* One by one. A switch whose sizes go together sets them, too. */
 
 static void group_queries(lmc_transformer_config_t &config, size_t n_kv_heads, size_t n_shared) {
@@ -102,17 +149,27 @@ static const struct {
 };
 
 void check_each_switch() {
+    const uint32_t n = 45;
     emulated_machine.n_processors = 1 + (int)below(20);
     for (const auto &one : switches) {
         for (int int8 = 0; int8 < 2; int8++) {
-            config_t config = check_random_neox(2 + below(10), 45);
+            config_t config = check_random_neox(2 + below(10), n);
             config.int8 = int8;
             one.change(config);
-            long before = check_failed();
             check_model_t model(config);
-            check_pass(model);
-            check_streams(model);
-            if (check_failed() != before) fprintf(stderr, "this was %s%s\n", one.name, int8 ? ", int8" : "");
+            std::vector<int32_t> tokens;
+            std::vector<float> wanted;
+            for (uint32_t sequence = 0; sequence < 2; sequence++) {
+                check_history_t history;
+                while (history.size() < n)
+                    history.push_back(below((uint32_t)config.n_embeddings));
+                tokens.insert(tokens.end(), history.begin(), history.end());
+                std::vector<float> logits = model.logits_of(history);
+                wanted.insert(wanted.end(), logits.begin(), logits.end());
+            }
+            std::vector<float> found = logits_of_pass(model, tokens, 2, one.name);
+            check_logits(found.data(), wanted.data(), tokens.size(), config.n_logits, one.name);
+            check_pieces(model, tokens.data(), n, 20, wanted.data(), one.name);
         }
     }
 }
@@ -155,52 +212,6 @@ void check_throw_switches(config_t &config) {
 
 /* The written cases. */
 
-/* Sequences of a case as one pass has them: logits [CHECK_SEQUENCES][n_tokens][n_logits]. */
-static std::vector<float> pass_of_case(const check_case_t &c, const check_model_t &model,
-                                       const std::vector<int32_t> &tokens) {
-    uint32_t n = (uint32_t)c.n_tokens, n_rows = CHECK_SEQUENCES * n, row_begin[CHECK_SEQUENCES + 1];
-    for (uint32_t s = 0; s <= CHECK_SEQUENCES; s++)
-        row_begin[s] = s * n;
-    check_cache_t cache(model, 1, CHECK_SEQUENCES, n);
-    check_work_t work(model.config, n_rows);
-    std::vector<float> logits(n_rows * model.config.n_logits);
-    lmc_cuda_transformer_batch_t batch = {tokens.data(), row_begin, nullptr, CHECK_SEQUENCES, n_rows, n};
-    uint64_t error = LMC_CUDA_NO_ERROR;
-    lmc_cuda_transformer_pass(&model.placed, &batch, &cache.cache, &work.work, &error, nullptr);
-    lmc_cuda_transformer_head(&model.placed, &work.work, 0, n_rows, logits.data(), nullptr);
-    CHECK(error == LMC_CUDA_NO_ERROR, "%s: error %llx", c.name, (unsigned long long)error);
-    return logits;
-}
-
-/* One sequence in stretches as long as they may be, then in steps, against the logits of the pass. Of a layer
- * with a window the keys go around their ring. */
-static void steps_of_case(const check_case_t &c, const check_model_t &model,
-                          const std::vector<int32_t> &tokens, const float *wanted) {
-    const uint32_t n = (uint32_t)c.n_tokens, n_steps = 7;
-    const size_t n_logits = model.config.n_logits;
-    check_cache_t cache(model, (uint32_t)model.config.n_layers, 1, n);
-    check_work_t work(model.config, n);
-    std::vector<float> logits(n_logits);
-    uint64_t error = LMC_CUDA_NO_ERROR;
-    uint32_t most = lmc_cuda_transformer_stretch_max(&model.config, &cache.cache), at = 0;
-    while (at < n - n_steps) {
-        uint32_t row_begin[2] = {0, min(most, n - n_steps - at)};
-        lmc_cuda_transformer_batch_t batch = {&tokens[at], row_begin, nullptr, 1, row_begin[1], row_begin[1]};
-        int status =
-            lmc_cuda_transformer_pass(&model.placed, &batch, &cache.cache, &work.work, &error, nullptr);
-        CHECK(status == cudaSuccess, "%s", c.name);
-        lmc_cuda_transformer_head(&model.placed, &work.work, row_begin[1] - 1, 1, logits.data(), nullptr);
-        at += row_begin[1];
-        check_logits(logits.data(), wanted + (at - 1) * n_logits, 1, n_logits, c.name);
-    }
-    for (; at < n; at++) {
-        lmc_cuda_transformer_step(&model.placed, &cache.cache, 1, nullptr, &tokens[at], logits.data(),
-                                  &work.work, &error, nullptr);
-        check_logits(logits.data(), wanted + at * n_logits, 1, n_logits, c.name);
-    }
-    CHECK(error == LMC_CUDA_NO_ERROR, "%s: error %llx", c.name, (unsigned long long)error);
-}
-
 /* A longer stretch would put keys where others are still seen: it is refused. */
 static void check_too_long_a_stretch(const check_model_t &model, const std::vector<int32_t> &tokens) {
     const uint32_t n = LMC_CUDA_STRETCH_TOKENS + 1, row_begin[2] = {0, n};
@@ -226,10 +237,10 @@ void check_written_cases() {
         std::vector<int32_t> tokens(drawn.begin(), drawn.end());
         {
             check_model_t model(config, weights);
-            std::vector<float> logits = pass_of_case(c, model, tokens);
+            std::vector<float> logits = logits_of_pass(model, tokens, CHECK_SEQUENCES, c.name);
             uint64_t hash = check_case_hash(logits.data(), logits.size());
             CHECK(hash == c.hash, "%s: pass gives %016llx", c.name, (unsigned long long)hash);
-            steps_of_case(c, model, tokens, logits.data());
+            check_pieces(model, tokens.data(), (uint32_t)c.n_tokens, CHECK_TOKENS_MAX, logits.data(), c.name);
             if (c.n_tokens == CHECK_TOKENS_MAX) check_too_long_a_stretch(model, tokens);
         }
         check_case_weights_free(&config, &weights);
