@@ -635,7 +635,7 @@ def use_and_misuse() -> None:
             wrong()
     good = core_arguments(device.config, device._tensors, False)
     without_head = {"tensors": {**good["tensors"], "head": None}}
-    for broken in ({"n_heads": 7}, {"hidden": 25}, {"context_length": 10**6}, {"norm": "rms"}, without_head):
+    for broken in ({"n_heads": 7}, {"hidden": 25}, {"context_length": 1 << 25}, {"qk_norm": "full"}, without_head):
         config = {**good["config"], **({} if "tensors" in broken else broken)}
         with pytest.raises(Error):
             sys.modules["llmcomp._cuda"].TransformerModel(

@@ -1,4 +1,4 @@
-"""The exact engines on a CUDA device: the bits of `engine_exact`, computed by the kernels of csrc/cuda.
+"""The exact engines on a CUDA device: the bits of `engines.exact`, computed by the kernels of csrc/cuda.
 
 Arguments are checked here, and calls are cut into what the device's memory holds; weights go there once, as they are
 stored. No arithmetic and no file formats. Needs ``llmcomp._cuda``, which is loaded with the first model.
@@ -38,7 +38,7 @@ _ALIGNMENT = 256
 
 
 class CudaModel(ExactModel):
-    """A GPT-NeoX model whose weights are on a CUDA device; made by `load_cuda` or from arrays, as `ExactModel`.
+    """A model whose weights are on a CUDA device, of any family; made by `load_cuda` or from arrays, as `ExactModel`.
 
     Name, fingerprint, logits and archives are those of `ExactModel`. `device` is "cuda" or "cuda:1"; as an attribute
     it always has its number. Raises `Error` where the CUDA part, a driver, a device or its memory is missing.
@@ -255,7 +255,7 @@ class CudaInt8Model(CudaModel, Int8Model):
 def load_cuda(
     folder: str | os.PathLike[str], *, device: str = "cuda", engine: str = "exact", **options: Any
 ) -> CudaModel:
-    """Load a GPT-NeoX model onto a CUDA device; `engine`, `options` and errors as `engine_exact.load_exact`."""
+    """Load a model of any known family onto a CUDA device; `engine`, `options` and errors as `exact.load_exact`."""
     model = CudaInt8Model if engine == Int8Model.engine else CudaModel
     return model(**read_checkpoint(folder, **options), device=device)
 
@@ -396,8 +396,9 @@ class CudaSession:
             raise Error(_outside(f"stream {stream}", "token", inputs[wrong.argmax()], self._model.n_logits))
         result = np.empty(self._model.n_logits, np.float32)
         with self._used():
-            for at in range(0, len(inputs), self._n_rows):
-                part = inputs[at : at + self._n_rows].astype(np.int32)
+            step = min(self._n_rows, self._core.stretch_max)
+            for at in range(0, len(inputs), step):
+                part = inputs[at : at + step].astype(np.int32)
                 _run_pass(self._core, self._scratch, part, np.array([len(part)]), np.array([stream]))
             (logits,) = self._scratch.take(result.nbytes)
             self._core.head(len(part) - 1, 1, logits)
@@ -493,7 +494,7 @@ class DecodingChain:
 
     def _stretches(self, n_lanes: int, n_tokens: int) -> Iterator[tuple[np.ndarray, int, int]]:
         """Lanes, first and last token of every pass over [n_lanes, n_tokens]."""
-        width = min(n_tokens, self._n_rows)
+        width = min(n_tokens, self._n_rows, self._core.stretch_max)
         height = self._n_rows // width if width else 1
         for top in range(0, n_lanes, height):
             for first in range(0, n_tokens, width or 1):
