@@ -307,7 +307,8 @@ void check_attend_step() {
     a.capacity = 32 * (1 + below(is_long ? 300 : 12));
     a.window = below(2) ? 1 + below(a.capacity - 1) : 0;
     a.softmax = random_softmax(a.head_dim);
-    uint32_t n_shared = a.n_heads / a.n_kv_heads, n_queries = lmc_cuda_step_queries(a.n_heads, a.n_kv_heads);
+    uint32_t n_shared = a.n_heads / a.n_kv_heads,
+             n_queries = lmc_cuda_step_queries(a.n_heads, a.n_kv_heads, a.head_dim);
     uint32_t n_parts = (n_shared + n_queries - 1) / n_queries;
     size_t of_head = (size_t)a.capacity * a.n_quads * 4, n_outputs = (size_t)a.n_heads * a.head_dim;
     check_memory_t keys(a.n_rows * a.n_kv_heads * of_head * sizeof(float));

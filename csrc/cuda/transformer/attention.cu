@@ -143,10 +143,11 @@ __device__ __forceinline__ void score_tile(const lmc_cuda_attention_t &a, const 
             }
         }
     }
-    if (IS_PLAIN) return;
+    if constexpr (!IS_PLAIN) {
 #pragma unroll
-    for (unsigned i = 0; i < 8; i++)
-        scores[i / 4][i % 4] = capped_score(a, scores[i / 4][i % 4]);
+        for (unsigned i = 0; i < 8; i++)
+            scores[i / 4][i % 4] = capped_score(a, scores[i / 4][i % 4]);
+    }
 }
 
 /* memory.maxima: of all scores that each query of the tile may see. */
@@ -228,7 +229,7 @@ __device__ __forceinline__ void weigh_tile(const lmc_cuda_attention_t &a, const 
     if (threadIdx.x >= KEY_BLOCK) return;
     uint32_t last = at.position + threadIdx.x, first = IS_PLAIN ? 0 : first_seen(a, last);
     uint32_t n_seen = last < first_key ? 0 : min(KEY_BLOCK, last - first_key + 1);
-    uint32_t n_before = first < first_key ? 0 : min(KEY_BLOCK, first - first_key);
+    uint32_t n_before = first > first_key ? min(KEY_BLOCK, first - first_key) : 0;
     float sum = first_key == at.first_key ? 0.0f : memory.sums[threadIdx.x];
 #pragma unroll 8
     for (uint32_t key = n_before; key < n_seen; key++)
@@ -259,8 +260,9 @@ __device__ __forceinline__ void value_tile(const lmc_cuda_attention_t &a, const 
     }
 }
 
+/* Five blocks a multiprocessor leave enough registers for what more than plain attention needs. */
 template <unsigned UNITS, bool IS_PLAIN>
-__global__ void __launch_bounds__(ATTENTION_THREADS)
+__global__ void __launch_bounds__(ATTENTION_THREADS, IS_PLAIN || UNITS > 1 ? 0 : 5)
     lmc_attend_pass_kernel(const __grid_constant__ lmc_cuda_attention_t a, const uint32_t *row_begin,
                            uint32_t n_stretches, uint32_t n_tiles) {
     __shared__ pass_memory_t<UNITS> memory;

@@ -263,32 +263,33 @@ uint32_t keys_of_stage(const lmc_cuda_attention_t &a) {
     return STEP_STAGE_QUADS / a.n_quads / 4 * 4;
 }
 
-template <unsigned QUERIES, bool IS_PLAIN, bool ARE_SHARED>
+template <unsigned FEATURES, unsigned QUERIES, bool IS_PLAIN, bool ARE_SHARED>
 cudaError_t launch_step(const lmc_cuda_attention_t &a, lmc_cuda_stream_t stream) {
     uint32_t apart = lmc_cuda_score_length(a.window, a.capacity), n_shared = a.n_heads / a.n_kv_heads;
-    auto kernel = a.head_dim <= ATTENTION_THREADS ? lmc_attend_step_kernel<1, QUERIES, IS_PLAIN, ARE_SHARED>
-                                                  : lmc_attend_step_kernel<2, QUERIES, IS_PLAIN, ARE_SHARED>;
     size_t n_quads = QUERIES * a.n_quads + STEP_STAGES * STEP_STAGE_QUADS;
     size_t shared_bytes = n_quads * sizeof(float4) + (ARE_SHARED ? QUERIES * apart * sizeof(float) : 0);
     uint64_t n_blocks = (uint64_t)a.n_rows * a.n_kv_heads * ((n_shared + QUERIES - 1) / QUERIES);
-    return launch_blocks(kernel, n_blocks, ATTENTION_THREADS, shared_bytes, stream, a, keys_of_stage(a),
-                         apart);
+    return launch_blocks(lmc_attend_step_kernel<FEATURES, QUERIES, IS_PLAIN, ARE_SHARED>, n_blocks,
+                         ATTENTION_THREADS, shared_bytes, stream, a, keys_of_stage(a), apart);
 }
 
-template <unsigned QUERIES>
-cudaError_t launch_any_step(const lmc_cuda_attention_t &a, bool are_shared, lmc_cuda_stream_t stream) {
-    return are_shared ? launch_step<QUERIES, false, true>(a, stream)
-                      : launch_step<QUERIES, false, false>(a, stream);
+template <unsigned FEATURES, bool ARE_SHARED>
+cudaError_t launch_any_step(const lmc_cuda_attention_t &a, uint32_t n_queries, lmc_cuda_stream_t stream) {
+    if (n_queries == 1 && ARE_SHARED && is_plain(a)) return launch_step<FEATURES, 1, true, true>(a, stream);
+    if (n_queries == 1) return launch_step<FEATURES, 1, false, ARE_SHARED>(a, stream);
+    if (FEATURES > 1 || n_queries == 2) return launch_step<FEATURES, 2, false, ARE_SHARED>(a, stream);
+    return launch_step<1, 4, false, ARE_SHARED>(a, stream);
 }
 
 } // namespace
 
 cudaError_t lmc_cuda_attend_step(const lmc_cuda_attention_t &a, lmc_cuda_stream_t stream) {
-    uint32_t n_queries = lmc_cuda_step_queries(a.n_heads, a.n_kv_heads);
+    static_assert(LMC_CUDA_STEP_FEATURES == ATTENTION_THREADS, "a thread has one feature, of wide heads two");
+    uint32_t n_queries = lmc_cuda_step_queries(a.n_heads, a.n_kv_heads, a.head_dim);
     uint32_t length = lmc_cuda_score_length(a.window, a.capacity);
     bool are_shared = lmc_cuda_scores_are_shared(n_queries, a.n_quads, length);
-    if (n_queries == 1 && is_plain(a) && are_shared) return launch_step<1, true, true>(a, stream);
-    return n_queries == 1   ? launch_any_step<1>(a, are_shared, stream)
-           : n_queries == 2 ? launch_any_step<2>(a, are_shared, stream)
-                            : launch_any_step<LMC_CUDA_STEP_QUERIES_MAX>(a, are_shared, stream);
+    auto launch = a.head_dim <= LMC_CUDA_STEP_FEATURES
+                      ? (are_shared ? launch_any_step<1, true> : launch_any_step<1, false>)
+                      : (are_shared ? launch_any_step<2, true> : launch_any_step<2, false>);
+    return launch(a, n_queries, stream);
 }

@@ -123,11 +123,12 @@ typedef struct lmc_cuda_attention {
     lmc_softmax_rule_t softmax;
 } lmc_cuda_attention_t;
 
-/* Queries of a row that one block of a step computes, all of which meet the same keys. */
-#define LMC_CUDA_STEP_QUERIES_MAX 4
-static inline uint32_t lmc_cuda_step_queries(uint32_t n_heads, uint32_t n_kv_heads) {
+/* Queries of a row that one block of a step computes, all of which meet the same keys: 1, 2 or 4, of wide
+ * heads, whose threads have more features, at most 2. */
+#define LMC_CUDA_STEP_FEATURES 128
+static inline uint32_t lmc_cuda_step_queries(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim) {
     uint32_t n_shared = n_heads / n_kv_heads;
-    return n_shared > 2 ? LMC_CUDA_STEP_QUERIES_MAX : n_shared;
+    return n_shared <= 2 ? n_shared : head_dim <= LMC_CUDA_STEP_FEATURES ? 4 : 2;
 }
 /* Scores that a query can have, rounded up to a multiple of 4; capacity is one. */
 static inline uint32_t lmc_cuda_score_length(uint32_t window, uint32_t capacity) {

@@ -61,7 +61,8 @@ uint32_t score_length(const lmc_transformer_config_t &config, size_t layer,
 
 /* Floats of the scores of a step that do not fit shared memory, of the layer that has the most. */
 size_t score_floats(const lmc_transformer_config_t &config, const lmc_cuda_transformer_cache_t &cache) {
-    uint32_t n_queries = lmc_cuda_step_queries((uint32_t)config.n_heads, (uint32_t)config.n_kv_heads);
+    uint32_t n_queries = lmc_cuda_step_queries((uint32_t)config.n_heads, (uint32_t)config.n_kv_heads,
+                                               (uint32_t)config.head_dim);
     size_t n_shared = config.n_heads / config.n_kv_heads, longest = 0;
     for (size_t layer = 0; layer < config.n_layers; layer++) {
         uint32_t length = score_length(config, layer, cache);
