@@ -95,6 +95,8 @@ def parameters(name: str) -> str:
     words = re.findall(r"L[ijb](\d+)E", name)
     if dtype := re.search(r"lmc_dtype(?:_t)?(\d)E", name):
         words.append(("float32", "float16", "bfloat16")[int(dtype[1])])
+    if norm := re.search(r"lmc_norm(?:_t)?(\d)E", name):
+        words.append(("LayerNorm", "RMSNorm")[int(norm[1])])
     if "element_copy" in name:
         words.append("by elements")
     return ", ".join(words) or "-"

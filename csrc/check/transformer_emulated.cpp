@@ -19,35 +19,45 @@ static void check_wide_heads() {
     }
 }
 
+static void check_kernels() {
+    emulated_machine.major = below(4) == 0 ? 8 : 9;
+    emulated_machine.n_processors = 1;
+    for (uint32_t kind = 0; kind < 3; kind++) {
+        check_product(kind);
+        check_code_product(kind);
+    }
+    check_norm(false);
+    check_norm(true);
+    for (uint32_t i = 0; i < 4; i++) {
+        check_softmax();
+        check_attend_step();
+    }
+}
+
+static void check_model() {
+    emulated_machine.n_processors = 1 + (int)below(20);
+    check_model_t model(check_random_config());
+    check_pass(model);
+    check_streams(model);
+    check_capacity(model);
+    check_chain(model);
+    check_not_finite(model);
+}
+
 int main(int argc, char **argv) {
     if (argc != 3) {
         fprintf(stderr, "usage: transformer_emulated SEED N_CASES\n");
         return 2;
     }
     check_seed(strtoull(argv[1], nullptr, 0));
-    check_written_cases();
-    check_each_switch();
-    check_wide_heads();
-    for (long n = strtol(argv[2], nullptr, 0); n > 0; n--) {
-        emulated_machine.major = below(4) == 0 ? 8 : 9;
-        emulated_machine.n_processors = 1;
-        for (uint32_t kind = 0; kind < 3; kind++) {
-            check_product(kind);
-            check_code_product(kind);
-        }
-        check_norm(false);
-        check_norm(true);
-        for (uint32_t i = 0; i < 4; i++) {
-            check_softmax();
-            check_attend_step();
-        }
-        emulated_machine.n_processors = 1 + (int)below(20);
-        check_model_t model(check_random_config());
-        check_pass(model);
-        check_streams(model);
-        check_capacity(model);
-        check_chain(model);
-        check_not_finite(model);
+    const std::function<void()> first[] = {check_kernels, check_written_cases, check_each_switch,
+                                           check_wide_heads};
+    long n = strtol(argv[2], nullptr, 0);
+    for (const auto &check : first)
+        if (check_failed() == 0) check();
+    for (; n > 0 && check_failed() == 0; n--) {
+        check_kernels();
+        check_model();
     }
     printf("%ld failures\n", check_failed());
     return check_failed() == 0 ? 0 : 1;

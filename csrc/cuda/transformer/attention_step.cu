@@ -126,8 +126,8 @@ template <bool IS_RING> struct value_stages_t {
         float4 *target = stages + stage * STEP_STAGE_QUADS;
         uint32_t n = min(n_quads, n_quads_left);
 #pragma unroll
-        for (uint32_t i = threadIdx.x; i < threadIdx.x + STEP_STAGE_QUADS; i += ATTENTION_THREADS) {
-            uint32_t from = i;
+        for (uint32_t first = 0; first < STEP_STAGE_QUADS; first += ATTENTION_THREADS) {
+            uint32_t i = first + threadIdx.x, from = i;
             if (IS_RING) from += i + at < ring_quads ? at : at - ring_quads;
             if (i < n) __pipeline_memcpy_async(&target[i], &values[from], sizeof(float4));
         }

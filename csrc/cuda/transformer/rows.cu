@@ -130,13 +130,23 @@ __device__ __forceinline__ void write_norm(const lmc_cuda_norm_t &norm, size_t r
                                            float factor) {
     size_t of_gains = norm.n_gains == 1 ? 0 : row % norm.n_gains * norm.n_features;
     const float *gain = norm.gains[0] + of_gains, *bias = norm.biases[0] + of_gains;
-    for (uint32_t i = threadIdx.x; i < norm.n_features; i += ROW_THREADS) {
-        size_t at = row * norm.stride + i;
-        float scaled = lmc_mul(lmc_sub(norm.input[at], mean), factor);
-        float y = lmc_fma(scaled, gain[i], bias[i]);
-        norm.outputs[0][at] = norm.is_added ? lmc_fma(y, norm.multiplier, norm.outputs[0][at]) : y;
-        if (norm.outputs[1] != nullptr)
-            norm.outputs[1][at] = lmc_fma(scaled, norm.gains[1][i], norm.biases[1][i]);
+    const float *input = norm.input + row * norm.stride;
+    float *output = norm.outputs[0] + row * norm.stride, *second = norm.outputs[1];
+    auto scaled = [&](uint32_t i) { return lmc_mul(lmc_sub(input[i], mean), factor); };
+    uint32_t i = threadIdx.x;
+    if (norm.is_added) {
+        for (; i < norm.n_features; i += ROW_THREADS)
+            output[i] = lmc_fma(lmc_fma(scaled(i), gain[i], bias[i]), norm.multiplier, output[i]);
+    } else if (norm.outputs[1] == nullptr) {
+        for (; i < norm.n_features; i += ROW_THREADS)
+            output[i] = lmc_fma(scaled(i), gain[i], bias[i]);
+    } else {
+        second += row * norm.stride;
+        for (; i < norm.n_features; i += ROW_THREADS) {
+            float x = scaled(i);
+            output[i] = lmc_fma(x, gain[i], bias[i]);
+            second[i] = lmc_fma(x, norm.gains[1][i], norm.biases[1][i]);
+        }
     }
 }
 
