@@ -297,7 +297,7 @@ static lmc_softmax_rule_t random_softmax(uint32_t head_dim) {
 
 void check_attend_step() {
     static const uint32_t head_dims[] = {3, 8, 64, 130};
-    bool is_long = below(4) == 0;
+    bool is_long = below(8) == 0;
     lmc_cuda_attention_t a = {};
     a.n_kv_heads = 1 + below(2);
     a.n_heads = a.n_kv_heads * (1 + below(is_long ? 4 : 7));

@@ -22,8 +22,8 @@ from llmcomp.models.engines.exact import ExactModel
 
 __all__ = ["machine"]  # the fixture, which takes effect by being here
 
+ALL = [(family, case) for family, cases in CASES.items() for case in cases]
 FIRST = [(family, next(iter(cases))) for family, cases in CASES.items()]
-OTHERS = [(family, case) for family, cases in CASES.items() for case in [*cases][1:]]
 
 
 def make_pair(keys: dict[str, Any], engine: str = "exact") -> tuple[ExactModel, CudaModel]:
@@ -51,17 +51,20 @@ def check_family(family: str, case: str, engine: str) -> None:
         assert_same_bits(found, expected[[0, 1, 2], [t, 20 + t, t]])
 
 
-@pytest.mark.parametrize("engine", MODELS)
+@pytest.mark.parametrize(("family", "case"), ALL)
+def test_a_family_has_the_bits_of_the_cpu(family: str, case: str) -> None:
+    check_family(family, case, "exact")
+
+
 @pytest.mark.parametrize(("family", "case"), FIRST)
-def test_a_family_has_the_bits_of_the_cpu(family: str, case: str, engine: str) -> None:
-    check_family(family, case, engine)
+def test_in_8_bit_integers_too(family: str, case: str) -> None:
+    check_family(family, case, "exact-int8")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", MODELS)
-@pytest.mark.parametrize(("family", "case"), OTHERS)
-def test_more_of_a_family_has_the_bits_of_the_cpu(family: str, case: str, engine: str) -> None:
-    check_family(family, case, engine)
+@pytest.mark.parametrize(("family", "case"), [case for case in ALL if case not in FIRST])
+def test_more_in_8_bit_integers(family: str, case: str) -> None:
+    check_family(family, case, "exact-int8")
 
 
 _SMALL = {
