@@ -37,7 +37,9 @@ CODER = {
         "coding/coding.cu", "exchange_wait(&sums_come, at.warp == 0);", "", "intervals_kernel("
     ),
     "the entry is read before it is found": Mutation("coding/coding.cu", SYNC, "", "decode_kernel("),
-    "the first rows of two levels only": Mutation("coding/coding.cu", "outer * source.outer_stride_bytes", "0"),
+    "the first rows of two levels only": Mutation(
+        "coding/row_source.h", "(int64_t)outer * source.outer_stride_bytes", "0"
+    ),
     "a whole chunk counts before the token too early": Mutation(
         "coding/row_tiles.h", "n_before >= chunk_end) *before", "n_before >= chunk_begin) *before"
     ),

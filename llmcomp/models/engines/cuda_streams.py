@@ -299,9 +299,12 @@ class DecodingChain:
 
     steps_max = _LOG_STEPS
 
-    def __init__(self, model: CudaModel, n_streams: int, n_tokens: int, vocab_size: int) -> None:
+    def __init__(
+        self, model: CudaModel, n_streams: int, n_tokens: int, vocab_size: int, n_parts: int | None = None
+    ) -> None:
+        """`n_parts`, 1 or 2: not chosen by the number of streams."""
         self.n_streams = n_streams
-        n_parts = 2 if n_streams >= _HALVED_STREAMS else 1
+        n_parts = n_parts or (2 if n_streams >= _HALVED_STREAMS else 1)
         sizes = [len(range(part, n_streams, n_parts)) for part in range(n_parts)]
         self._parts = [_ChainPart(model, n, n_tokens, vocab_size, PREFILL_ROWS // n_parts) for n in sizes]
 
