@@ -34,10 +34,10 @@ __device__ __forceinline__ void place_query(const lmc_cuda_attention_t &a, float
     query[feature + a.n_pairs] = high;
 }
 
-__device__ __forceinline__ void place_key(const lmc_cuda_attention_t &a, uint32_t kv_head, uint32_t feature,
-                                          uint32_t position, uint32_t slot) {
+__device__ __forceinline__ void place_key(const lmc_cuda_attention_t &a, uint32_t stream, uint32_t kv_head,
+                                          uint32_t feature, uint32_t position, uint32_t slot) {
     size_t given = (size_t)blockIdx.x * a.key_row + (size_t)kv_head * a.key_head;
-    size_t in_cache = head_offset(a, a.row_streams[blockIdx.x], kv_head);
+    size_t in_cache = head_offset(a, stream, kv_head);
     const float *key = a.new_keys + given;
     float *keys = a.keys + in_cache;
     bool is_feature = feature < a.head_dim;
@@ -56,11 +56,12 @@ __device__ __forceinline__ void place_key(const lmc_cuda_attention_t &a, uint32_
 /* One block a row; a thread has one feature of a head, or the two of a pair. */
 __global__ void lmc_place_kernel(const __grid_constant__ lmc_cuda_attention_t a) {
     uint32_t position = a.row_positions[blockIdx.x], slot = position % a.capacity;
+    uint32_t stream = a.row_streams[blockIdx.x];
     uint32_t per_head = a.n_quads * 4;
     if (position == LMC_NO_POSITION) return;
     for (uint32_t i = threadIdx.x; i < a.n_heads * per_head; i += ATTENTION_THREADS) {
         uint32_t head = i / per_head, feature = i % per_head;
-        if (head < a.n_kv_heads) place_key(a, head, feature, position, slot);
+        if (head < a.n_kv_heads) place_key(a, stream, head, feature, position, slot);
         place_query(a, a.queries + (size_t)blockIdx.x * a.query_row + (size_t)head * a.query_head, feature,
                     position);
     }
