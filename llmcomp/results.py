@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmcomp.atomic_write import write_beside
+from llmcomp.atomic_write import write_beside, written_beside
 from llmcomp.errors import Error, named, reason
 
 PROTOCOLS = ("lossless", "published")
@@ -376,6 +376,48 @@ def read_cells(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
         seen.add(rows)
         sums.append(part)
     return _cells_of_sums(_added_up(sums))
+
+
+def merge_rows(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
+) -> tuple[Path, int]:
+    """The rows of files and folders as one Parquet file, some ten thousand at a time; its path and how many there are.
+
+    A cell that lies in several folders is taken once, where its rows are the same but for MACHINE_COLUMNS. Errors as of
+    `read_rows`, and where `out` lies in one of the folders or cannot be written.
+    """
+    paths, out = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths), Path(out)
+    for path in map(Path, paths):
+        if path.resolve() in out.resolve().parents:
+            raise Error(f"{out}: lies in {path}, where its rows would be read a second time: choose another place")
+    files, seen, n_rows = _without_copies([file for path in paths for file in row_files(path)]), _ChunksSeen(), 0
+    schema = _schema()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            written_beside(out) as file,
+            pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
+        ):
+            for rows in _checked_batches(files):
+                seen.add(rows)
+                n_rows += len(rows)
+                if n_rows > _ROWS_MAX:
+                    raise Error(f"{out}: more than {_ROWS_MAX:,} rows, which is the most that one file may have")
+                writer.write_table(pa.Table.from_pandas(rows[list(ROW_COLUMNS)], schema=schema, preserve_index=False))
+    except OSError as error:
+        raise Error(f"cannot write {out}: {error.strerror or error}") from error
+    return out, n_rows
+
+
+def _without_copies(files: Sequence[Path]) -> list[Path]:
+    found: dict[str, Path] = {}
+    for file in files:
+        first = found.setdefault(file.name, file)
+        if first is not file:
+            one, other = (_read_file(path).drop(columns=list(MACHINE_COLUMNS)) for path in (first, file))
+            if not one.equals(other):
+                raise Error(f"{first} and {file} are of one name and hold other rows")
+    return list(found.values())
 
 
 def _checked_batches(files: Sequence[Path]) -> Iterator[pd.DataFrame]:

@@ -107,6 +107,12 @@ class Claims:
         self._held[name] = number
         return True
 
+    def holds(self, name: str) -> bool:
+        """Whether the cell is still this worker's; not if it was taken for dead meanwhile. What is not is let go."""
+        if max(self._numbers(name), default=-1) != self._held[name]:
+            _remove(self._claim(name, self._held.pop(name)))
+        return name in self._held
+
     def deaths(self, name: str) -> int:
         """How many workers died that held this cell before this worker."""
         earlier = [self._claim(name, number) for number in self._numbers(name) if number < self._held[name]]

@@ -176,6 +176,7 @@ class Plan:
             download_bytes=sum(large),
             flops=flops,
             h200_seconds=estimate.H200.seconds(flops),
+            memory_bytes=max(self._memory_bytes(), default=0),
         )
 
     def __str__(self) -> str:
@@ -209,11 +210,15 @@ class Plan:
         return f"at most {limit} of weights at once: a revision is deleted when its cells are done"
 
     def _memory(self) -> str:
-        """Of models in float32; while one is at work, the next one is read as it is stored."""
-        alone = [4 * estimate.count_params(source) for source in self.sources]
-        text = f"{estimate.in_bytes(max(alone))} for the largest model"
-        pairs = [now + after.weight_bytes for now, after in zip(alone, self.sources[1:], strict=False)]
-        return f"{text}, {estimate.in_bytes(max(pairs))} with the next one loading" if pairs else text
+        alone = max(4 * estimate.count_params(source) for source in self.sources)
+        text = f"{estimate.in_bytes(alone)} for the largest model"
+        most = max(self._memory_bytes())
+        return f"{text}, {estimate.in_bytes(most)} with the next one loading" if len(self.sources) > 1 else text
+
+    def _memory_bytes(self) -> list[int]:
+        """Of each model in float32; while it is at work, the next one is read as it is stored."""
+        after = [source.weight_bytes for source in self.sources[1:]] + [0]
+        return [4 * estimate.count_params(one) + next_ for one, next_ in zip(self.sources, after, strict=True)]
 
     def _time(self) -> str:
         """Work is parameters times bytes; its speed is that of the finished cells, else of a matrix product here."""
@@ -240,7 +245,8 @@ class Plan:
 
 
 class Costs(NamedTuple):
-    """Of what a plan has left to do. `h200_seconds`: on one `estimate.H200`."""
+    """Of what a plan has left to do. `h200_seconds`: on one `estimate.H200`. `memory_bytes`: of the largest model in
+    float32 with the next one loading."""
 
     n_cells: int
     n_checkpoints: int
@@ -248,6 +254,7 @@ class Costs(NamedTuple):
     download_bytes: int
     flops: float
     h200_seconds: float
+    memory_bytes: int
 
 
 class Choice(NamedTuple):

@@ -171,7 +171,7 @@ def sweep(
             limit.check(plan.sources)
         print(plan, file=sys.stderr)
         table = plan.table()
-        table.attrs["costs"] = plan.costs()._asdict()
+        table.attrs |= {"costs": plan.costs()._asdict(), "lock": pinned}
         return table
     is_shared = workers is not None or shard is not None
     with folder_lock.shared(settings.out) if is_shared else folder_lock.alone(settings.out) as is_first:

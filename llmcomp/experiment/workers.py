@@ -126,9 +126,12 @@ def _work(work: Work, cache: TokenCache) -> Iterator[Outcome]:
             model = _loaded(loading)
             if isinstance(job.model, ModelSource) and (found := work.take_fresh()):
                 ahead = _begin(work, *found)
-            yield _settle(work, job, cell, model, cache)
-            while (another := work.take_cell(number)) is not None:
-                yield _settle(work, job, another, model, cache)
+            mine: Cell | None = cell
+            while mine is not None:
+                # It may have been reserved for long, and this worker stopped meanwhile.
+                if work.claims.holds(claim_name(mine)):
+                    yield _settle(work, job, mine, model, cache)
+                mine = work.take_cell(number)
             del model
     finally:
         if ahead is not None:

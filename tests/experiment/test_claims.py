@@ -196,6 +196,18 @@ def test_a_worker_that_was_taken_for_dead_lives_on(tmp_path: Path) -> None:
             assert not other.take("cell", open_cell)
 
 
+def test_who_was_replaced_knows_it(tmp_path: Path, elsewhere: None) -> None:
+    with Claims(tmp_path, LEASE) as stopped, Claims(tmp_path, LEASE) as other:
+        assert stopped.take("cell", open_cell) and stopped.take("later", open_cell)
+        stop_heart(stopped)
+        assert not other.take("cell", open_cell)
+        time.sleep(1.2 * LEASE)
+        assert other.take("cell", open_cell)
+        assert not stopped.holds("cell")
+        assert stopped.holds("later")
+        assert other.holds("cell")
+
+
 def test_a_claim_whose_writer_died_before_it_wrote_its_name(tmp_path: Path) -> None:
     with Claims(tmp_path, LEASE) as claims:
         (tmp_path / ".claims" / "cell.0.claim").touch()

@@ -49,7 +49,7 @@ class Logged:
         self.log, self.seconds, self.kills = log, seconds, kills
 
     def __call__(self, chunks: list[bytes], model: Any, **options: Any) -> pd.DataFrame:
-        cell = f"{model.step} {chunks[0][:3].hex()} {options['protocol']}"
+        cell = f"{model.name} {model.step} {chunks[0][:3].hex()} {options['protocol']}"
         self._write(f"begin {cell}")
         if model.step == self.kills:
             os.kill(os.getpid(), signal.SIGKILL)
