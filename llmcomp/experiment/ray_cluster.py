@@ -2,7 +2,7 @@
 
 Only the driver sees the folder of results. An actor that dies, with its process or its machine, loses the cell that it
 was at, which another gets. What is in flight is bounded: an actor has one cell at work and one waiting, so that rows
-never pile up before the driver has written them. Needs the extra llmcomp[ray].
+never pile up before the driver has written them. Needs the extra `ray`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RayCluster:
         try:
             import ray
         except ImportError:
-            raise Error("the executor 'ray' needs Ray: pip install llmcomp[ray]") from None
+            raise Error("the executor 'ray' needs Ray: pip install llmcomp-exact[ray]") from None
         self._ray, self._address, self._cpus, self._gpus = ray, address, cpus, gpus
 
     def outcomes(self, jobs: Sequence[Job], progress: bool) -> Iterator[Outcome]:

@@ -321,7 +321,7 @@ def test_workers_and_a_sweep_alone_do_not_share_a_folder(
 def test_workers_with_other_settings_are_refused_while_others_work(
     suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone, a worker sets files of other settings aside as every sweep does; beside others it would undo their work."""
+    """Alone, a worker sets files of other settings aside as every sweep does; beside others that would undo work."""
     sweep(suite, 1, some_data(), tmp_path, shard=0, scorer=Counting(), progress=False)
     code = f"""
         import sys
