@@ -28,11 +28,10 @@ from llmcomp.errors import Error
 from llmcomp.experiment import estimate
 from llmcomp.experiment.provenance import add_facts
 from llmcomp.models import hub, load, sources
-from llmcomp.models.adapter import ModelTraits, is_model, weights_sha256
+from llmcomp.models.adapter import ModelTraits, weights_sha256
 from llmcomp.models.engines import exact
 from llmcomp.models.lock import Lock
 from llmcomp.models.memory import MaxMemory, allowed_bytes, host_memory
-from llmcomp.models.protocol import as_model
 from llmcomp.models.selection import select
 from llmcomp.models.sources import ModelSource
 from llmcomp.models.suite import Checkpoint, is_suite, load_suite
@@ -273,9 +272,9 @@ def find_models(
         one_or_several = steps if np.iterable(steps) and not isinstance(steps, str) else [steps]
         steps = [None if step is None else sources.as_step(step) for step in one_or_several]
     seen = set()
-    for name in [wanted] if isinstance(wanted, (str, os.PathLike)) or is_model(wanted) else wanted:
+    for name in [wanted] if isinstance(wanted, (str, os.PathLike)) or load.is_in_memory(wanted) else wanted:
         if not isinstance(name, (str, os.PathLike)):
-            yield as_model(name), ""
+            yield load.load_model(name), ""
             continue
         for step in steps or (None,):
             if (os.fspath(name), step) in seen:
