@@ -18,7 +18,7 @@ build/check/cuda_emulated: csrc/check/cuda_emulated.cpp $(CUDA_CHECK_HEADERS)
 
 # llmcomp._cuda over the emulated device, for tests/models/test_cuda_engine.py: the binding and the kernels as they are.
 EMULATED ?= build/check/emulated
-EMULATED_CORE := base/status coding/intervals coding/rows_serial transformer/config transformer/position_tables transformer/forward transformer/kernels_serial
+EMULATED_CORE := base/status coding/intervals coding/rows_serial transformer/config transformer/position_tables transformer/forward transformer/linear_map transformer/kernels_serial
 EMULATED_OBJECTS := $(patsubst csrc/%,$(EMULATED)/%.o,$(wildcard csrc/python/cuda_*.c csrc/cuda/*/*.cu) \
 	$(EMULATED_CORE:%=csrc/core/%.c) csrc/check/emulated/runtime.cpp)
 EMULATED_HEADERS := $(CUDA_CHECK_HEADERS) $(wildcard csrc/python/*.h)
@@ -38,7 +38,7 @@ $(EMULATED)/_cuda.so: $(EMULATED_OBJECTS)
 
 # The exact engine: all sources of csrc/cuda on the emulated device, once more with sanitizers.
 CUDA_ENGINE_CORE := $(CUDA_CHECK_CORE) int8/product_serial \
-	$(addprefix transformer/,kernels_serial transformer config forward int8_weights position_tables)
+	$(addprefix transformer/,kernels_serial transformer config forward linear_map int8_weights position_tables)
 CUDA_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 # 1 program, 2 flags
 define cuda_engine_check

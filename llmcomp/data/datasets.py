@@ -155,7 +155,7 @@ def load_dataset(
             document, whose bytes are taken as they are;
             "NAME=PATH:COLUMN": the text or bytes in a column of JSON Lines (.jsonl, .ndjson, .gz) or Parquet files;
             "NAME=hf:DATASET[,config=CONFIG][,split=SPLIT]:COLUMN": a column of text or of pictures by Hugging Face's
-            `datasets` (extra llmcomp[datasets]);
+            `datasets` (extra llmcomp-exact[datasets]);
             or an object: a data set of that library with `column`, bytes, a list of texts or bytes, an array of NumPy
             or torch (`arrays`: what its items are).
         n_chunks: how many; None: 2,048, or as many as there are.

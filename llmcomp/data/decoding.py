@@ -12,7 +12,7 @@ from llmcomp.errors import DatasetError, reason
 def decoding(name: object, fault: str) -> Iterator[None]:
     """What a decoder runs into with a damaged file, whatever its kind, as a DatasetError that names the file.
 
-    Failures of the file system pass, to be told as such.
+    Failures of the file system pass, to be reported as such.
     """
     try:
         yield

@@ -31,7 +31,9 @@ def load_column(spec: str) -> Column:
     try:
         import datasets
     except ImportError as error:
-        raise DatasetError(f"{spec}: needs Hugging Face's datasets ({error}): pip install llmcomp[datasets]") from None
+        raise DatasetError(
+            f"{spec}: needs Hugging Face's datasets ({error}): pip install llmcomp-exact[datasets]"
+        ) from None
     path, _, column = spec.removeprefix(PREFIX).rpartition(":")
     name, *options = path.split(",")
     settings = dict(option.partition("=")[::2] for option in options)

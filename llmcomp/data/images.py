@@ -27,7 +27,7 @@ IMAGE_ROWS, IMAGE_COLUMNS = 32, 64
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # What those suffixes promise. Pillow goes by the content; some of its other formats start other programs.
 _IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
-# A compressed tar may tell of any number of bytes.
+# A compressed tar may claim any number of bytes.
 _PICTURE_BYTES_MAX = 1 << 28
 # The Hugging Face set appends the class to the official name: ILSVRC2012_val_00000001_n01751748.JPEG.
 _IMAGENET_CLASS = re.compile(r"_n\d{8}(?=\.)")

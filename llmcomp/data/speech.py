@@ -17,7 +17,7 @@ from llmcomp.errors import DatasetError
 SAMPLE_RATE_HZ = 16_000
 SAMPLE_BYTES = 2
 _SPEECH_SUFFIXES = {".flac", ".wav"}
-# A sound file may tell of any number of samples.
+# A sound file may claim any number of samples.
 _SAMPLES_MAX = 1 << 30
 
 
@@ -56,7 +56,7 @@ def _n_samples(file: Path) -> int:
             f"expected {SAMPLE_RATE_HZ} Hz, 1 channel, PCM_16"
         )
     if info.frames > _SAMPLES_MAX:
-        raise DatasetError(f"{file}: tells of {info.frames:,} samples, expected at most {_SAMPLES_MAX:,}")
+        raise DatasetError(f"{file}: claims {info.frames:,} samples, expected at most {_SAMPLES_MAX:,}")
     return int(info.frames)
 
 

@@ -330,7 +330,7 @@ def find_datasets(wanted: Any, n_chunks: int | None, **how: Any) -> list[Any]:
             )
     for name, n_times in Counter(data.name for data in found).items():
         if n_times > 1:
-            raise Error(f"{n_times} data sets are called {name!r}; cells are told apart by it")
+            raise Error(f"{n_times} data sets are called {name!r}; it is what distinguishes their cells")
     return found
 
 

@@ -152,7 +152,7 @@ def test_tensors() -> None:
 @pytest.fixture
 def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data set as the library reads it from a folder, with two splits; its cache is the test's own."""
-    datasets = pytest.importorskip("datasets", reason="an extra: pip install llmcomp[datasets]")
+    datasets = pytest.importorskip("datasets", reason="an extra: pip install llmcomp-exact[datasets]")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "corpus"
     folder.mkdir()
@@ -178,7 +178,7 @@ def test_hugging_face_by_name(hub_folder: Path) -> None:
 
 
 def test_hugging_face_objects(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="an extra: pip install llmcomp[datasets]")
+    datasets = pytest.importorskip("datasets", reason="an extra: pip install llmcomp-exact[datasets]")
     table = datasets.Dataset.from_dict({"text": MESSAGES, "n": list(range(len(MESSAGES)))})
     found = load(table, 10, column="text", name="mine", whole=True, draw="first")
     assert (found.name, found.chunks) == ("mine", tuple(text.encode() for text in MESSAGES[:10]))
@@ -196,7 +196,7 @@ def test_hugging_face_objects(tmp_path: Path) -> None:
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(DatasetError, match=r"pip install llmcomp\[datasets\]"):
+    with pytest.raises(DatasetError, match=r"pip install llmcomp-exact\[datasets\]"):
         load("text=hf:owner/name:text")
 
 

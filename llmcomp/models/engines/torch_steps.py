@@ -21,7 +21,9 @@ from llmcomp.errors import Error
 try:
     import torch
 except ImportError as error:
-    raise Error(f"the torch engine needs PyTorch and transformers ({error}): pip install llmcomp[torch]") from None
+    raise Error(
+        f"the torch engine needs PyTorch and transformers ({error}): pip install llmcomp-exact[torch]"
+    ) from None
 
 # What a model returns to be given back in the next step.
 _MEMORIES = ("past_key_values", "cache_params", "state", "mems")
