@@ -168,7 +168,7 @@ def compress(args: argparse.Namespace) -> int:
             f"{len(args.file)} archives on one standard output could not be told apart: compress one file at once"
         )
     name = args.model or (None if decompress else DEFAULT_MODEL)
-    model = None if name is None else _model(name, args)
+    model = None if name is None else _archive_model(name, args, decompress)
     status, reports = 0, []
     for file in args.file:
         try:
@@ -515,6 +515,17 @@ def _model(name: str, args: argparse.Namespace) -> Any:
 
     options = {"device": args.device, "dtype": args.dtype, "attention": args.attention}
     return load_model(name, args.step, args.engine, **options)
+
+
+def _archive_model(name: str, args: argparse.Namespace, decompress: bool) -> Any:
+    """The model that was named: loaded, or, to decompress, to be loaded with the engine that the archive says."""
+    from llmcomp.models.load import NamedModel
+
+    if not decompress:
+        args.engine = args.engine or "exact"
+        return _model(name, args)
+    given = {"device": args.device, "dtype": args.dtype, "attention": args.attention}
+    return NamedModel(name, args.step, args.engine, {key: value for key, value in given.items() if value is not None})
 
 
 def _chunk_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -322,6 +322,8 @@ def _add_archive(parser: argparse.ArgumentParser, compress: bool) -> None:
     )
     parser.add_argument("--segment-bytes", type=_positive, metavar="N", help="bytes that can be decoded alone")
     _add_engine(parser)
+    # To decompress, the archive says it.
+    parser.set_defaults(engine=None)
 
 
 def _memory(text: str) -> int | float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,49 @@ def _choose_engine(source: ModelSource) -> str:
         stacklevel=3,
     )
     return "torch"
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that a user named for archives, which say with which engine it is loaded.
+
+    `options` are those of `load_model`, without what is None; `engine` overrules the archive's.
+    """
+
+    name: str | os.PathLike[str]
+    step: int | None = None
+    engine: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    _loaded: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def load(self, engine: str, name: str, step: int | None, is_wanted: Callable[[Any], bool]) -> Any:
+        """The model for an archive of `engine`, made with the model `name` at `step`.
+
+        The torch engine's bits depend on dtype and attention, which an archive does not name: unless the user did,
+        each is tried until `is_wanted`; the first is returned where none is.
+        """
+        engine = self.engine or engine
+        step = step if self.step is None and str(self.name) == name else self.step
+        first = None
+        for options in self._candidates(engine):
+            key = (engine, step, *options.items())
+            if key not in self._loaded:
+                self._loaded.clear()  # one at a time
+                self._loaded[key] = load_model(self.name, step, engine, **options)
+            if is_wanted(self._loaded[key]):
+                return self._loaded[key]
+            first = options if first is None else first
+        return load_model(self.name, step, engine, **(first or {}))
+
+    def _candidates(self, engine: str) -> Iterator[dict[str, Any]]:
+        if engine != "torch":
+            yield dict(self.options)
+            return
+        attentions = [self.options["attention"]] if "attention" in self.options else [None, "eager"]
+        dtypes = [self.options["dtype"]] if "dtype" in self.options else ["float32", "bfloat16", "float16"]
+        for attention, dtype in itertools.product(attentions, dtypes):
+            chosen = {"dtype": dtype} if attention is None else {"dtype": dtype, "attention": attention}
+            yield {**self.options, **chosen}
 
 
 def load_registered(

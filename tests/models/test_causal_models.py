@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch", reason="the torch engine is an extra")
 transformers = pytest.importorskip("transformers", reason="the torch engine is an extra")
 
 from llmcomp import compress, decompress, load_model, score, sweep  # noqa: E402
+from llmcomp.cli.main import main  # noqa: E402
 from llmcomp.errors import Error  # noqa: E402
 from llmcomp.models.engines.torch import TorchModel  # noqa: E402
 
@@ -224,3 +225,27 @@ def test_threads_are_chosen_by_the_work(monkeypatch: pytest.MonkeyPatch) -> None
         assert seen == [3] and torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("family", "options"), [("llama", []), ("llama", ["--dtype=bfloat16"]), ("mamba", [])])
+def test_an_archive_says_with_which_engine_it_is_decoded(
+    family: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exact engine knows Llama, too, and would be taken for a folder with it."""
+    folder, file = tmp_path / "model", tmp_path / "letter.txt"
+    make_causal(family).save_pretrained(folder)
+    file.write_bytes(TEXT * 2)
+    assert main(["compress", "--engine=torch", *options, "-q", "-k", "-m", str(folder), str(file)]) == 0
+    archive = Path(f"{file}.llmc")
+    assert main(["decompress", "-q", "-m", str(folder), "-o", str(tmp_path / "back"), str(archive)]) == 0
+    assert (tmp_path / "back").read_bytes() == TEXT * 2
+    assert decompress(archive.read_bytes(), folder) == TEXT * 2
+    if family == "llama":
+        # What the user says of the engine holds against the archive.
+        assert main(["decompress", "-q", "--engine=exact", "-m", str(folder), "-t", str(archive)]) == 1
+        assert "the archive needs" in capsys.readouterr().err
+
+
+def test_the_step_of_an_archive_is_that_of_its_model() -> None:
+    archive = compress(TEXT, load_model("pico-13k", 512))
+    assert decompress(archive, "pico-13k") == TEXT
