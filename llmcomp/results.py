@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pandas.api.types import union_categoricals
 
 from llmcomp.atomic_write import write_beside, written_beside
 from llmcomp.errors import Error, named, reason
@@ -38,10 +39,15 @@ ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "flops_exact": ("float64", "operations of training, counted by shape (models/counts.py); NaN where unknown"),
         "seed": ("Int64", "seed of the training run; null where no suite states it"),
         "dataset": ("string", "name of the data set"),
-        "modality": ("string", "text, image or speech"),
+        "modality": ("string", "text, image, speech, or the name that its owner gave it"),
+        "draw": ("string", 'how chunks were chosen: spread (by draw_seed, over all) or first; "" where not recorded'),
+        "draw_seed": ("Int64", "seed of what was drawn; null where nothing was, or not recorded"),
+        "chunk_bytes": ("Int64", "bytes that chunks were cut to; null for whole documents, or where not recorded"),
         "protocol": ("string", "lossless: real payload bytes that decode; published: the published sum of -log2 p"),
         "mapping": ("string", 'bytes-to-tokens mapping: bytes, latin1, shift or ascii; "" for a baseline'),
         "chunk": ("int64", "number of the chunk in its data set, from 0; -1: all chunks as one stream"),
+        "document": ("string", 'file, picture, utterance or row that the chunk is of; "" where not recorded'),
+        "offset": ("Int64", "bytes before the chunk in its document; null where it has no place, or not recorded"),
         "bytes_in": ("int64", "bytes of the chunk"),
         "bytes_scored": ("int64", "bytes of the chunk that the bits account for; bytes_in unless chunks are cut"),
         "tokens": ("Int64", "tokens whose bits were counted or coded; null for a baseline"),
@@ -65,7 +71,7 @@ ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
 # What tells one cell from another. Backend and version do not: equal cells from two of them are the same cell twice.
 CELL_KEY = (
     "model", "params", "step", "dataset", "modality", "protocol", "mapping",
-    "engine", "device", "dtype", "attention", "weights_sha256",
+    "draw", "draw_seed", "chunk_bytes", "engine", "device", "dtype", "attention", "weights_sha256",
 )  # fmt: skip
 
 # Columns that say where a row was made and how fast. With the exact engines all others are the same, to the last bit,
@@ -91,19 +97,23 @@ CELL_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "ratio": ("float64", "all coded bits over all bits in"),
         "mean_ratio": ("float64", "mean of the chunks' ratios"),
         "ratio_std": ("float64", "standard deviation of the chunks' ratios; NaN for one chunk"),
-        "stderr": ("float64", "standard error of mean_ratio: ratio_std / sqrt(chunks)"),
+        "stderr": ("float64", "standard error of mean_ratio that knows which chunks are neighbours (`clusters`)"),
+        "clusters": ("Int64", "parts of the chunks that stderr takes for independent; an interval has one fewer df"),
         "seconds": ("float64", "seconds, sum"),
     }
 )
 
-_FORMAT_KEY, _FORMAT = b"llmcomp.rows", b"3"
+_FORMAT_KEY, _FORMAT = b"llmcomp.rows", b"4"
 # Columns that a format added to the one before, and what they are in older tables.
-_FORMATS = (b"1", b"2", _FORMAT)
+_FORMATS = (b"1", b"2", b"3", _FORMAT)
 _ADDED: Mapping[str, Any] = {
     "attention": "", "batch_rows": pd.NA,
     "n_params_nonembedding": pd.NA, "tokens_seen": pd.NA, "flops": math.nan, "flops_exact": math.nan, "seed": pd.NA,
     "commit": "",
+    "draw": "", "draw_seed": pd.NA, "chunk_bytes": pd.NA, "document": "", "offset": pd.NA, "clusters": pd.NA,
 }  # fmt: skip
+# Fewer clusters say too little of how they differ.
+_CLUSTERS_MIN = 10
 # Of one file; a cell has a row a chunk. A few bytes of Parquet may stand for any number of rows.
 _ROWS_MAX = 1 << 22
 # Read at a time where not all rows are held.
@@ -142,7 +152,7 @@ def check_rows(df: pd.DataFrame) -> pd.DataFrame:
 
 def _with_added(df: pd.DataFrame, columns: Mapping[str, Any] = ROW_COLUMNS) -> pd.DataFrame:
     added = {name: value for name, value in _ADDED.items() if name in columns and name not in df.columns}
-    return df.assign(**{name: pd.Series(value, df.index, ROW_COLUMNS[name][0]) for name, value in added.items()})
+    return df.assign(**{name: pd.Series(value, df.index, columns[name][0]) for name, value in added.items()})
 
 
 def _as_dtype(column: pd.Series, dtype: Any) -> pd.Series:
@@ -492,7 +502,26 @@ def _sums(rows: pd.DataFrame) -> pd.DataFrame:
     sums["chunks"] = groups.size()
     sums["mean_ratio"] = groups["ratio"].mean()
     sums["squares"] = groups["ratio"].var(ddof=0) * sums["chunks"]
+    sums["places"] = [_places(cell) for _, cell in groups]
     return sums.reset_index()
+
+
+def _places(rows: pd.DataFrame) -> pd.DataFrame | None:
+    """What clusters are made of; None where a document is not recorded, so that every chunk is a cluster."""
+    if (rows["document"] == "").any():
+        return None
+    offset = rows["offset"].fillna(0).astype("int64")
+    document = rows["document"].astype("category")
+    return pd.DataFrame({"ratio": rows["ratio"], "chunk": rows["chunk"], "offset": offset, "document": document})
+
+
+def _joined(places: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
+    """The places of a cell, of those of its parts."""
+    found = [part for part in places if part is not None]
+    if len(found) < len(places):
+        return None
+    document = union_categoricals([part["document"] for part in found])
+    return pd.concat([part.drop(columns="document") for part in found], ignore_index=True).assign(document=document)
 
 
 def _added_up(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -512,6 +541,7 @@ def _added_up(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     mean = groups["ratios"].transform("sum") / groups["chunks"].transform("sum")
     table["squares"] += table["chunks"] * (table["mean_ratio"] - mean) ** 2
     sums["squares"] = table.groupby(key, dropna=False, sort=False)["squares"].sum()
+    sums["places"] = [_joined(list(parts)) for _, parts in groups["places"]]
     return sums.reset_index()
 
 
@@ -519,9 +549,44 @@ def _cells_of_sums(sums: pd.DataFrame) -> pd.DataFrame:
     n_chunks = sums["chunks"]
     sums["ratio"] = sums["coded_bits"] / (8.0 * sums["bytes_in"])
     sums["ratio_std"] = np.sqrt(sums["squares"] / (n_chunks - 1).where(n_chunks > 1))
-    sums["stderr"] = sums["ratio_std"] / np.sqrt(n_chunks)
+    sums["stderr"], sums["clusters"] = sums["ratio_std"] / np.sqrt(n_chunks), n_chunks
+    for cell, places in sums["places"].items():
+        if places is not None:
+            sums.loc[cell, ["stderr", "clusters"]] = _standard_error(places)
     sums["covered"] = sums["bytes_scored"] / sums["bytes_in"]
     return _as_cells(sums)
+
+
+def cluster_of(rows: pd.DataFrame) -> np.ndarray:
+    """For every row of one cell the number of its cluster: chunks of one resemble one another, those of two do not.
+
+    A cluster is a document where there are ten or more (pictures, utterances, files, rows). Of fewer, long ones the
+    chunks are put in order, and about sqrt(n) stretches of neighbours, ten or more, are a cluster each. Where documents
+    are not recorded, or of fewer than 20 chunks, every chunk is one.
+    """
+    n = len(rows)
+    documents = rows["document"].to_numpy(str)
+    _, numbers = np.unique(documents, return_inverse=True)
+    if (documents == "").any() or (n_documents := numbers.max(initial=0) + 1) < _CLUSTERS_MIN > n // 2:
+        return np.arange(n)
+    if n_documents >= _CLUSTERS_MIN:
+        return numbers
+    order = np.lexsort((rows["chunk"], rows["offset"].fillna(0).to_numpy(np.int64), numbers))
+    clusters = np.empty(n, np.int64)
+    clusters[order] = np.arange(n) * max(_CLUSTERS_MIN, math.isqrt(n)) // n
+    return clusters
+
+
+def _standard_error(rows: pd.DataFrame) -> tuple[float, int]:
+    """Of the mean of the chunks' ratios, and the number of clusters: sqrt(G / (G - 1) sum of (cluster's sum of
+    deviations)^2) / n, which is ratio_std / sqrt(n) where every chunk is a cluster (Liang and Zeger 1986)."""
+    ratio = rows["ratio"].to_numpy(float)
+    clusters = cluster_of(rows)
+    sums = np.bincount(clusters, ratio - ratio.mean())
+    n_clusters = len(sums)
+    if n_clusters < 2:
+        return math.nan, n_clusters
+    return math.sqrt(n_clusters / (n_clusters - 1) * float(sums @ sums)) / len(ratio), n_clusters
 
 
 def _as_cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -560,6 +625,8 @@ def published(baseline: bool = False) -> pd.DataFrame:
         dtype="",
         attention="",
         weights_sha256="",
+        **{name: _ADDED[name] for name in ("draw", "draw_seed", "clusters")},
+        chunk_bytes=2048,
         **{name: _ADDED[name] for name in CELL_FACTS},
         unit="chunk",
         bytes_in=2048 * table["chunks"],

@@ -82,6 +82,8 @@ OUTSIDE = {"Python.h": {"python"}, "numpy": {"python"}, "cuda_runtime": {"python
 TORCH_FILES = {
     "data/tokenizer_conversion.py",
     "models/engines/torch.py",
+    "models/engines/torch_steps.py",
+    "models/engines/torch_weights.py",
     "pico/train.py",
     "pico/vocabularies.py",
     "pico/muon.py",

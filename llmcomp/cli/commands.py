@@ -44,7 +44,7 @@ def score(args: argparse.Namespace) -> int:
     from llmcomp.results import cells, write_rows
     from llmcomp.scoring.score import score
 
-    data = load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, progress=not args.quiet)
+    data = load_dataset(args.dataset, **_chunk_options(args))
     model, protocol = _model(args.model, args), args.protocol or "lossless"
     options = {"verify": args.verify, "max_memory": args.max_memory, "progress": not args.quiet}
     rows = score(data, model, protocol, args.mapping, **options)  # type: ignore[arg-type]
@@ -67,9 +67,7 @@ def sweep(args: argparse.Namespace) -> int:
         args.out,
         protocol=args.protocol,
         mapping=args.mapping,
-        n_chunks=args.chunks,
-        chunk_bytes=args.chunk_bytes,
-        seed=args.seed,
+        **_chunk_options(args),
         engine=args.engine,
         device=args.device,
         dtype=args.dtype,
@@ -77,7 +75,6 @@ def sweep(args: argparse.Namespace) -> int:
         verify=args.verify,
         max_memory=args.max_memory,
         baselines=args.baselines,
-        progress=not args.quiet,
         sizes=args.models,
         seeds=args.seeds,
         tokens=args.tokens,
@@ -171,7 +168,7 @@ def compress(args: argparse.Namespace) -> int:
             f"{len(args.file)} archives on one standard output could not be told apart: compress one file at once"
         )
     name = args.model or (None if decompress else DEFAULT_MODEL)
-    model = None if name is None else _model(name, args)
+    model = None if name is None else _archive_model(name, args, decompress)
     status, reports = 0, []
     for file in args.file:
         try:
@@ -471,14 +468,26 @@ def data_fetch(args: argparse.Namespace) -> int:
 def data_manifest(args: argparse.Namespace) -> int:
     from llmcomp.data.datasets import load_dataset, write_manifest
 
-    write_manifest(load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, not args.quiet), args.file)
+    write_manifest(load_dataset(args.dataset, **_chunk_options(args)), args.file)
     return 0
 
 
 def data_check(args: argparse.Namespace) -> int:
     from llmcomp.data.datasets import check_manifest, load_dataset
 
-    check_manifest(load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, not args.quiet), args.file)
+    check_manifest(load_dataset(args.dataset, **_chunk_options(args)), args.file)
+    return 0
+
+
+def data_inspect(args: argparse.Namespace) -> int:
+    from llmcomp.data.datasets import load_dataset
+    from llmcomp.data.inspection import inspect
+
+    found = inspect(load_dataset(args.dataset, **_chunk_options(args)))
+    if args.json:
+        _print_json(found.to_dict())
+    else:
+        print(found)
     return 0
 
 
@@ -506,6 +515,23 @@ def _model(name: str, args: argparse.Namespace) -> Any:
 
     options = {"device": args.device, "dtype": args.dtype, "attention": args.attention}
     return load_model(name, args.step, args.engine, **options)
+
+
+def _archive_model(name: str, args: argparse.Namespace, decompress: bool) -> Any:
+    """The model that was named: loaded, or, to decompress, to be loaded with the engine that the archive says."""
+    from llmcomp.models.load import NamedModel
+
+    if not decompress:
+        args.engine = args.engine or "exact"
+        return _model(name, args)
+    given = {"device": args.device, "dtype": args.dtype, "attention": args.attention}
+    return NamedModel(name, args.step, args.engine, {key: value for key, value in given.items() if value is not None})
+
+
+def _chunk_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What a command line says of chunks, in the words of `load_dataset`."""
+    found = {"n_chunks": args.chunks, "chunk_bytes": args.chunk_bytes, "seed": args.seed, "draw": args.draw}
+    return found | {"whole": args.whole, "progress": not args.quiet}
 
 
 def _told_failures(failed: list[dict[str, Any]]) -> int:

@@ -132,16 +132,40 @@ def _add_data(actions: Any, add: Callable[..., argparse.ArgumentParser]) -> None
     fetch.add_argument("name", nargs="+")
     manifest = add("manifest", cli_commands.data_manifest, "write the SHA-256 of every chunk", actions)
     check = add("check", cli_commands.data_check, "compare the chunks with a manifest", actions)
-    for action in (manifest, check):
+    inspect = add("inspect", cli_commands.data_inspect, "show what would be scored, and score nothing", actions)
+    for action in (manifest, check, inspect):
         action.add_argument("dataset", metavar="NAME[=PATH]")
-        action.add_argument("file", metavar="MANIFEST.json")
+        if action is not inspect:
+            action.add_argument("file", metavar="MANIFEST.json")
         _add_chunks(action)
 
 
 def _add_chunks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--chunks", type=_positive, metavar="N", help="how many chunks (default: 2,048 or all)")
-    parser.add_argument("--chunk-bytes", type=_positive, default=2048, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn, such as crops (default: %(default)s)")
+    parser.add_argument(
+        "--chunks",
+        type=_positive,
+        metavar="N",
+        help="how many chunks of each data set are scored: N that are drawn over the whole of it, and N + M begin with "
+        "the same N (default: 2,048, or all where there are fewer)",
+    )
+    parser.add_argument(
+        "--chunk-bytes",
+        type=_positive,
+        default=2048,
+        metavar="N",
+        help="every chunk is compressed alone, so a longer one gives a better ratio (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--draw",
+        choices=("spread", "first"),
+        default="spread",
+        help="spread: chunks drawn over the data (default); first: the first of each text, which are neighbours; "
+        "pictures and speech are always drawn",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
+    parser.add_argument(
+        "--whole", action="store_true", help="whole files and rows instead of chunks, read with sliding windows"
+    )
 
 
 def _add_scoring(parser: argparse.ArgumentParser, several: bool) -> None:
@@ -150,7 +174,9 @@ def _add_scoring(parser: argparse.ArgumentParser, several: bool) -> None:
         "--dataset",
         metavar="NAME[=PATH]",
         required=not several,
-        help="text, image or speech (bundled samples), enwik8=FILE, image=FOLDER, speech=FOLDER, or a fetched data set",
+        help="text, image or speech (bundled samples), a fetched data set, image=FOLDER, speech=FOLDER, or any name = "
+        "files: enwik8=FILE, dna=FOLDER, 'code=src/**/*.py', text=logs.jsonl:message, text=part.parquet:body, "
+        "text=hf:NAME,split=test:COLUMN",
         **how,
     )
     _add_chunks(parser)
@@ -298,6 +324,8 @@ def _add_archive(parser: argparse.ArgumentParser, compress: bool) -> None:
     )
     parser.add_argument("--segment-bytes", type=_positive, metavar="N", help="bytes that can be decoded alone")
     _add_engine(parser)
+    # To decompress, the archive says it.
+    parser.set_defaults(engine=None)
 
 
 def _memory(text: str) -> int | float:

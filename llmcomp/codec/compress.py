@@ -90,6 +90,7 @@ def compress(
 
 def decompress(blob: bytes, model: Any = None, *, device: str | None = None, download: bool = False) -> bytes:
     """The bytes that `compress` was given. `model` None: the one that the archive names, if it is one of the registry.
+    A model that is given by its name is loaded with the engine that the archive was made with.
 
     `device`: where the model is loaded, as in `load_model`. `download`: whether the model that the archive names may be
     downloaded; without it that model is loaded if it is bundled or in the cache, and nothing is requested.

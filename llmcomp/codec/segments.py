@@ -25,7 +25,7 @@ from llmcomp.data import mappings
 from llmcomp.data.mappings import Encoded
 from llmcomp.errors import CorruptArchive, Error, ModelMismatch
 from llmcomp.models.adapter import AdaptedModel, ModelTraits
-from llmcomp.models.load import load_model, load_registered
+from llmcomp.models.load import NamedModel, load_model, load_registered
 from llmcomp.models.memory import MaxMemory
 from llmcomp.models.registry import list_models
 
@@ -205,7 +205,7 @@ class SegmentCodec:
         wanted = header.model
         if wanted.mapping >= len(mappings.MAPPINGS):
             raise CorruptArchive(f"the archive's header has mapping {wanted.mapping}, which this llmcomp does not know")
-        model = _model_of_header(wanted, device, download) if model is None else load_model(model, device=device)
+        model = _model_of_header(wanted, device, download) if model is None else _given_model(model, wanted, device)
         traits = ModelTraits.of(model)
         _check_identity(wanted, traits)
         mapping = mappings.MAPPINGS[wanted.mapping]
@@ -325,6 +325,22 @@ class SegmentCodec:
             return self._mapping.decode(stream, side, n_bytes, self.traits.tokenizer)
         except Error as error:
             raise CorruptArchive(str(error)) from None
+
+
+def _given_model(model: Any, wanted: ModelId, device: str | None) -> Any:
+    """The model that the user gave; one that is only named is loaded with the engine that the archive was made with."""
+    if isinstance(model, (str, os.PathLike)):
+        model = NamedModel(model, options={} if device is None else {"device": device})
+    if not isinstance(model, NamedModel):
+        return load_model(model, device=device)
+    revision = _REVISION.fullmatch(wanted.revision)
+    step = int(revision[1]) if revision and revision[1] else None
+
+    def is_wanted(found: Any) -> bool:
+        fingerprint = ModelTraits.of(found).fingerprint
+        return _hash_prefix(fingerprint, container.WEIGHTS_HASH_BYTES) == wanted.weights_hash
+
+    return model.load(_engine_name(wanted.engine) or "exact", wanted.name, step, is_wanted)
 
 
 def _model_of_header(wanted: ModelId, device: str | None, download: bool) -> Any:

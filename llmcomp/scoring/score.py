@@ -66,7 +66,7 @@ def score(
     from llmcomp import results
 
     model = load_model(model, device=device)
-    data, modality = getattr(chunks, "name", ""), getattr(chunks, "modality", "")
+    dataset, data, modality = chunks, getattr(chunks, "name", ""), getattr(chunks, "modality", "")
     chunks = as_chunks(getattr(chunks, "chunks", chunks))
     if protocol not in results.PROTOCOLS:
         raise Error(f"no protocol is called {protocol!r}; there are {', '.join(results.PROTOCOLS)}")
@@ -84,7 +84,27 @@ def score(
     facts = {"dataset": data, "modality": modality, "protocol": protocol, "mapping": mapping, **_model_facts(model)}
     if not rows:
         return results.empty_rows()
-    return results.check_rows(pd.DataFrame(rows).assign(batch_rows=scorer.batch_rows, **facts))
+    table = pd.DataFrame(rows).assign(batch_rows=scorer.batch_rows, **facts)
+    return results.check_rows(add_places(table, dataset))
+
+
+def add_places(rows: pd.DataFrame, dataset: Any) -> pd.DataFrame:
+    """The rows of chunks of a data set, with how they were drawn and where each lies in it, as far as it says."""
+    documents, offsets = (list(getattr(dataset, name, ())) for name in ("documents", "offsets"))
+    numbers = rows["chunk"].astype(int)
+    return rows.assign(
+        draw=getattr(dataset, "draw", ""),
+        draw_seed=_column(getattr(dataset, "seed", None), rows),
+        chunk_bytes=_column(getattr(dataset, "chunk_bytes", None), rows),
+        document=[documents[i] if 0 <= i < len(documents) else "" for i in numbers],
+        offset=_column([offsets[i] if 0 <= i < len(offsets) else None for i in numbers], rows),
+    )
+
+
+def _column(values: Any, rows: pd.DataFrame) -> pd.Series:
+    import pandas as pd
+
+    return pd.Series(values, rows.index, "Int64")
 
 
 def _scored(chunks: Sequence[bytes], scorer: _LosslessScorer | published.PublishedScorer, progress: bool) -> list[dict]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hub_server import neox_config, neox_tensors, write_checkpoint
@@ -560,3 +561,22 @@ def test_every_payload_of_a_sweep_over_real_files_decodes(tmp_path: Path) -> Non
     for name, path in names.items():
         data = datasets.load_dataset(f"{name}={DATA / path}", n_chunks=2, progress=False)
         assert rows[rows["dataset"] == name]["bytes_in"].sum() == 25 * sum(map(len, data.chunks))
+
+
+def test_chunks_are_drawn_or_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = b"".join(b"line %d of the log\n" % i for i in range(900))
+    spec = f"log={tmp_path / 'own.txt'}"
+    (tmp_path / "own.txt").write_bytes(content)
+    given = ["score", "pico-13k", f"--dataset={spec}", "--chunks=3", "--chunk-bytes=256", "-q"]
+
+    def rows_of(*options: str) -> pd.DataFrame:
+        assert main([*given, *options, f"--out={tmp_path / 'rows.parquet'}"]) == 0
+        return results.read_rows(tmp_path / "rows.parquet").sort_values("chunk")
+
+    first, drawn, whole = rows_of("--draw=first"), rows_of("--seed=4"), rows_of("--whole", "--chunks=1")
+    assert first["offset"].tolist() == [0, 256, 512] and set(first["draw"]) == {"first"}
+    expected = datasets.load_dataset(spec, 3, 256, seed=4, progress=False)
+    assert drawn["offset"].tolist() == list(expected.offsets) != [0, 256, 512]
+    assert set(drawn["draw"]) == {"spread"} and set(drawn["draw_seed"]) == {4}
+    assert whole["bytes_in"].tolist() == [len(content)]
+    capsys.readouterr()

@@ -25,9 +25,8 @@ from llmcomp.models.engines.torch import (  # noqa: E402
     DeviceStopwatch,
     TorchModel,
     published_loop,
-    read_host_weights,
-    read_pickled_weights,
 )
+from llmcomp.models.engines.torch_weights import read_host_weights, read_pickled_weights  # noqa: E402
 from llmcomp.models.load import load_model  # noqa: E402
 from llmcomp.scoring.published import PublishedTokens  # noqa: E402
 

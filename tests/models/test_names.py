@@ -209,7 +209,7 @@ def test_a_pickle_runs_no_code(here: Path) -> None:
     for engine in ("exact", "torch"):
         with pytest.raises(Error, match=r"pytorch_model|transformers"):
             load_model(folder, engine=engine)
-    from llmcomp.models.engines.torch import read_host_weights
+    from llmcomp.models.engines.torch_weights import read_host_weights
 
     with pytest.raises(Error, match="expected a pickle of nothing but tensors"):
         read_host_weights(folder)
