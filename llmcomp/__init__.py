@@ -10,6 +10,7 @@ from llmcomp.errors import CorruptArchive, DatasetError, Error, ModelMismatch
 from llmcomp.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from llmcomp.claims.verify import verify
     from llmcomp.codec.archive import open as open
     from llmcomp.codec.compress import compress, decompress
     from llmcomp.codec.sampling import generate
@@ -60,6 +61,7 @@ _MODULE_OF = {
     "bits_by_position": "scoring.position",
     **dict.fromkeys(("compare_forms", "fit_scaling_law"), "law.fit"),
     **dict.fromkeys(("compare_shares", "fit_joint"), "law.joint"),
+    "verify": "claims.verify",
     "generate": "codec.sampling",
     "load_dataset": "data.datasets",
     "open": "codec.archive",
@@ -99,6 +101,7 @@ __all__ = [
     "sweep",
     "use_backend",
     "use_threads",
+    "verify",
 ]
 
 
@@ -113,4 +116,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULE_OF})
+    return sorted({*__all__, "__version__", "open", "plot"})

@@ -33,6 +33,10 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "models": {"errors", "atomic_write", "checked_json", "float_state", "pico", "_core", "coding", "data"},
     "codec": {"errors", "atomic_write", "float_state", "coding", "data", "models"},
     "scoring": {"errors", "version", "results", "coding", "data", "models", "codec"},
+    "claims": {
+        *("errors", "version", "results", "atomic_write", "checked_json"),
+        *("coding", "data", "models", "codec", "scoring"),
+    },
     "law": {"errors", "atomic_write", "results"},
     "experiment": {
         *("errors", "atomic_write", "checked_json", "results", "pico"),
@@ -42,7 +46,7 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "pico.recipes": {"errors", "atomic_write", "results", "pico", "data", "llmcomp"},
     "cli": {
         *("errors", "version", "results", "pico", "coding", "data", "models", "codec", "scoring"),
-        *("law", "experiment", "bench", "llmcomp"),
+        *("claims", "law", "experiment", "bench", "llmcomp"),
     },
     # The public names, each imported when it is first used.
     "llmcomp": {
@@ -54,6 +58,7 @@ PYTHON_ROOMS: dict[str, set[str]] = {
         "models",
         "codec",
         "scoring",
+        "claims",
         "law",
         "experiment",
         "cli",

@@ -25,7 +25,7 @@ def demo(args: argparse.Namespace) -> int:
     if args.json:
         files = [str(path) for path in demo.figures]
         tables = {"cells": _records(demo.cells), "baselines": _records(demo.baselines)}
-        _print_json({**tables, "laws": demo.laws.to_dict(), "figures": files})
+        print_json({**tables, "laws": demo.laws.to_dict(), "figures": files})
         return 1 if demo.failed else 0
     columns = ["model", "params", "step", "modality", "chunks", "bytes_in", "coded_bytes", "ratio"]
     print(demo.cells[columns].to_string(index=False, float_format="%.4f"))
@@ -87,7 +87,7 @@ def sweep(args: argparse.Namespace) -> int:
         )
     if args.dry_run:
         if args.json:
-            _print_json(_records(rows))
+            print_json(_records(rows))
         return 0
     columns = [
         "model",
@@ -125,7 +125,7 @@ def fit(args: argparse.Namespace) -> int:
     held_out = [laws.holdout(axis) for axis in axes] if args.holdout else []
     if args.json:
         found = laws.to_dict()
-        _print_json({"laws": found, "holdout": [one.to_dict() for one in held_out]} if held_out else found)
+        print_json({"laws": found, "holdout": [one.to_dict() for one in held_out]} if held_out else found)
     elif args.report:
         print(laws.report("latex" if args.latex else "markdown"))
     else:
@@ -141,7 +141,7 @@ def plot(args: argparse.Namespace) -> int:
     out = args.out or ("figures" if args.published else Path(args.folder) / "figures")
     paths = [str(path) for path in plot_all(_results(args), out, formats=args.format or ("png", "pdf"))]
     if args.json:
-        _print_json(paths)
+        print_json(paths)
     else:
         print(*paths, sep="\n")
     return 0
@@ -187,7 +187,7 @@ def compress(args: argparse.Namespace) -> int:
                 raise
             status = complain(_naming(file, error), 1)
     if args.json:
-        _print_json([report._asdict() for report in reports])
+        print_json([report._asdict() for report in reports])
     return status
 
 
@@ -253,7 +253,7 @@ def _list(args: argparse.Namespace) -> int:
 
     found, status = _read_archives(args.file)
     if args.json:
-        _print_json([{"file": file, **vars(about), "ratio": about.ratio} for file, about in found])
+        print_json([{"file": file, **vars(about), "ratio": about.ratio} for file, about in found])
     else:
         print(listing(found))
     return status
@@ -267,7 +267,7 @@ def info(args: argparse.Namespace) -> int:
         {"file": file, **vars(about), "ratio": about.ratio, "model_is": about.how_to_get} for file, about in archives
     ]
     if args.json:
-        _print_json(found)
+        print_json(found)
     for archive in () if args.json else found:
         _print_pairs(archive.items())
     return status
@@ -310,7 +310,7 @@ def _installation(args: argparse.Namespace) -> int:
         "model folder": constants.HF_HUB_CACHE,
     }
     if args.json:
-        _print_json(facts)
+        print_json(facts)
     else:
         _print_pairs(facts.items())
     return 0
@@ -325,7 +325,7 @@ def bench(args: argparse.Namespace) -> int:
         options |= {"max_memory": args.max_memory, "clock": args.clock}
         found = run_sweep_benchmark(args.suite, args.engine, **scale, **options, progress=not args.quiet)
         if args.json:
-            _print_json(found.to_dict())
+            print_json(found.to_dict())
         else:
             print(found)
         return 0
@@ -345,7 +345,7 @@ def _bench_engine(args: argparse.Namespace) -> int:
     how = {"engine": args.engine, "seconds": args.seconds, "clock": args.clock, "progress": not args.quiet}
     table = run_engine_benchmark(args.shapes or SHAPES_DEFAULT, args.threads, **how)
     if args.json:
-        _print_json(table.to_dict())
+        print_json(table.to_dict())
     else:
         print(table)
     return 0
@@ -387,7 +387,7 @@ def _list_suites(args: argparse.Namespace) -> int:
     from llmcomp.models.suite import bundled_suites, load_suite
 
     if args.json:
-        _print_json([entry._asdict() for entry in list_models()])
+        print_json([entry._asdict() for entry in list_models()])
         return 0
     rows = []
     for name in bundled_suites():
@@ -436,7 +436,7 @@ def _check_models(name: str, args: argparse.Namespace) -> int:
             report.lock = old.merged(report.lock)
         write_lock(args.lock, report.lock)
     if args.json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
         print(report)
     return 1 if report.faults else 0
@@ -464,7 +464,7 @@ def data_fetch(args: argparse.Namespace) -> int:
         if not args.json:
             print(paths[-1])
     if args.json:
-        _print_json(paths)
+        print_json(paths)
     return 0
 
 
@@ -516,7 +516,7 @@ def _told_failures(failed: list[dict[str, Any]]) -> int:
 
 def _print_table(table: Any, args: argparse.Namespace) -> None:
     if args.json:
-        _print_json(_records(table))
+        print_json(_records(table))
     else:
         print(table.to_string(index=False, float_format="%.4g"))
 
@@ -525,7 +525,7 @@ def _records(table: Any) -> list[dict[str, Any]]:
     return json.loads(table.to_json(orient="records"))
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """JSON has no NaN and no infinity: null."""
     print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=1))
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llmcomp.cli import claims
 from llmcomp.cli import commands as cli_commands
 from llmcomp.errors import Error
 
@@ -95,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--verify", action="store_true", help="decode every payload again")
     score.add_argument("--out", metavar="FILE", help="write the rows as Parquet")
     _add_scoring(score, several=False)
+    verify = add("verify", claims.verify, "certify that the bits per byte of any predictor are real, or tell why not")
+    claims.add_verify(verify)
+    _add_data_choice(verify, required=False)
+    _add_engine(verify)
     _add_sweep(
         add("sweep", cli_commands.sweep, "score a grid of models, steps and data sets; what is finished is kept")
     )
@@ -141,16 +146,20 @@ def _add_chunks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn, such as crops (default: %(default)s)")
 
 
-def _add_scoring(parser: argparse.ArgumentParser, several: bool) -> None:
-    how: dict[str, Any] = {"action": "append"} if several else {}
+def _add_data_choice(parser: argparse.ArgumentParser, required: bool, **how: Any) -> None:
     parser.add_argument(
         "--dataset",
         metavar="NAME[=PATH]",
-        required=not several,
+        required=required,
         help="text, image or speech (bundled samples), enwik8=FILE, image=FOLDER, speech=FOLDER, or a fetched data set",
         **how,
     )
     _add_chunks(parser)
+
+
+def _add_scoring(parser: argparse.ArgumentParser, several: bool) -> None:
+    how: dict[str, Any] = {"action": "append"} if several else {}
+    _add_data_choice(parser, required=not several, **how)
     parser.add_argument("--protocol", choices=("lossless", "published"), help="default: lossless", **how)
     parser.add_argument("--mapping", choices=("bytes", "latin1", "shift", "ascii"), help="default: bytes", **how)
     _add_engine(parser)
