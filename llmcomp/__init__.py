@@ -10,6 +10,7 @@ from llmcomp.errors import CorruptArchive, DatasetError, Error, ModelMismatch
 from llmcomp.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from llmcomp.claims.compare import compare
     from llmcomp.claims.verify import verify
     from llmcomp.codec.archive import open as open
     from llmcomp.codec.compress import compress, decompress
@@ -61,6 +62,7 @@ _MODULE_OF = {
     "bits_by_position": "scoring.position",
     **dict.fromkeys(("compare_forms", "fit_scaling_law"), "law.fit"),
     **dict.fromkeys(("compare_shares", "fit_joint"), "law.joint"),
+    "compare": "claims.compare",
     "verify": "claims.verify",
     "generate": "codec.sampling",
     "load_dataset": "data.datasets",
@@ -80,6 +82,7 @@ __all__ = [
     "backends",
     "bits_by_position",
     "code_length",
+    "compare",
     "compare_forms",
     "compare_shares",
     "compress",

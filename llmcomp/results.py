@@ -48,6 +48,8 @@ ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "coded_bytes": ("Int64", "bytes of the payload that decodes; null under the published protocol"),
         "side_bits": ("int64", "bits that the mapping stores beside the payload; 0 under the published protocol"),
         "ratio": ("float64", "(8 coded_bytes + side_bits) / (8 bytes_in); published: ideal_bits / (8 bytes_in)"),
+        "bits_per_byte": ("float64", "8 ratio: coded bits, or the published sum, over bytes_in"),
+        "bits_per_token": ("float64", "the same bits over tokens; NaN where there are none"),
         "seconds": ("float64", "seconds of wall clock spent on the chunk, its share of a batch; NaN if not measured"),
         "engine": ("string", "exact, exact-int8, torch, or the baseline's library and version"),
         "backend": ("string", "backend of the coder: serial, avx2, ..."),
@@ -84,6 +86,8 @@ CELL_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "coded_bytes": ("Int64", "bytes, sum"),
         "side_bits": ("Int64", "bits, sum"),
         "ratio": ("float64", "all coded bits over all bits in"),
+        "bits_per_byte": ("float64", "8 ratio"),
+        "bits_per_token": ("float64", "all coded bits over all tokens; NaN where tokens are not known"),
         "mean_ratio": ("float64", "mean of the chunks' ratios"),
         "ratio_std": ("float64", "standard deviation of the chunks' ratios; NaN for one chunk"),
         "stderr": ("float64", "standard error of mean_ratio: ratio_std / sqrt(chunks)"),
@@ -91,14 +95,18 @@ CELL_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 
-_FORMAT_KEY, _FORMAT = b"llmcomp.rows", b"3"
+_FORMAT_KEY, _FORMAT = b"llmcomp.rows", b"4"
 # Columns that a format added to the one before, and what they are in older tables.
-_FORMATS = (b"1", b"2", _FORMAT)
+_FORMATS = (b"1", b"2", b"3", _FORMAT)
 _ADDED: Mapping[str, Any] = {
     "attention": "", "batch_rows": pd.NA,
     "n_params_nonembedding": pd.NA, "tokens_seen": pd.NA, "flops": math.nan, "flops_exact": math.nan, "seed": pd.NA,
     "commit": "",
 }  # fmt: skip
+# Columns that follow from others: computed, whatever a table says.
+_DERIVED = ("bits_per_byte", "bits_per_token")
+# A column that rows may have beside: -log2 p of each token, float32, where `score(token_bits=True)` was asked for it.
+TOKEN_BITS = "token_bits"
 # Of one file; a cell has a row a chunk. A few bytes of Parquet may stand for any number of rows.
 _ROWS_MAX = 1 << 22
 _NOT_NULL = (*(name for name, (dtype, _) in ROW_COLUMNS.items() if dtype == "int64"), "ratio")
@@ -121,16 +129,43 @@ def check_rows(df: pd.DataFrame) -> pd.DataFrame:
     if not df.columns.is_unique:
         raise Error(f"rows: two columns are called {df.columns[df.columns.duplicated()][0]!r}")
     df = _with_added(df)
-    missing = [name for name in ROW_COLUMNS if name not in df.columns]
+    missing = [name for name in ROW_COLUMNS if name not in df.columns and name not in _DERIVED]
     if missing:
         raise Error(f"rows: missing column(s) {', '.join(missing)}")
     extra = [name for name in df.columns if name not in ROW_COLUMNS]
-    rows = df[[*ROW_COLUMNS, *extra]].reset_index(drop=True)
+    rows = df.drop(columns=list(_DERIVED), errors="ignore").reset_index(drop=True)
     for name, (dtype, _) in ROW_COLUMNS.items():
-        rows[name] = _as_dtype(rows[name], dtype)
+        if name not in _DERIVED:
+            rows[name] = _as_dtype(rows[name], dtype)
+    if TOKEN_BITS in extra:
+        rows[TOKEN_BITS] = _checked_token_bits(rows[TOKEN_BITS])
     _check_values(rows)
     _check_doubles(rows)
-    return rows
+    return _with_bits(rows)[[*ROW_COLUMNS, *extra]]
+
+
+def _checked_token_bits(column: pd.Series) -> pd.Series:
+    """Float32 arrays, None where a row has none."""
+    found: list[np.ndarray | None] = []
+    for number, value in enumerate(column):
+        if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+            found.append(None)
+            continue
+        try:
+            bits = np.asarray(value, np.float32)
+        except (TypeError, ValueError):
+            bits = np.empty((0, 0), np.float32)
+        if bits.ndim != 1:
+            raise Error(f"rows: column {TOKEN_BITS} is no array of numbers in row {number}")
+        found.append(bits)
+    return pd.Series(found, column.index, dtype=object)
+
+
+def _with_bits(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the columns that follow from others."""
+    bits = 8.0 * table["ratio"] * table["bytes_in"]
+    tokens = table["tokens"].astype("Float64").astype("float64")
+    return table.assign(bits_per_byte=8.0 * table["ratio"], bits_per_token=bits / tokens.where(tokens > 0))
 
 
 def _with_added(df: pd.DataFrame, columns: Mapping[str, Any] = ROW_COLUMNS) -> pd.DataFrame:
@@ -189,23 +224,27 @@ def _check_doubles(rows: pd.DataFrame) -> None:
         )
 
 
-def _schema() -> pa.Schema:
+def _schema(has_token_bits: bool = False) -> pa.Schema:
     arrow = {"string": pa.string(), "Int64": pa.int64(), "int64": pa.int64(), "float64": pa.float64()}
     fields = [
         pa.field(name, arrow[dtype], metadata={b"unit": unit.encode()}) for name, (dtype, unit) in ROW_COLUMNS.items()
     ]
+    if has_token_bits:
+        fields.append(pa.field(TOKEN_BITS, pa.list_(pa.float32()), metadata={b"unit": b"bits of every token"}))
     return pa.schema(fields, metadata={_FORMAT_KEY: _FORMAT})
 
 
 def write_rows(path: str | os.PathLike[str], df: pd.DataFrame, metadata: Mapping[str, str] | None = None) -> Path:
     """Checks the rows and writes them to a Parquet file that appears whole or not at all; returns its path.
 
-    Only the columns of ROW_COLUMNS are written, their units and `metadata` in the file's metadata. The folder is made
-    where it is missing. Written beside under another name, flushed to disk, then renamed over what was there. Error if
-    it fails.
+    Only the columns of ROW_COLUMNS and TOKEN_BITS are written, their units and `metadata` in the file's metadata. The
+    folder is made where it is missing. Written beside under another name, flushed to disk, then renamed over what was
+    there. Error if it fails.
     """
     path = Path(path)
-    table = pa.Table.from_pandas(check_rows(df)[list(ROW_COLUMNS)], schema=_schema(), preserve_index=False)
+    rows = check_rows(df)
+    schema = _schema(TOKEN_BITS in rows.columns)
+    table = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
     table = table.replace_schema_metadata(dict(metadata or {}) | {_FORMAT_KEY.decode(): _FORMAT.decode()})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -318,17 +357,17 @@ def cells(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def _as_cells(table: pd.DataFrame) -> pd.DataFrame:
-    table = table[list(CELL_COLUMNS)].astype({name: dtype for name, (dtype, _) in CELL_COLUMNS.items()})
+    table = _with_bits(table)[list(CELL_COLUMNS)].astype({name: dtype for name, (dtype, _) in CELL_COLUMNS.items()})
     order = ["dataset", "protocol", "mapping", "params", "model", "step", "unit"]
     return table.sort_values(order, na_position="last", kind="stable", ignore_index=True)
 
 
 def _check_cells(df: pd.DataFrame) -> pd.DataFrame:
     df = _with_added(df, CELL_COLUMNS)
-    missing = [name for name in CELL_COLUMNS if name not in df.columns]
+    missing = [name for name in CELL_COLUMNS if name not in df.columns and name not in _DERIVED]
     if missing:
         raise Error(f"cells: missing column(s) {', '.join(missing)}")
-    return df
+    return _with_bits(df)
 
 
 def published(baseline: bool = False) -> pd.DataFrame:

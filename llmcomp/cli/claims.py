@@ -1,4 +1,4 @@
-"""The command `verify`: its arguments, its call, its output. What it does is in llmcomp/claims."""
+"""The commands `verify` and `compare`: their arguments, calls and output. What they do is in llmcomp/claims."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def verify(args: argparse.Namespace) -> int:
 def _data(args: argparse.Namespace) -> Any:
     from llmcomp.data.datasets import load_dataset
 
-    if bool(args.file) == bool(args.dataset):
+    if bool(getattr(args, "file", ())) == bool(args.dataset):
         raise Error("expected files or --dataset, one of the two")
     if args.dataset:
         return load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, progress=not args.quiet)
@@ -64,3 +64,29 @@ def _data(args: argparse.Namespace) -> Any:
         return [Path(file).read_bytes() for file in args.file]
     except OSError as error:
         raise Error(f"{error.filename}: {error.strerror or error}") from error
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", metavar="A", help="a model, as for score, or NAME@STEP")
+    parser.add_argument("b", metavar="B", help="another")
+    parser.add_argument("--level", type=float, default=0.95, help="of the interval (default: %(default)s)")
+    parser.add_argument("--mapping", choices=("bytes", "latin1", "shift", "ascii"), help="default: bytes")
+
+
+def compare(args: argparse.Namespace) -> int:
+    from llmcomp.claims.compare import compare
+    from llmcomp.models.load import load_model
+
+    options = {"device": args.device, "dtype": args.dtype, "attention": args.attention}
+    models = [load_model(*_name_and_step(text), args.engine, **options) for text in (args.a, args.b)]
+    found = compare(*models, _data(args), level=args.level, mapping=args.mapping, progress=not args.quiet)
+    if args.json:
+        print_json(found.to_dict())
+    else:
+        print(found)
+    return 0
+
+
+def _name_and_step(text: str) -> tuple[str, int | None]:
+    name, at, step = text.rpartition("@")
+    return (name, int(step)) if at and name and step.isdecimal() else (text, None)

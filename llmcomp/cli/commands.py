@@ -46,10 +46,12 @@ def score(args: argparse.Namespace) -> int:
     data = load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, progress=not args.quiet)
     model, protocol = _model(args.model, args), args.protocol or "lossless"
     options = {"verify": args.verify, "max_memory": args.max_memory, "progress": not args.quiet}
+    options["token_bits"] = args.token_bits
     rows = score(data, model, protocol, args.mapping, **options)  # type: ignore[arg-type]
     if args.out:
         write_rows(args.out, rows)
     columns = ["model", "step", "dataset", "protocol", "mapping", "chunks", "bytes_in", "covered", "ratio", "stderr"]
+    columns += ["bits_per_byte", "bits_per_token"]
     _print_table(cells(rows)[columns], args)
     return 0
 

@@ -149,6 +149,7 @@ class Coded(NamedTuple):
     side_bits: int
     n_tokens: int
     ideal_bits: float
+    token_bits: npt.NDArray[np.float64]  # of every token, [n_tokens]; ideal_bits is their sum
 
     @property
     def payload(self) -> bytes:
@@ -233,8 +234,8 @@ class SegmentCodec:
 
     def _code(self, item: Encoded, parts: npt.NDArray[np.uint64]) -> Coded:
         side, side_bits = (item.side or _BIT_UNSET, 1) if self._has_side_bit else (item.side, item.side_bits)
-        ideal_bits = -np.log2(parts[1].astype(np.float64) / parts[2].astype(np.float64)).sum()
-        return Coded(side, coding.encode_intervals(*parts), side_bits, len(item.tokens), float(ideal_bits))
+        bits = -np.log2(parts[1].astype(np.float64) / parts[2].astype(np.float64))
+        return Coded(side, coding.encode_intervals(*parts), side_bits, len(item.tokens), float(bits.sum()), bits)
 
     def decode(
         self,
