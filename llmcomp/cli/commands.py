@@ -276,7 +276,7 @@ def info(args: argparse.Namespace) -> int:
 
 
 def _read_archives(files: Sequence[str]) -> tuple[list[tuple[str, Any]], int]:
-    """What archives say of themselves. A file that is none is told of, and the rest goes on."""
+    """What archives say of themselves. A file that is none is reported, and the rest goes on."""
     from llmcomp.codec.archive import info
 
     found, status = [], 0
@@ -305,9 +305,9 @@ def _installation(args: argparse.Namespace) -> int:
         "backends": " ".join(coding.backends()),
         "backend": coding.backend_in_use(),
         "threads": coding.threads_in_use(),
-        "torch engine": "yes" if have["torch"] and have["transformers"] else "no: pip install llmcomp[torch]",
+        "torch engine": "yes" if have["torch"] and have["transformers"] else "no: pip install llmcomp-exact[torch]",
         **{f"CUDA {key}": value for key, value in cuda.cuda_info().items()},
-        "ray": "yes" if have["ray"] else "no: pip install llmcomp[ray]",
+        "ray": "yes" if have["ray"] else "no: pip install llmcomp-exact[ray]",
         "data folder": str(download.cache_folder()),
         "model folder": constants.HF_HUB_CACHE,
     }
