@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from llmcomp.codec.segments import as_chunks
 from llmcomp.data.datasets import load_dataset
+from llmcomp.display import Shown
 from llmcomp.errors import Error
 from llmcomp.models.load import load_model
 from llmcomp.scoring.score import score
@@ -35,8 +36,8 @@ CLUSTERS_MIN = 5
 _PLACE = re.compile(r"\s+(?:bytes|samples|row)\s+\d.*$")
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Of models a and b on the same bytes. `difference` is a's bits per byte minus b's: below 0, a is better.
 
     `low`, `high`: its interval at `level`, NaN where there are too few clusters. `clusters`: how many there are, and
@@ -96,6 +97,16 @@ class Comparison:
     @property
     def _unit(self) -> str:
         return "stretches of neighbouring chunks" if self.unit == "stretches" else self.unit
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "": f"{self.a} and {self.b}",
+            f"bits per byte of {self.a}": self.bits_per_byte_a,
+            f"of {self.b}": self.bits_per_byte_b,
+            "difference": f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}]",
+            "clusters": f"{self.clusters} {self.unit}",
+            "better": self.better or "neither",
+        }
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "better": self.better, "verdict": self.verdict}

@@ -203,7 +203,7 @@ class _Runner:
 
     @contextlib.contextmanager
     def _bar(self, verb: str) -> Iterator[Callable[[int], Any]]:
-        from tqdm.auto import tqdm
+        from llmcomp.progress import tqdm
 
         total = self._n_bytes if verb != "probe" else None
         options: dict[str, Any] = {"unit": "B", "unit_scale": True, "delay": 2, "leave": False}

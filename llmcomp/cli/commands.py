@@ -61,6 +61,8 @@ def sweep(args: argparse.Namespace) -> int:
     from llmcomp.results import cells
 
     with contextlib.ExitStack() as stack:
+        if args.json:  # standard output is for the table alone, not for a plan
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         rows = sweep(
             args.model or args.suite or "pico",
             args.steps or args.step,
@@ -156,12 +158,19 @@ def _results(args: argparse.Namespace) -> Any:
 
 
 def compress(args: argparse.Namespace) -> int:
+    from llmcomp.cli import files
     from llmcomp.codec.files import Skipped
 
+    if args.recursive and (args.output or args.stdout):
+        raise Error("-r writes a file beside each that it reads: leave -o and -c out")
     if args.output and args.stdout:
         raise Error("-c and -o both say where to write: leave one out")
     if args.output and len(args.file) > 1:
         raise Error(f"-o names one file, but there are {len(args.file)} files to read")
+    given = args.file
+    args.file = files.found_in(given, args.recursive, bool(args.decompress or args.test or args.list or args.salvage))
+    if args.recursive and not args.file:
+        raise Error(f"{', '.join(given)}: no file to read")
     if args.list:
         return _list(args)
     decompress = args.decompress or args.test or args.salvage
@@ -177,8 +186,11 @@ def compress(args: argparse.Namespace) -> int:
     status, reports = 0, []
     for file in args.file:
         try:
-            report, found = _convert_or_ask(file, model, decompress, args)
+            with files.threads(args.threads):
+                report, found = _convert_or_ask(file, model, decompress, args)
             reports.append(report)
+            if args.verbose:
+                files.tell(report)
             # A failure says more than a loss, a loss more than a file that was skipped.
             status = status if status == 1 else found or status
         except Skipped as error:
@@ -264,6 +276,9 @@ def _list(args: argparse.Namespace) -> int:
 def info(args: argparse.Namespace) -> int:
     if not args.file:
         return _installation(args)
+    names = [file for file in args.file if file != "-" and not Path(file).is_file() and not file.endswith(".llmc")]
+    if names:
+        return _about_models(names, args)
     archives, status = _read_archives(args.file)
     found = [
         {"file": file, **vars(about), "ratio": about.ratio, "model_is": about.how_to_get} for file, about in archives
@@ -273,6 +288,19 @@ def info(args: argparse.Namespace) -> int:
     for archive in () if args.json else found:
         _print_pairs(archive.items())
     return status
+
+
+def _about_models(names: Sequence[str], args: argparse.Namespace) -> int:
+    from llmcomp.models.about import about
+
+    if len(names) < len(args.file):
+        raise Error(f"{', '.join(names)}: no archive, and models and archives are not told of at once")
+    reports = [about(name, args.step, engine=args.engine) for name in names]
+    if args.json:
+        print_json([report.to_dict() for report in reports])
+    else:
+        print("\n\n".join(map(str, reports)))
+    return 0
 
 
 def _read_archives(files: Sequence[str]) -> tuple[list[tuple[str, Any]], int]:
@@ -385,6 +413,7 @@ def models(args: argparse.Namespace) -> int:
 def _list_suites(args: argparse.Namespace) -> int:
     import pandas as pd
 
+    from llmcomp.models.families import FAMILIES
     from llmcomp.models.registry import known_steps, list_models
     from llmcomp.models.suite import bundled_suites, load_suite
 
@@ -402,6 +431,8 @@ def _list_suites(args: argparse.Namespace) -> int:
         rows.append([name, len(suite.models), shown, steps, suite.models[0].family, suite.models[0].licence])
     table = pd.DataFrame(rows, columns=["suite", "models", "sizes", "steps", "family", "licence"])
     _print_table(table, args)
+    print(f"\nFamilies of the exact engines (folders and names of the hub, too): {', '.join(FAMILIES)}")
+    print("Any other causal model of transformers runs by the torch engine; llmcomp info MODEL says which, and why.")
     return 0
 
 
@@ -416,9 +447,9 @@ def _list_models(name: str, args: argparse.Namespace) -> int:
     for model in suite.models:
         steps = known_steps(model)
         shown = f"{len(steps)} from {steps[0]} to {steps[-1]}" if steps else "on the hub" if not model.is_listed else ""
-        counts = [model.params, model.n_params, model.n_params_nonembedding]
-        rows.append([model.name, *counts, list(steps) if args.json else shown, model.seed, model.data])
-    columns = ["name", "params", "n_params", "n_params_nonembedding", "steps", "seed", "data"]
+        counts = [model.n_params, model.n_params_nonembedding]
+        rows.append([model.name, model.family, *counts, list(steps) if args.json else shown, model.seed, model.data])
+    columns = ["name", "family", "params", "n_params_nonembedding", "steps", "seed", "data"]
     _print_table(pd.DataFrame(rows, columns=columns), args)
     for uncertain in () if args.json else suite.uncertain:
         print(f"uncertain: {uncertain}")

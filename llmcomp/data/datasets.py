@@ -29,14 +29,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from llmcomp import pico
 from llmcomp.atomic_write import write_beside
 from llmcomp.checked_json import INDEX_BYTES_MAX, Members, read_object
 from llmcomp.data import download
 from llmcomp.data.download import fetch
+from llmcomp.display import Shown
 from llmcomp.errors import DatasetError, Error, named, reason, shown
+from llmcomp.progress import tqdm
 
 __all__ = [
     "Dataset",
@@ -78,8 +78,8 @@ _SAMPLES_MAX = 1 << 30
 _IMAGENET_CLASS = re.compile(r"_n\d{8}(?=\.)")
 
 
-@dataclass(frozen=True)
-class Dataset:
+@dataclass(frozen=True, repr=False)
+class Dataset(Shown):
     """Chunks of `chunk_bytes` bytes each, and where every one is from (`sources`, in the same order).
 
     `seed` is None where nothing is drawn.
@@ -96,6 +96,16 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.chunks)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "": self.name,
+            "modality": self.modality,
+            "chunks": len(self.chunks),
+            "bytes": sum(map(len, self.chunks)),
+            "from": self.origin,
+            "licence": self.licence,
+        }
 
     @functools.cached_property
     def sha256(self) -> str:

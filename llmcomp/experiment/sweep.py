@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from llmcomp import coding, pico, results
 from llmcomp.atomic_write import remove_stale_parts, write_beside
@@ -40,6 +39,7 @@ from llmcomp.models.lock import NAME as LOCK_NAME
 from llmcomp.models.lock import Lock, read_lock, write_lock
 from llmcomp.models.memory import MaxMemory, parse_memory
 from llmcomp.models.sources import ModelSource
+from llmcomp.progress import tqdm
 from llmcomp.scoring import score
 from llmcomp.scoring.baselines import baseline_rows, random_models
 
@@ -151,7 +151,7 @@ def sweep(
         plan = grid.make_plan(found, chosen, pairs, settings)
         if limit is not None:
             limit.check(plan.sources)
-        print(plan, file=sys.stderr)
+        print(plan)
         table = plan.table()
         table.attrs["costs"] = plan.costs()._asdict()
         return table

@@ -93,7 +93,7 @@ def score(
 
 def _scored(chunks: Sequence[bytes], scorer: _LosslessScorer | published.PublishedScorer, progress: bool) -> list[dict]:
     """Rows of all chunks, with their numbers and their shares of the seconds; rows of dropped chunks are missing."""
-    from tqdm.auto import tqdm
+    from llmcomp.progress import tqdm
 
     rows: list[dict] = []
 
@@ -137,6 +137,7 @@ def _model_facts(model: Any) -> dict[str, Any]:
     return {
         "model": traits.name,
         "params": traits.n_params,
+        "n_params_nonembedding": traits.n_params_nonembedding,
         "step": traits.step,
         "engine": traits.engine,
         "backend": coding.backend_in_use(),

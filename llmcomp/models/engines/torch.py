@@ -88,6 +88,9 @@ class TorchModel(Tokenized):
         self.device, self.dtype = str(weight.device), str(weight.dtype).removeprefix("torch.")
         self.attention = getattr(module.config, "_attn_implementation", None)
         self.n_params = sum(parameter.numel() for parameter in module.parameters())
+        embeddings = [module.get_input_embeddings(), module.get_output_embeddings()]
+        weights = {id(parameter): parameter.numel() for one in embeddings if one for parameter in one.parameters()}
+        self.n_params_nonembedding = self.n_params - sum(weights.values())
         self.n_logits = int(module.get_output_embeddings().weight.shape[0])
         self.context_length = int(getattr(module.config, "max_position_embeddings", 0) or 2048)
         self._tokenizer_path = tokenizer_path
