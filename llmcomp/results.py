@@ -55,6 +55,8 @@ ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "coded_bytes": ("Int64", "bytes of the payload that decodes; null under the published protocol"),
         "side_bits": ("int64", "bits that the mapping stores beside the payload; 0 under the published protocol"),
         "ratio": ("float64", "(8 coded_bytes + side_bits) / (8 bytes_in); published: ideal_bits / (8 bytes_in)"),
+        "bits_per_byte": ("float64", "8 ratio: coded bits, or the published sum, over bytes_in"),
+        "bits_per_token": ("float64", "the same bits over tokens; NaN where there are none"),
         "seconds": ("float64", "seconds of wall clock spent on the chunk, its share of a batch; NaN if not measured"),
         "engine": ("string", "exact, exact-int8, torch, or the baseline's library and version"),
         "backend": ("string", "backend of the coder: serial, avx2, ..."),
@@ -95,6 +97,8 @@ CELL_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "coded_bytes": ("Int64", "bytes, sum"),
         "side_bits": ("Int64", "bits, sum"),
         "ratio": ("float64", "all coded bits over all bits in"),
+        "bits_per_byte": ("float64", "8 ratio"),
+        "bits_per_token": ("float64", "all coded bits over all tokens; NaN where tokens are not known"),
         "mean_ratio": ("float64", "mean of the chunks' ratios"),
         "ratio_std": ("float64", "standard deviation of the chunks' ratios; NaN for one chunk"),
         "stderr": ("float64", "standard error of mean_ratio that knows which chunks are neighbours (`clusters`)"),
@@ -114,6 +118,10 @@ _ADDED: Mapping[str, Any] = {
 }  # fmt: skip
 # Fewer clusters say too little of how they differ.
 _CLUSTERS_MIN = 10
+# Columns that follow from others: computed, whatever a table says.
+_DERIVED = ("bits_per_byte", "bits_per_token")
+# A column that rows may have beside: -log2 p of each token, float32, where `score(token_bits=True)` was asked for it.
+TOKEN_BITS = "token_bits"
 # Of one file; a cell has a row a chunk. A few bytes of Parquet may stand for any number of rows.
 _ROWS_MAX = 1 << 22
 # Read at a time where not all rows are held.
@@ -138,16 +146,43 @@ def check_rows(df: pd.DataFrame) -> pd.DataFrame:
     if not df.columns.is_unique:
         raise Error(f"rows: two columns are called {df.columns[df.columns.duplicated()][0]!r}")
     df = _with_added(df)
-    missing = [name for name in ROW_COLUMNS if name not in df.columns]
+    missing = [name for name in ROW_COLUMNS if name not in df.columns and name not in _DERIVED]
     if missing:
         raise Error(f"rows: missing column(s) {', '.join(missing)}")
     extra = [name for name in df.columns if name not in ROW_COLUMNS]
-    rows = df[[*ROW_COLUMNS, *extra]].reset_index(drop=True)
+    rows = df.drop(columns=list(_DERIVED), errors="ignore").reset_index(drop=True)
     for name, (dtype, _) in ROW_COLUMNS.items():
-        rows[name] = _as_dtype(rows[name], dtype)
+        if name not in _DERIVED:
+            rows[name] = _as_dtype(rows[name], dtype)
+    if TOKEN_BITS in extra:
+        rows[TOKEN_BITS] = _checked_token_bits(rows[TOKEN_BITS])
     _check_values(rows)
     _check_doubles(rows)
-    return rows
+    return _with_bits(rows)[[*ROW_COLUMNS, *extra]]
+
+
+def _checked_token_bits(column: pd.Series) -> pd.Series:
+    """Float32 arrays, None where a row has none."""
+    found: list[np.ndarray | None] = []
+    for number, value in enumerate(column):
+        if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+            found.append(None)
+            continue
+        try:
+            bits = np.asarray(value, np.float32)
+        except (TypeError, ValueError):
+            bits = np.empty((0, 0), np.float32)
+        if bits.ndim != 1:
+            raise Error(f"rows: column {TOKEN_BITS} is no array of numbers in row {number}")
+        found.append(bits)
+    return pd.Series(found, column.index, dtype=object)
+
+
+def _with_bits(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the columns that follow from others."""
+    bits = 8.0 * table["ratio"] * table["bytes_in"]
+    tokens = table["tokens"].astype("Float64").astype("float64")
+    return table.assign(bits_per_byte=8.0 * table["ratio"], bits_per_token=bits / tokens.where(tokens > 0))
 
 
 def _with_added(df: pd.DataFrame, columns: Mapping[str, Any] = ROW_COLUMNS) -> pd.DataFrame:
@@ -206,17 +241,21 @@ def _check_doubles(rows: pd.DataFrame) -> None:
         )
 
 
-def _schema() -> pa.Schema:
+def _schema(has_token_bits: bool = False) -> pa.Schema:
     arrow = {"string": pa.string(), "Int64": pa.int64(), "int64": pa.int64(), "float64": pa.float64()}
     fields = [
         pa.field(name, arrow[dtype], metadata={b"unit": unit.encode()}) for name, (dtype, unit) in ROW_COLUMNS.items()
     ]
+    if has_token_bits:
+        fields.append(pa.field(TOKEN_BITS, pa.list_(pa.float32()), metadata={b"unit": b"bits of every token"}))
     return pa.schema(fields, metadata={_FORMAT_KEY: _FORMAT})
 
 
 def rows_as_parquet(df: pd.DataFrame, metadata: Mapping[str, str] | None = None) -> bytes:
     """The bytes of the file that `write_rows` writes."""
-    table = pa.Table.from_pandas(check_rows(df)[list(ROW_COLUMNS)], schema=_schema(), preserve_index=False)
+    rows = check_rows(df)
+    schema = _schema(TOKEN_BITS in rows.columns)
+    table = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
     table = table.replace_schema_metadata(dict(metadata or {}) | {_FORMAT_KEY.decode(): _FORMAT.decode()})
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
@@ -226,9 +265,9 @@ def rows_as_parquet(df: pd.DataFrame, metadata: Mapping[str, str] | None = None)
 def write_rows(path: str | os.PathLike[str], df: pd.DataFrame, metadata: Mapping[str, str] | None = None) -> Path:
     """Checks the rows and writes them to a Parquet file that appears whole or not at all; returns its path.
 
-    Only the columns of ROW_COLUMNS are written, their units and `metadata` in the file's metadata. The folder is made
-    where it is missing. Written beside under another name, flushed to disk, then renamed over what was there. Error if
-    it fails.
+    Only the columns of ROW_COLUMNS and TOKEN_BITS are written, their units and `metadata` in the file's metadata. The
+    folder is made where it is missing. Written beside under another name, flushed to disk, then renamed over what was
+    there. Error if it fails.
     """
     return write_file(path, rows_as_parquet(df, metadata))
 
@@ -327,15 +366,16 @@ def _read_file(path: Path) -> pd.DataFrame:
         raise Error(told if told.startswith(f"{path}: ") else f"{path}: {told}") from None
 
 
-def _batches(path: Path, n_rows: int) -> Generator[pa.Table]:
+def _batches(path: Path, n_rows: int, token_bits: bool = True) -> Generator[pa.Table]:
     """The rows of one file as tables of at most `n_rows` rows, unchecked but for their form; at least one table."""
     with _opened(path) as parquet:
         _check_form(parquet.schema_arrow, path)
-        for batch in parquet.iter_batches(n_rows) if parquet.metadata.num_rows else ():
+        columns = [name for name in parquet.schema_arrow.names if token_bits or name != TOKEN_BITS]
+        for batch in parquet.iter_batches(n_rows, columns=columns) if parquet.metadata.num_rows else ():
             batch.validate(full=True)  # damaged text is found here, not where it is first used
             yield pa.Table.from_batches([batch])
         if not parquet.metadata.num_rows:
-            yield parquet.read()
+            yield parquet.read(columns)
 
 
 def _check_form(schema: pa.Schema, path: Path) -> None:
@@ -381,7 +421,7 @@ def read_cells(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     files = [file for one in paths for file in row_files(one)]
     sums, seen = [], _ChunksSeen()
-    for rows in _checked_batches(files):
+    for rows in _checked_batches(files, token_bits=False):
         part = _sums(rows)
         seen.add(rows)
         sums.append(part)
@@ -401,7 +441,7 @@ def merge_rows(
         if path.resolve() in out.resolve().parents:
             raise Error(f"{out}: lies in {path}, where its rows would be read a second time: choose another place")
     files, seen, n_rows = _without_copies([file for path in paths for file in row_files(path)]), _ChunksSeen(), 0
-    schema = _schema()
+    schema = _schema(any(_has_token_bits(file) for file in files))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -413,10 +453,17 @@ def merge_rows(
                 n_rows += len(rows)
                 if n_rows > _ROWS_MAX:
                     raise Error(f"{out}: more than {_ROWS_MAX:,} rows, which is the most that one file may have")
-                writer.write_table(pa.Table.from_pandas(rows[list(ROW_COLUMNS)], schema=schema, preserve_index=False))
+                if TOKEN_BITS in schema.names and TOKEN_BITS not in rows:
+                    rows[TOKEN_BITS] = None
+                writer.write_table(pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False))
     except OSError as error:
         raise Error(f"cannot write {out}: {error.strerror or error}") from error
     return out, n_rows
+
+
+def _has_token_bits(file: Path) -> bool:
+    with _opened(file) as parquet:
+        return TOKEN_BITS in parquet.schema_arrow.names
 
 
 def _without_copies(files: Sequence[Path]) -> list[Path]:
@@ -430,13 +477,13 @@ def _without_copies(files: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _checked_batches(files: Sequence[Path]) -> Iterator[pd.DataFrame]:
+def _checked_batches(files: Sequence[Path], token_bits: bool = True) -> Iterator[pd.DataFrame]:
     """The rows of the files, in their order, about _BATCH_ROWS at a time, of several files or of a part of one."""
     tables: list[pa.Table] = []
     names: list[Path] = []
     n_rows = 0
     for file in files:
-        for table in _batches(file, _BATCH_ROWS):
+        for table in _batches(file, _BATCH_ROWS, token_bits):
             tables.append(table)
             names.append(file)
             n_rows += table.num_rows
@@ -590,17 +637,17 @@ def _standard_error(rows: pd.DataFrame) -> tuple[float, int]:
 
 
 def _as_cells(table: pd.DataFrame) -> pd.DataFrame:
-    table = table[list(CELL_COLUMNS)].astype({name: dtype for name, (dtype, _) in CELL_COLUMNS.items()})
+    table = _with_bits(table)[list(CELL_COLUMNS)].astype({name: dtype for name, (dtype, _) in CELL_COLUMNS.items()})
     order = ["dataset", "protocol", "mapping", "params", "model", "step", "unit"]
     return table.sort_values(order, na_position="last", kind="stable", ignore_index=True)
 
 
 def _check_cells(df: pd.DataFrame) -> pd.DataFrame:
     df = _with_added(df, CELL_COLUMNS)
-    missing = [name for name in CELL_COLUMNS if name not in df.columns]
+    missing = [name for name in CELL_COLUMNS if name not in df.columns and name not in _DERIVED]
     if missing:
         raise Error(f"cells: missing column(s) {', '.join(missing)}")
-    return df
+    return _with_bits(df)
 
 
 def published(baseline: bool = False) -> pd.DataFrame:

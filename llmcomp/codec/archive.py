@@ -20,6 +20,7 @@ from llmcomp.codec.compress import DECODED_BYTES_MIN, StreamCompressor, lanes_of
 from llmcomp.codec.container import ArchiveIndex, Header
 from llmcomp.codec.segments import ENGINE_CODES, SegmentCodec
 from llmcomp.data import mappings
+from llmcomp.display import Shown
 from llmcomp.errors import CorruptArchive, Error
 from llmcomp.models.registry import list_models
 
@@ -214,8 +215,8 @@ def error_of_path(path: object) -> Iterator[None]:
 # What an archive says of itself.
 
 
-@dataclass(frozen=True)
-class ArchiveInfo:
+@dataclass(frozen=True, repr=False)
+class ArchiveInfo(Shown):
     """What `info` finds in an archive without a model; sizes in bytes. Empty strings where no model is needed."""
 
     archive_bytes: int
@@ -239,6 +240,18 @@ class ArchiveInfo:
     def ratio(self) -> float:
         """Archive over original; NaN for an empty original."""
         return self.archive_bytes / self.content_bytes if self.content_bytes else float("nan")
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "": f"{self.model} {self.revision}".strip() or "without a model",
+            "original bytes": self.content_bytes,
+            "archive bytes": self.archive_bytes,
+            "ratio": self.ratio,
+            "segments": self.n_segments,
+            "stored": self.n_stored,
+            "engine": self.engine,
+            "mapping": self.mapping,
+        }
 
     @property
     def how_to_get(self) -> str:

@@ -78,8 +78,9 @@ def compress(
     exact engine, the device.
 
     Raises:
-        Error: an option out of range, or a model that gives NaN.
+        Error: data that are no bytes, an option out of range, or a model that gives NaN.
     """
+    _check_bytes("data", data)
     target = io.BytesIO()
     options: dict[str, Any] = {"mapping": mapping, "overlap": overlap, "segment_bytes": segment_bytes, "device": device}
     options["mix"] = mix
@@ -100,9 +101,19 @@ def decompress(blob: bytes, model: Any = None, *, device: str | None = None, dow
         Error: the model that the archive names is in no registry, or would have to be downloaded.
         ModelMismatch: `model` is not what the archive was coded with, and what was.
     """
+    _check_bytes("an archive", blob)
     target = io.BytesIO()
     decompress_stream(io.BytesIO(blob), target, model, device=device, download=download)
     return target.getvalue()
+
+
+def _check_bytes(what: str, value: Any) -> None:
+    if isinstance(value, str):
+        raise Error(
+            f"{what} is a str, expected bytes: text.encode() gives those of a text, Path(name).read_bytes() a file's"
+        )
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise Error(f"{what} is a {type(value).__name__}, expected bytes")
 
 
 def compress_stream(
@@ -118,12 +129,14 @@ def compress_stream(
     salt: bytes | None = None,
     mix: bool | None = None,
     on_bytes: OnBytes | None = None,
+    on_ahead: OnBytes | None = None,
 ) -> StreamSummary:
     """Reads `source` to its end and writes the archive to `target`; neither need be seekable.
 
     Memory does not depend on the size: `lanes` segments (default: the codec's, large ones fewer) with their tokens,
     and one batch of the model. `salt` is as for `compress`, but random unless it is given: the content is not known
-    when the archive begins. `on_bytes` is called with every number of original bytes that was coded.
+    when the archive begins. `on_bytes` is called with every number of original bytes that was coded,
+    `on_ahead` with about how many more the model is done with.
     """
     compressor = StreamCompressor(
         target,
@@ -136,6 +149,7 @@ def compress_stream(
         salt=salt,
         mix=mix,
         on_bytes=on_bytes,
+        on_ahead=on_ahead,
     )
     while part := source.read(_READ_BYTES):
         compressor.write(part)
@@ -173,6 +187,7 @@ class StreamCompressor:
         salt: bytes | None = None,
         mix: bool | None = None,
         on_bytes: OnBytes | None = None,
+        on_ahead: OnBytes | None = None,
     ):
         salt = os.urandom(container.SALT_BYTES) if salt is None else salt
         mixing = container.MIXING_VERSIONS[-1] if (mix is None and salt) or mix else 0
@@ -181,7 +196,7 @@ class StreamCompressor:
         container.header_bytes(self._header)
         self._batch_bytes = segment_bytes * lanes_of(self._codec, lanes, segment_bytes)
         self._target = target
-        self._on_bytes = on_bytes
+        self._on_bytes, self._on_ahead = on_bytes, on_ahead
         self._pending = bytearray()
         self._writer: ArchiveWriter | None = None
         self._n_stored = 0
@@ -198,7 +213,8 @@ class StreamCompressor:
     def finish(self) -> StreamSummary:
         """Codes what is left and writes the end of the archive."""
         if self._writer is None and len(self._pending) <= self._header.segment_bytes:
-            archive, summary = _smallest_archive(bytes(self._pending), self._header, self._codec)
+            content = bytes(self._pending)
+            archive, summary = _smallest_archive(content, self._header, self._codec, self._on_share(len(content)))
             self._target.write(archive)
             self._count(summary.content_bytes)
             return summary
@@ -217,7 +233,10 @@ class StreamCompressor:
         del self._pending[:n_bytes]
         worth = self._worth_coding(contents)
         coded = iter(
-            self._codec.encode([content for content, is_worth in zip(contents, worth, strict=True) if is_worth])
+            self._codec.encode(
+                [content for content, is_worth in zip(contents, worth, strict=True) if is_worth],
+                self._on_share(n_bytes),
+            )
         )
         for content, is_worth in zip(contents, worth, strict=True):
             self._n_stored += not self._writer.add(content, next(coded).payload if is_worth else None)
@@ -231,6 +250,10 @@ class StreamCompressor:
         for number, sample, coded in zip(flat, samples, self._codec.encode(samples), strict=True):
             worth[number] = len(coded.payload) < len(sample)
         return worth
+
+    def _on_share(self, n_bytes: int) -> Callable[[float], Any] | None:
+        on_ahead = self._on_ahead
+        return None if on_ahead is None else lambda share: on_ahead(int(share * n_bytes))
 
     def _count(self, n_bytes: int) -> None:
         if self._on_bytes is not None:
@@ -250,10 +273,12 @@ def _sample(content: bytes) -> bytes:
     return b"".join(content[at : at + _PROBE_PIECE_BYTES] for at in range(0, _PROBE_PIECES * step, step))
 
 
-def _smallest_archive(content: bytes, header: Header, codec: SegmentCodec) -> tuple[bytes, StreamSummary]:
+def _smallest_archive(
+    content: bytes, header: Header, codec: SegmentCodec, on_share: Callable[[float], Any] | None = None
+) -> tuple[bytes, StreamSummary]:
     """An archive of at most one segment: with the model, or without one where that is no longer."""
     candidates: list[tuple[Header, bytes | None]] = [(replace(header, model=None), None)]
-    candidates += [(header, coded.payload) for coded in codec.encode([content] if content else [])]
+    candidates += [(header, coded.payload) for coded in codec.encode([content] if content else [], on_share)]
     archives = []
     for chosen, payload in candidates:
         file = io.BytesIO()

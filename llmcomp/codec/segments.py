@@ -149,6 +149,7 @@ class Coded(NamedTuple):
     side_bits: int
     n_tokens: int
     ideal_bits: float
+    token_bits: npt.NDArray[np.float64]  # of every token, [n_tokens]; ideal_bits is their sum
 
     @property
     def payload(self) -> bytes:
@@ -221,9 +222,26 @@ class SegmentCodec:
         """How many rows a batch of the model may have; None where streams are stepped through."""
         return self._model.batch_rows
 
-    def encode(self, contents: Sequence[bytes]) -> list[Coded]:
-        """The coded form of every segment. Error where the mapping or the model cannot code one."""
-        return self.start([self._mapping.encode(content, self.traits.tokenizer) for content in contents])()
+    def encode(self, contents: Sequence[bytes], on_share: Callable[[float], Any] | None = None) -> list[Coded]:
+        """The coded form of every segment. Error where the mapping or the model cannot code one.
+
+        `on_share` is called with the share of the model's work that is done.
+        """
+        encoded = [self._mapping.encode(content, self.traits.tokenizer) for content in contents]
+        if on_share is None:
+            return self.start(encoded)()
+        n_tokens, n_done = sum(len(item.tokens) for item in encoded), 0
+
+        def report(n: int) -> None:
+            nonlocal n_done
+            n_done += n
+            on_share(n_done / n_tokens)
+
+        self._model.on_tokens = report
+        try:
+            return self.start(encoded)()
+        finally:
+            self._model.on_tokens = None
 
     def start(self, encoded: Sequence[Encoded]) -> Callable[[], list[Coded]]:
         """Gives the model the work of `encode` for segments whose tokens are known; what is returned codes them, on any
@@ -233,8 +251,8 @@ class SegmentCodec:
 
     def _code(self, item: Encoded, parts: npt.NDArray[np.uint64]) -> Coded:
         side, side_bits = (item.side or _BIT_UNSET, 1) if self._has_side_bit else (item.side, item.side_bits)
-        ideal_bits = -np.log2(parts[1].astype(np.float64) / parts[2].astype(np.float64)).sum()
-        return Coded(side, coding.encode_intervals(*parts), side_bits, len(item.tokens), float(ideal_bits))
+        bits = -np.log2(parts[1].astype(np.float64) / parts[2].astype(np.float64))
+        return Coded(side, coding.encode_intervals(*parts), side_bits, len(item.tokens), float(bits.sum()), bits)
 
     def decode(
         self,

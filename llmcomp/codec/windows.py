@@ -136,6 +136,8 @@ class WindowedModel:
         self.overlap = overlap
         self.is_stepwise = is_stepwise
         self.is_mixed = is_mixed
+        # Called with the tokens that each batch of scoring took.
+        self.on_tokens: Callable[[int], Any] | None = None
         self._model = model
         self._bos_token = bos_token
         self._session: AdaptedSession | None = None
@@ -172,6 +174,7 @@ class WindowedModel:
         if self.is_stepwise:
             for stream, result in zip(streams, results, strict=True):
                 self._step_through(stream, result)
+                self._report(len(stream))
             return lambda: results
         windows = [
             (number, window)
@@ -183,6 +186,7 @@ class WindowedModel:
         def start(batch: list[int]) -> None:
             chosen = [windows[i] for i in batch]
             started.append(self._start_batch([(streams[n], results[n], window) for n, window in chosen]))
+            self._report(sum(window.stop - window.start for _, window in chosen))
 
         if self._rows is None:
             self._rows = BatchRows(self._model, self._model.has_intervals, self._max_memory)
@@ -194,6 +198,10 @@ class WindowedModel:
             return results
 
         return finish
+
+    def _report(self, n_tokens: int) -> None:
+        if self.on_tokens is not None:
+            self.on_tokens(n_tokens)
 
     def encode(self, streams: Sequence[Tokens]) -> list[bytes]:
         """The payload of every stream, int [T] each."""

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from llmcomp import pico, results
 from llmcomp.checked_json import parse_object
@@ -36,6 +35,7 @@ from llmcomp.models.memory import MaxMemory, allowed_bytes, host_memory
 from llmcomp.models.selection import select
 from llmcomp.models.sources import ModelSource
 from llmcomp.models.suite import Checkpoint, is_suite, load_suite
+from llmcomp.progress import tqdm
 from llmcomp.scoring import baselines
 
 # Raised whenever the rows of the same model and chunk change for another reason than the engine's arithmetic: a

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from llmcomp import pico, results
 from llmcomp.atomic_write import remove_stale_parts, write_beside
@@ -43,6 +42,7 @@ from llmcomp.models.lock import NAME as LOCK_NAME
 from llmcomp.models.lock import Lock, read_lock, write_lock
 from llmcomp.models.memory import MaxMemory, parse_memory
 from llmcomp.models.sources import ModelSource
+from llmcomp.progress import tqdm
 from llmcomp.scoring.baselines import random_models
 
 _FAILED_NAME = "failed.json"
@@ -174,7 +174,7 @@ def sweep(
         plan = grid.make_plan(found, chosen, pairs, settings)
         if limit is not None:
             limit.check(plan.sources)
-        print(plan, file=sys.stderr)
+        print(plan)
         table = plan.table()
         table.attrs |= {"costs": plan.costs()._asdict(), "lock": pinned}
         return table

@@ -36,6 +36,7 @@ def score(
     max_memory: MaxMemory = None,
     token_cache: TokenCache | None = None,
     device: str | None = None,
+    token_bits: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
     """One row a chunk (results.ROW_COLUMNS) of what `model` makes of `chunks`: bytes, or a data set with `.chunks`.
@@ -56,7 +57,8 @@ def score(
 
     `max_memory`: what weights and batches may take, in bytes (an integer), as a share of all memory of the model's
     device (a float), or either as text ("8GB", "0.5"); None: what is free. A batch that does not fit is halved.
-    `token_cache` keeps tokens for other models with the same tokenizer.
+    `token_cache` keeps tokens for other models with the same tokenizer. `token_bits`: one more column of that name,
+    float32 arrays with the ideal bits of every token (lossless only).
 
     Raises:
         Error: an unknown protocol or mapping, an empty chunk, a model that gives NaN, or too little memory.
@@ -72,11 +74,13 @@ def score(
         raise Error(f"no protocol is called {protocol!r}; there are {', '.join(results.PROTOCOLS)}")
     if protocol == "published" and mapping not in (None, published.BYTES_MAPPING):
         raise Error(f"the published protocol has mapping {published.BYTES_MAPPING!r} only, found {mapping!r}")
+    if token_bits and protocol != "lossless":
+        raise Error(f"the bits of every token are told with protocol 'lossless', found {protocol!r}")
     scorer: _LosslessScorer | published.PublishedScorer
     if protocol == "lossless":
         mapping = mapping or MAPPING_DEFAULT
         codec = SegmentCodec(model, mapping, overlap, is_stepwise=None if verify else False, max_memory=max_memory)
-        scorer = _LosslessScorer(codec, mapping, token_cache or TokenCache(), verify)
+        scorer = _LosslessScorer(codec, mapping, token_cache or TokenCache(), verify, token_bits)
     else:
         mapping = published.BYTES_MAPPING
         scorer = published.PublishedScorer(model, token_cache or TokenCache(), max_memory)
@@ -109,7 +113,7 @@ def _column(values: Any, rows: pd.DataFrame) -> pd.Series:
 
 def _scored(chunks: Sequence[bytes], scorer: _LosslessScorer | published.PublishedScorer, progress: bool) -> list[dict]:
     """Rows of all chunks, with their numbers and their shares of the seconds; rows of dropped chunks are missing."""
-    from tqdm.auto import tqdm
+    from llmcomp.progress import tqdm
 
     rows: list[dict] = []
 
@@ -153,6 +157,7 @@ def _model_facts(model: Any) -> dict[str, Any]:
     return {
         "model": traits.name,
         "params": traits.n_params,
+        "n_params_nonembedding": traits.n_params_nonembedding,
         "step": traits.step,
         "engine": traits.engine,
         "backend": coding.backend_in_use(),
@@ -167,8 +172,9 @@ def _model_facts(model: Any) -> dict[str, Any]:
 class _LosslessScorer:
     """Chunks as an archive would code them."""
 
-    def __init__(self, codec: SegmentCodec, mapping: str, cache: TokenCache, verify: bool):
+    def __init__(self, codec: SegmentCodec, mapping: str, cache: TokenCache, verify: bool, token_bits: bool):
         self._codec, self._mapping, self._cache, self._verify = codec, mappings.get_mapping(mapping), cache, verify
+        self._has_token_bits = token_bits
 
     @property
     def batch_rows(self) -> int | None:
@@ -191,6 +197,7 @@ class _LosslessScorer:
                 "coded_bytes": len(item.stream),
                 "side_bits": item.side_bits,
                 "ratio": (8 * len(item.stream) + item.side_bits) / (8 * len(chunk)),
+                **({"token_bits": item.token_bits.astype("float32")} if self._has_token_bits else {}),
             }
             for chunk, item in zip(batch, coded, strict=True)
         ]

@@ -310,7 +310,7 @@ def test_dry_run_computes_nothing(
 ) -> None:
     out = tmp_path / "results"
     assert main([*sweep_arguments(three_sizes, text_file, out), "--dry-run"]) == 0
-    assert "9 cells, 0 finished, 9 to do" in capsys.readouterr().err
+    assert "9 cells, 0 finished, 9 to do" in capsys.readouterr().out
     assert not out.exists()
 
 

@@ -623,3 +623,11 @@ def test_mixing_is_the_default_of_format_2_only():
     assert compress(data, TINY, salt=b"") == compress(data, TINY, salt=b"", mix=False)
     with pytest.raises(Error, match="mixing"):
         compress(data, TINY, salt=b"", mix=True)
+
+
+@pytest.mark.parametrize("data", ["text", ["a"], 7, None])
+def test_what_is_not_bytes_is_told_so(data: object) -> None:
+    with pytest.raises(Error, match=rf"is an? {type(data).__name__}, expected bytes"):
+        compress(data, TinyModel())
+    with pytest.raises(Error, match="expected bytes"):
+        decompress(data)

@@ -205,3 +205,21 @@ def test_the_protocols_cannot_share_a_pass() -> None:
         bits.append(-np.log2(freq[0].astype(np.float64) / total[0].astype(np.float64)))
     assert bits[1].sum() == pytest.approx(PublishedSum(AdaptedModel(model)).bits([tokens])[0], rel=1e-5)
     assert abs(bits[0][1:].sum() - bits[1].sum()) > 1
+
+
+def test_score_tells_the_bits_of_every_token() -> None:
+    model = TinyModel()
+    chunks = [TRAINING_TEXT[:100], TRAINING_TEXT[100:170]]
+    rows = score(chunks, model, token_bits=True, progress=False)
+    for chunk, bits, ideal in zip(chunks, rows["token_bits"], rows["ideal_bits"], strict=True):
+        assert bits.dtype == np.float32 and len(bits) == len(chunk)
+        assert bits.sum(dtype=np.float64) == pytest.approx(ideal, rel=1e-5)
+    # The first token, after the start token 0, by the softmax itself.
+    logits = model.logits([[0]])[0, 0].astype(np.float64)
+    first = np.log2(np.exp(logits - logits.max()).sum()) - (logits[chunks[0][0]] - logits.max()) / np.log(2)
+    assert rows["token_bits"][0][0] == pytest.approx(first, rel=1e-5)
+    assert "token_bits" not in score(chunks, model, progress=False)
+    coded_bits = 8 * rows["coded_bytes"] + rows["side_bits"]
+    assert rows["bits_per_token"].tolist() == pytest.approx((coded_bits / rows["tokens"]).tolist())
+    with pytest.raises(Error, match="lossless"):
+        score(chunks, model, "published", token_bits=True, progress=False)
