@@ -243,6 +243,8 @@ def _convert(file: str, model: Any, decompress: bool, args: argparse.Namespace, 
         coding["segment_bytes"] = args.segment_bytes
     if args.no_mix:
         coding["mix"] = False
+    if args.no_stock:
+        coding["stock"] = False
     if args.salt is not None:
         coding["salt"] = args.salt
     return files.compress_file(file, model, **options, **coding), 0

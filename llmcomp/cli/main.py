@@ -292,6 +292,9 @@ def _add_archive(parser: argparse.ArgumentParser, compress: bool) -> None:
         "--no-mix", action="store_true", help="by the model alone, without what a segment itself teaches"
     )
     parser.add_argument(
+        "--no-stock", action="store_true", help="by the model alone, even where deflate or LZMA make a segment smaller"
+    )
+    parser.add_argument(
         "--salt", type=_hexadecimal, metavar="HEX", help="16 bytes, for the same archive from a pipe each time"
     )
     parser.add_argument("--segment-bytes", type=_positive, metavar="N", help="bytes that can be decoded alone")

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcomp import coding
-from llmcomp.codec import container
+from llmcomp.codec import container, stock_codecs
 from llmcomp.codec.container import Header, ModelId, Segment
 from llmcomp.codec.windows import WindowedModel
 from llmcomp.data import mappings
@@ -160,6 +160,7 @@ class SegmentCodec:
 
     The payload of a segment depends on nothing else: not on the segments beside it, lanes, threads or backend.
     `mixing`: the version of what is learnt from the segment itself, 0 for nothing (FORMAT.md, "Mixing").
+    `may_be_stock`: the segments are those of an archive of format 2, which stock.py may have coded.
     `is_stepwise` None: step by step with the torch engine, whose one-pass logits are not bit for bit its steps'.
     """
 
@@ -173,9 +174,11 @@ class SegmentCodec:
         *,
         max_memory: MaxMemory = None,
         mixing: int = 0,
+        may_be_stock: bool = False,
     ):
         adapted = AdaptedModel(model)
         self.traits = adapted.traits
+        self._may_be_stock = may_be_stock
         self._mapping = mappings.get_mapping(mapping)
         self._model = windowed_model(adapted, overlap, context_length, max_memory)
         if is_stepwise is not None:
@@ -209,7 +212,8 @@ class SegmentCodec:
         traits = ModelTraits.of(model)
         _check_identity(wanted, traits)
         mapping = mappings.MAPPINGS[wanted.mapping]
-        return cls(model, mapping, wanted.overlap, wanted.context_length, mixing=wanted.mixing)
+        options: dict[str, Any] = {"mixing": wanted.mixing, "may_be_stock": bool(header.salt)}
+        return cls(model, mapping, wanted.overlap, wanted.context_length, **options)
 
     @property
     def lanes(self) -> int:
@@ -264,8 +268,9 @@ class SegmentCodec:
         return [self._join(*parts) for parts in zip(streams, sides, n_bytes, strict=True)]
 
     def decode_segments(self, segments: Sequence[Segment], on_step: Callable[[int], Any] | None = None) -> list[bytes]:
-        """The contents of an archive's segments, stored ones included; CorruptArchive names the first that fails."""
-        coded = [segment for segment in segments if not segment.stored]
+        """The contents of an archive's segments, those that need no model included; CorruptArchive names the first that
+        fails."""
+        coded = [segment for segment in segments if self._needs_model(segment)]
         for segment in coded:
             self._check_form(segment)
         try:
@@ -277,12 +282,23 @@ class SegmentCodec:
                 "computes something else here than where they were coded"
             ) from None
         decoded = iter(contents)
-        return [segment.payload if segment.stored else next(decoded) for segment in segments]
+        return [next(decoded) if self._needs_model(s) else stock_codecs.content_of(s) for s in segments]
+
+    def _needs_model(self, segment: Segment) -> bool:
+        is_stock = self._may_be_stock and stock_codecs.is_stock(segment.payload, self.side_bytes(segment.n_bytes))
+        return not (segment.stored or is_stock)
+
+    def side_bytes(self, n_bytes: int) -> int:
+        """How many bytes stand before the stream of a segment of `n_bytes`."""
+        return -(-self._side_bits(n_bytes) // 8)
+
+    def _side_bits(self, n_bytes: int) -> int:
+        return {"bytes": int(self._has_side_bit), "latin1": 0}.get(self._mapping.name, n_bytes)
 
     def _side(self, payload: bytes, n_bytes: int) -> bytes:
         """The side bytes of a payload; CorruptArchive where its form is one that no encoder writes."""
-        n_bits = {"bytes": int(self._has_side_bit), "latin1": 0}.get(self._mapping.name, n_bytes)
-        length = -(-n_bits // 8)
+        n_bits = self._side_bits(n_bytes)
+        length = self.side_bytes(n_bytes)
         side, stream = payload[:length], payload[length:]
         if len(side) < length or (side and side[-1] % (1 << 8 * length - n_bits)):
             raise CorruptArchive(
