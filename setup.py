@@ -8,6 +8,8 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+import sysconfig
 from glob import glob
 from pathlib import Path
 
@@ -27,7 +29,7 @@ EXACT = [
     "-fvisibility=hidden",
     "-pthread",
 ]
-WARNINGS = ["-Wall", "-Wextra", "-Wno-missing-field-initializers"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Werror=implicit-function-declaration"]
 X86_64 = platform.machine() in ("x86_64", "AMD64")
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c".split()
 FLAGS_BY_SUFFIX = {
@@ -36,6 +38,9 @@ FLAGS_BY_SUFFIX = {
     "_avx512vnni.c": [*AVX512, "-mavx512vnni"] if X86_64 else [],
     "_neondot.c": ["-march=armv8.2-a+dotprod"] if platform.machine() in ("aarch64", "arm64") else [],
 }
+# One module for every Python from 3.11 on, by the stable ABI: 3.10's has no buffers, a free-threaded Python has none.
+STABLE_ABI = sys.version_info >= (3, 11) and not sysconfig.get_config_var("Py_GIL_DISABLED")
+LIMITED_API = [("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else []
 # Machine code for these; PTX of the last one, which the driver compiles for newer devices.
 CUDA_TARGETS = ["80", "90"]
 CUDA_EXACT = ["-std=c++17", "-O3", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true"]
@@ -75,7 +80,8 @@ def cuda_extension(nvcc: Path) -> Extension:
         sources=sorted([*CUDA_MODULE, *CUDA_CORE]),
         depends=sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/cuda/*/*.cu")),
         include_dirs=["csrc", "csrc/include", str(toolkit / "include")],
-        define_macros=[("LMC_CUDA_TARGETS", f'"{targets}"')],
+        define_macros=[("LMC_CUDA_TARGETS", f'"{targets}"'), *LIMITED_API],
+        py_limited_api=STABLE_ABI,
         extra_compile_args=EXACT + WARNINGS,
         library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
         libraries=["cudart_static", "dl", "rt", "pthread", "stdc++"],
@@ -132,7 +138,13 @@ core = Extension(
     sources=sorted({*glob("csrc/core/*/*.c"), *glob("csrc/dispatch/*.c"), *glob("csrc/python/*.c")} - {*CUDA_MODULE}),
     depends=sorted(glob("csrc/**/*.h", recursive=True)),
     include_dirs=["csrc", "csrc/include", numpy.get_include()],
+    define_macros=LIMITED_API,
+    py_limited_api=STABLE_ABI,
     extra_compile_args=EXACT + WARNINGS,
     extra_link_args=["-pthread"],
 )
-setup(cmdclass={"build_ext": BuildExact}, ext_modules=[core, *([cuda_extension(NVCC)] if NVCC else [])])
+setup(
+    cmdclass={"build_ext": BuildExact},
+    ext_modules=[core, *([cuda_extension(NVCC)] if NVCC else [])],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},
+)

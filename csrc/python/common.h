@@ -3,8 +3,7 @@
 #ifndef LLMCOMP_PYTHON_COMMON_H
 #define LLMCOMP_PYTHON_COMMON_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "python/limited_api.h"
 
 #define NPY_NO_DEPRECATED_API NPY_1_23_API_VERSION
 #define NPY_TARGET_VERSION NPY_1_23_API_VERSION

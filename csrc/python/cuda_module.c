@@ -67,7 +67,7 @@ static PyObject *buffer_new(PyTypeObject *type, PyObject *arguments, PyObject *k
     int device, result;
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "ni", names, &n_bytes, &device)) return NULL;
     module_state_t *state = PyType_GetModuleState(type);
-    buffer_object_t *self = (buffer_object_t *)type->tp_alloc(type, 0);
+    buffer_object_t *self = (buffer_object_t *)lmc_py_new(type);
     if (self == NULL || state == NULL) {
         Py_XDECREF(self);
         return NULL;
@@ -84,8 +84,7 @@ static void buffer_dealloc(PyObject *object) {
     buffer_object_t *self = (buffer_object_t *)object;
     PyTypeObject *type = Py_TYPE(object);
     lmc_py_device_free(self->device, self->data);
-    type->tp_free(object);
-    Py_DECREF(type);
+    lmc_py_delete(object, type);
 }
 
 static PyObject *buffer_pointer(PyObject *object, void *unused) {
@@ -459,7 +458,7 @@ static void module_free(void *module) {
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, module_exec},
-#if PY_VERSION_HEX >= 0x030D0000
+#if PY_VERSION_HEX >= 0x030D0000 && !defined(Py_LIMITED_API)
     {Py_mod_gil, Py_MOD_GIL_NOT_USED},
 #endif
     {0, NULL},

@@ -3,8 +3,7 @@
 #ifndef LLMCOMP_PYTHON_CUDA_OBJECTS_H
 #define LLMCOMP_PYTHON_CUDA_OBJECTS_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "python/limited_api.h"
 
 #include <cuda_runtime_api.h>
 

@@ -217,7 +217,7 @@ static PyObject *make_model(PyTypeObject *type, PyObject *arguments, PyObject *k
             "contexts at most %d tokens",
             LMC_CUDA_HEAD_DIM_MAX, LMC_CUDA_CONTEXT_MAX);
     }
-    cuda_model_object_t *self = (cuda_model_object_t *)type->tp_alloc(type, 0);
+    cuda_model_object_t *self = (cuda_model_object_t *)lmc_py_new(type);
     if (self == NULL) return NULL;
     self->device = device;
     if (take_weights(state->error, &host, of_model, of_layers) < 0 || model_fill(state, self, &host) < 0)
@@ -239,8 +239,7 @@ static void model_dealloc(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
     lmc_py_device_free(self->device, self->memory);
     PyMem_RawFree(self->layers);
-    type->tp_free(object);
-    Py_DECREF(type);
+    lmc_py_delete(object, type);
 }
 
 static PyObject *model_cache_bytes(PyObject *object, PyObject *arguments) {

@@ -56,7 +56,7 @@ PyObject *lmc_py_cuda_model_session(PyObject *object, PyObject *arguments) {
     int result;
     if (!PyArg_ParseTuple(arguments, "IIII", &n_layers, &n_streams, &n_tokens, &n_rows)) return NULL;
     PyTypeObject *type = state->transformer_session_type;
-    cuda_session_object_t *self = (cuda_session_object_t *)type->tp_alloc(type, 0);
+    cuda_session_object_t *self = (cuda_session_object_t *)lmc_py_new(type);
     if (self == NULL) return NULL;
     Py_INCREF(owner);
     self->owner = owner;
@@ -90,8 +90,7 @@ static void session_dealloc(PyObject *object) {
     }
     lmc_py_device_free(device, self->memory);
     Py_DECREF((PyObject *)self->owner);
-    type->tp_free(object);
-    Py_DECREF(type);
+    lmc_py_delete(object, type);
 }
 
 /* Passes. */

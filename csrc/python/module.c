@@ -113,7 +113,7 @@ static PyMethodDef functions[] = {
 /* The module. */
 
 lmc_module_state_t *lmc_py_state_of_type(PyTypeObject *type) {
-#if PY_VERSION_HEX >= 0x030B0000
+#if PY_VERSION_HEX >= 0x030B0000 && !defined(Py_LIMITED_API)
     PyObject *module = PyType_GetModuleByDef(type, &lmc_module_definition);
 #else
     PyObject *module = PyType_GetModule(type); /* none of our types can be subclassed */
@@ -182,7 +182,7 @@ static void module_free(void *module) {
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, module_exec},
-#if PY_VERSION_HEX >= 0x030D0000
+#if PY_VERSION_HEX >= 0x030D0000 && !defined(Py_LIMITED_API)
     {Py_mod_gil, Py_MOD_GIL_NOT_USED},
 #endif
     {0, NULL},

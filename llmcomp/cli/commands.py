@@ -305,9 +305,9 @@ def _installation(args: argparse.Namespace) -> int:
         "backends": " ".join(coding.backends()),
         "backend": coding.backend_in_use(),
         "threads": coding.threads_in_use(),
-        "torch engine": "yes" if have["torch"] and have["transformers"] else "no: pip install llmcomp[torch]",
+        "torch engine": "yes" if have["torch"] and have["transformers"] else "no: pip install llmcomp-exact[torch]",
         **{f"CUDA {key}": value for key, value in cuda.cuda_info().items()},
-        "ray": "yes" if have["ray"] else "no: pip install llmcomp[ray]",
+        "ray": "yes" if have["ray"] else "no: pip install llmcomp-exact[ray]",
         "data folder": str(download.cache_folder()),
         "model folder": constants.HF_HUB_CACHE,
     }

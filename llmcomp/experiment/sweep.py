@@ -438,13 +438,13 @@ def _take(file: Any, folder: Path) -> None:
 
 
 class RayExecutor:
-    """Tasks on a Ray cluster; `options` are those of `ray.remote`, such as num_gpus=1. In the extra llmcomp[ray]."""
+    """Tasks on a Ray cluster; `options` are those of `ray.remote`, such as num_gpus=1. In the extra `ray`."""
 
     def __init__(self, **options: Any) -> None:
         try:
             import ray
         except ImportError:
-            raise Error("the executor 'ray' needs Ray: pip install llmcomp[ray]") from None
+            raise Error("the executor 'ray' needs Ray: pip install llmcomp-exact[ray]") from None
         if not ray.is_initialized():
             ray.init()
         self._ray, self._options = ray, options

@@ -421,7 +421,7 @@ def test_a_worker_that_dies_is_a_failure(suite: Path, tmp_path: Path) -> None:
 
 def test_ray_is_an_extra(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(Error, match=r"pip install llmcomp\[ray\]"):
+    with pytest.raises(Error, match=r"pip install llmcomp-exact\[ray\]"):
         run(suite, tmp_path, executor="ray")
 
 

@@ -327,7 +327,7 @@ def test_without_torch_the_engine_says_what_to_install() -> None:
     code = "import sys; sys.modules['torch'] = None; import llmcomp; llmcomp.load_model('pico-13k', engine='torch')"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "llmcomp.errors.Error" in answer.stderr
-    assert "pip install llmcomp[torch]" in answer.stderr.splitlines()[-1]
+    assert "pip install llmcomp-exact[torch]" in answer.stderr.splitlines()[-1]
 
 
 def test_bundled_models_need_no_torch() -> None:

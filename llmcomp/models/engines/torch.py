@@ -39,7 +39,9 @@ try:
     import transformers
     from safetensors.torch import load_file
 except ImportError as error:
-    raise Error(f"the torch engine needs PyTorch and transformers ({error}): pip install llmcomp[torch]") from None
+    raise Error(
+        f"the torch engine needs PyTorch and transformers ({error}): pip install llmcomp-exact[torch]"
+    ) from None
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTIONS = ("sdpa", "eager")
