@@ -41,16 +41,17 @@ def demo(args: argparse.Namespace) -> int:
 def score(args: argparse.Namespace) -> int:
     from llmcomp.data.datasets import load_dataset
     from llmcomp.results import cells, write_rows
-    from llmcomp.scoring.score import score
+    from llmcomp.scoring.score import adaptive_ratio, score
 
     data = load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, progress=not args.quiet)
     model, protocol = _model(args.model, args), args.protocol or "lossless"
-    options = {"verify": args.verify, "max_memory": args.max_memory, "progress": not args.quiet}
+    options = {"verify": args.verify, "max_memory": args.max_memory, "progress": not args.quiet, "adapt": args.adapt}
     rows = score(data, model, protocol, args.mapping, **options)  # type: ignore[arg-type]
     if args.out:
         write_rows(args.out, rows)
     columns = ["model", "step", "dataset", "protocol", "mapping", "chunks", "bytes_in", "covered", "ratio", "stderr"]
-    _print_table(cells(rows)[columns], args)
+    table = cells(rows)[columns]
+    _print_table(table.assign(adaptive_ratio=adaptive_ratio(rows)) if args.adapt else table, args)
     return 0
 
 

@@ -93,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("model", help="a name, a folder (./NAME) or a name of the Hugging Face hub")
     score.add_argument("--step", type=int, help="training step (default: the last)")
     score.add_argument("--verify", action="store_true", help="decode every payload again")
+    score.add_argument(
+        "--adapt",
+        action="store_true",
+        help="also the model mixed with what each chunk teaches on the way, as archives do",
+    )
     score.add_argument("--out", metavar="FILE", help="write the rows as Parquet")
     _add_scoring(score, several=False)
     _add_sweep(

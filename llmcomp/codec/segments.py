@@ -235,6 +235,19 @@ class SegmentCodec:
         wait = self._model.start_intervals([item.tokens for item in encoded])
         return lambda: [self._code(item, parts) for item, parts in zip(encoded, wait(), strict=True)]
 
+    def start_both(self, encoded: Sequence[Encoded]) -> Callable[[], list[tuple[Coded, Coded]]]:
+        """As `start`, of a codec without mixing: what its model codes alone, and what it codes mixed, by one pass."""
+        wait = self._model.start_intervals([item.tokens for item in encoded])
+
+        def code() -> list[tuple[Coded, Coded]]:
+            alone = zip(encoded, wait(), strict=True)
+            return [
+                (self._code(item, parts), self._code(item, np.stack(coding.mix_intervals(item.tokens, *parts))))
+                for item, parts in alone
+            ]
+
+        return code
+
     def _code(self, item: Encoded, parts: npt.NDArray[np.uint64]) -> Coded:
         side, side_bits = (item.side or _BIT_UNSET, 1) if self._has_side_bit else (item.side, item.side_bits)
         ideal_bits = -np.log2(parts[1].astype(np.float64) / parts[2].astype(np.float64)).sum()
