@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument(
         "--adapt",
         action="store_true",
-        help="also the model mixed with what each chunk teaches on the way, as archives do",
+        help="print also what the model mixed with what each chunk teaches reaches",
     )
     score.add_argument("--out", metavar="FILE", help="write the rows as Parquet")
     _add_scoring(score, several=False)
