@@ -242,6 +242,10 @@ def _convert(file: str, model: Any, decompress: bool, args: argparse.Namespace, 
     coding = {"mapping": args.mapping, "overlap": args.overlap}
     if args.segment_bytes:
         coding["segment_bytes"] = args.segment_bytes
+    if args.solid:
+        from llmcomp.codec.container import SEGMENT_BYTES_MAX
+
+        coding["segment_bytes"] = SEGMENT_BYTES_MAX
     if args.no_mix:
         coding["mix"] = False
     if args.no_stock:

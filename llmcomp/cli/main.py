@@ -302,7 +302,11 @@ def _add_archive(parser: argparse.ArgumentParser, compress: bool) -> None:
     parser.add_argument(
         "--salt", type=_hexadecimal, metavar="HEX", help="16 bytes, for the same archive from a pipe each time"
     )
-    parser.add_argument("--segment-bytes", type=_positive, metavar="N", help="bytes that can be decoded alone")
+    segments = parser.add_mutually_exclusive_group()
+    segments.add_argument("--segment-bytes", type=_positive, metavar="N", help="bytes that can be decoded alone")
+    segments.add_argument(
+        "--solid", action="store_true", help="the largest segments, of 1 MiB: smaller, but no part is at hand as fast"
+    )
     _add_engine(parser)
 
 
