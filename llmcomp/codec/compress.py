@@ -69,7 +69,8 @@ def compress(
     """The archive of `data`, any bytes, coded with `model`: a name, or an object with logits() and session().
 
     `mapping`: how bytes become tokens (`MAPPINGS`). `overlap`: how many tokens of the window before a window sees
-    as context, default a share of the model's context. `segment_bytes`: what one segment holds; segments are decoded
+    as context, default a share of the model's context, a
+    sixteenth where rows are mixed, else a quarter. `segment_bytes`: what one segment holds; segments are decoded
     side by side or alone. `device`: as in `load_model`, for a model that is given by its name. `salt`: 16 bytes that
     tell this archive from any other, default a hash of `data`; b"" writes format 1, which has none and which versions
     before 0.2 read. `mix`: whether the model is mixed with what each segment teaches on the way; default yes, but not

@@ -35,6 +35,9 @@ MAPPING_DEFAULT = "bytes"
 # Chosen by benchmarks/bench_archive.py --overlaps: a quarter of the context saves 1.6 % of enwik8 and takes 1.4 times
 # as long to decode, half of it 1.8 % and 1.9 times (benchmarks/results/archive.md).
 OVERLAP_SHARE_DEFAULT = 0.25
+# Where rows are mixed, what a window lacks is known from the stream: a sixteenth saves 0.4 % and takes 1.07 times as
+# long, a quarter 0.6 % and 1.33 times (benchmarks/results/mixing.md).
+OVERLAP_SHARE_MIXED = 0.0625
 _REVISION = re.compile(r"(?:step([0-9]{1,9}))?")
 # The side byte of mapping bytes with a vocabulary that lacks some.
 _BIT_UNSET, _BIT_SET = b"\x00", b"\x80"
@@ -178,6 +181,8 @@ class SegmentCodec:
     ):
         adapted = AdaptedModel(model)
         self.traits = adapted.traits
+        if overlap is None and mixing:
+            overlap = int((context_length or self.traits.context_length) * OVERLAP_SHARE_MIXED)
         self._may_be_stock = may_be_stock
         self._mapping = mappings.get_mapping(mapping)
         self._model = windowed_model(adapted, overlap, context_length, max_memory)

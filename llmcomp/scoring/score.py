@@ -51,8 +51,9 @@ def score(
     model that is given by its name is loaded.
 
     `adapt` adds ADAPTIVE_COLUMNS: the same for the model mixed with what each chunk's tokens teach on the way, as in
-    archives (csrc/FORMAT.md, "Mixing"), every chunk beginning anew. Bits, coded bytes (verified too) and their ratio
-    stand beside the model's own, which do not change; they are in no file of rows, no cell and no law.
+    archives (csrc/FORMAT.md, "Mixing"), every chunk beginning anew, with the windows of the model's own columns. Bits,
+    coded bytes (verified too) and their ratio stand beside the model's own, which do not change; they are in no file of
+    rows, no cell and no law.
 
     protocol "published": the published computation on the same model. b % 128, at most 1,024 tokens (or the model's
     context, if smaller), first token free, the softmax over all logits (to 2e-6 bits a token, 1e-5 with the torch
@@ -86,7 +87,8 @@ def score(
     if protocol == "lossless":
         mapping = mapping or MAPPING_DEFAULT
         codec = SegmentCodec(model, mapping, overlap, is_stepwise=None if verify else False, max_memory=max_memory)
-        mixed = SegmentCodec(model, mapping, overlap, mixing=MIXING_VERSIONS[-1]) if adapt else None
+        mixing = {"mixing": MIXING_VERSIONS[-1], "is_stepwise": None if verify else False}
+        mixed = SegmentCodec(model, mapping, codec.identity.overlap, **mixing) if adapt else None
         scorer = _LosslessScorer(codec, mapping, token_cache or TokenCache(), verify, mixed)
     else:
         mapping = published.BYTES_MAPPING

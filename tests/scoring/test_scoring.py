@@ -226,7 +226,7 @@ def test_adaptive_columns_stand_beside_the_models_own():
     assert rows["adaptive_coded_bytes"][1] < rows["coded_bytes"][1] / 2
     for row, chunk in zip(rows.itertuples(), chunks, strict=True):
         # What an archive's segment has: the archive of the chunk less the frame.
-        blob = compress(chunk, TinyModel(), segment_bytes=1 << 16, stock=False)
+        blob = compress(chunk, TinyModel(), overlap=6, stock=False)
         segment = next(iter(ArchiveReader(io.BytesIO(blob)).segments()))
         assert segment.stored or row.adaptive_coded_bytes == len(segment.payload)
         assert row.adaptive_ratio == row.adaptive_coded_bytes / len(chunk)
