@@ -73,10 +73,11 @@ def compress(
     sixteenth where rows are mixed, else a quarter. `segment_bytes`: what one segment holds; segments are decoded
     side by side or alone. `device`: as in `load_model`, for a model that is given by its name. `salt`: 16 bytes that
     tell this archive from any other, default a hash of `data`; b"" writes format 1, which has none and which versions
-    before 0.2 read. `mix`: whether the model is mixed with what each segment teaches on the way; default yes, but not
-    in format 1. `stock`: whether a segment that deflate or LZMA make smaller than the model is coded so; default yes,
-    but not in format 1. The same arguments give the same archive whatever the backend, the number of threads and, of
-    the exact engine, the device; with stock codecs it takes the same versions of zlib and liblzma, too.
+    before 0.2 read. `mix`: whether the model is mixed with what each segment teaches on the way; default: where that
+    makes the segment smaller, but never in format 1. `stock`: whether a segment that deflate or LZMA make smaller than
+    the model is coded so; default yes, but not in format 1. The same arguments give the same archive whatever the
+    backend, the number of threads and, of the exact engine, the device; with stock codecs it takes the same versions of
+    zlib and liblzma, too.
 
     Raises:
         Error: an option out of range, or a model that gives NaN.
@@ -179,6 +180,7 @@ class StreamCompressor:
     ):
         salt = os.urandom(container.SALT_BYTES) if salt is None else salt
         mixing = container.MIXING_VERSIONS[-1] if (mix is None and salt) or mix else 0
+        self._may_mix_less = mix is None
         self._has_stock = bool(salt) if stock is None else stock
         if self._has_stock and not salt:
             raise Error("an archive of format 1 has no stock codecs: leave `stock` out, or give a salt")
@@ -223,18 +225,22 @@ class StreamCompressor:
         del self._pending[:n_bytes]
         stock = [self._stock_payload(content) for content in contents]
         worth = self._worth_coding(contents, stock)
-        coded = iter(
-            self._codec.encode([content for content, is_worth in zip(contents, worth, strict=True) if is_worth])
-        )
+        coded = iter(self._payloads([content for content, is_worth in zip(contents, worth, strict=True) if is_worth]))
         for content, is_worth, stock_payload in zip(contents, worth, stock, strict=True):
-            payload = _shorter(stock_payload, next(coded).payload if is_worth else None)
+            payload = _shorter(stock_payload, next(coded) if is_worth else None)
             self._n_stored += not self._writer.add(content, payload)
             self._count(len(content))
+
+    def _payloads(self, contents: list[bytes]) -> list[bytes]:
+        """Those of the model."""
+        if self._may_mix_less:
+            return self._codec.shortest_payloads(contents)
+        return [coded.payload for coded in self._codec.encode(contents)]
 
     def _stock_payload(self, content: bytes) -> bytes | None:
         """None for none, and for one that a reader would take for a model's."""
         payload = stock_codecs.encode(content) if self._has_stock else b""
-        return payload if stock_codecs.is_stock(payload, self._codec.side_bytes(len(content))) else None
+        return payload if stock_codecs.is_marked(payload, self._codec.side_bytes(len(content))) else None
 
     def _worth_coding(self, contents: list[bytes], stock: Sequence[bytes | None]) -> list[bool]:
         """False where samples of a segment with a flat histogram do not shrink, and where hardly anything is left of
@@ -254,7 +260,7 @@ class StreamCompressor:
         candidates: list[tuple[Header, bytes | None]] = [(bare, None)]
         if content:
             candidates += [(bare, stock_codecs.encode(content))] if self._has_stock else []
-            candidates += [(self._header, coded.payload) for coded in self._codec.encode([content])]
+            candidates += [(self._header, payload) for payload in self._payloads([content])]
         archives = []
         for header, payload in candidates:
             file = io.BytesIO()

@@ -163,7 +163,7 @@ class SegmentCodec:
 
     The payload of a segment depends on nothing else: not on the segments beside it, lanes, threads or backend.
     `mixing`: the version of what is learnt from the segment itself, 0 for nothing (FORMAT.md, "Mixing").
-    `may_be_stock`: the segments are those of an archive of format 2, which stock.py may have coded.
+    `may_be_marked`: the segments are those of an archive of format 2, whose payloads may have a kind.
     `is_stepwise` None: step by step with the torch engine, whose one-pass logits are not bit for bit its steps'.
     """
 
@@ -177,19 +177,19 @@ class SegmentCodec:
         *,
         max_memory: MaxMemory = None,
         mixing: int = 0,
-        may_be_stock: bool = False,
+        may_be_marked: bool = False,
     ):
         adapted = AdaptedModel(model)
         self.traits = adapted.traits
         if overlap is None and mixing:
             overlap = int((context_length or self.traits.context_length) * OVERLAP_SHARE_MIXED)
-        self._may_be_stock = may_be_stock
+        self._may_be_marked = may_be_marked
         self._mapping = mappings.get_mapping(mapping)
         self._model = windowed_model(adapted, overlap, context_length, max_memory)
         if is_stepwise is not None:
             self._model.is_stepwise = is_stepwise
         context_length, overlap = self._model.context_length, self._model.overlap
-        self._model.is_mixed = mixing != 0
+        self._is_mixed = mixing != 0
         self.identity = _identity(self.traits, mappings.MAPPINGS.index(mapping), context_length, overlap, mixing)
         # One side bit a segment says whether stand-ins are in use, of a vocabulary that has no token for some bytes,
         # or whether the tokens begin with the space that another tokenizer puts before text in training.
@@ -217,7 +217,7 @@ class SegmentCodec:
         traits = ModelTraits.of(model)
         _check_identity(wanted, traits)
         mapping = mappings.MAPPINGS[wanted.mapping]
-        options: dict[str, Any] = {"mixing": wanted.mixing, "may_be_stock": bool(header.salt)}
+        options: dict[str, Any] = {"mixing": wanted.mixing, "may_be_marked": bool(header.salt)}
         return cls(model, mapping, wanted.overlap, wanted.context_length, **options)
 
     @property
@@ -232,16 +232,31 @@ class SegmentCodec:
 
     def encode(self, contents: Sequence[bytes]) -> list[Coded]:
         """The coded form of every segment. Error where the mapping or the model cannot code one."""
-        return self.start([self._mapping.encode(content, self.traits.tokenizer) for content in contents])()
+        return self.start(self._encoded(contents))()
+
+    def _encoded(self, contents: Sequence[bytes]) -> list[Encoded]:
+        return [self._mapping.encode(content, self.traits.tokenizer) for content in contents]
+
+    def shortest_payloads(self, contents: Sequence[bytes]) -> list[bytes]:
+        """The payloads of segments of an archive of format 2, without mixing where that is shorter with its mark."""
+        if not self._is_mixed:
+            return [coded.payload for coded in self.encode(contents)]
+        return [
+            min(mixed.payload, stock_codecs.marked(alone.payload, stock_codecs.ALONE), key=len)
+            for alone, mixed in self.start_both(self._encoded(contents))()
+        ]
 
     def start(self, encoded: Sequence[Encoded]) -> Callable[[], list[Coded]]:
         """Gives the model the work of `encode` for segments whose tokens are known; what is returned codes them, on any
         thread."""
+        if self._is_mixed:
+            wait_for_both = self.start_both(encoded)
+            return lambda: [mixed for _, mixed in wait_for_both()]
         wait = self._model.start_intervals([item.tokens for item in encoded])
         return lambda: [self._code(item, parts) for item, parts in zip(encoded, wait(), strict=True)]
 
     def start_both(self, encoded: Sequence[Encoded]) -> Callable[[], list[tuple[Coded, Coded]]]:
-        """As `start`, of a codec without mixing: what its model codes alone, and what it codes mixed, by one pass."""
+        """As `start`: what the model codes alone, and what it codes mixed, by one pass."""
         wait = self._model.start_intervals([item.tokens for item in encoded])
 
         def code() -> list[tuple[Coded, Coded]]:
@@ -263,8 +278,13 @@ class SegmentCodec:
         payloads: Sequence[bytes],
         n_bytes: Sequence[int],
         on_step: Callable[[int], Any] | None = None,
+        *,
+        is_mixed: bool | None = None,
     ) -> list[bytes]:
-        """The contents of segments of `n_bytes` each, from their payloads; CorruptArchive where they do not fit."""
+        """The contents of segments of `n_bytes` each, from their payloads; CorruptArchive where they do not fit.
+
+        `is_mixed` None: as this codec encodes.
+        """
         sides = [self._side(payload, n) for payload, n in zip(payloads, n_bytes, strict=True)]
         left = sum(n_bytes)
 
@@ -282,29 +302,47 @@ class SegmentCodec:
             self._token_bytes,
             [int(self._uses_stand_ins(side)) for side in sides],
             report,
+            is_mixed=self._is_mixed if is_mixed is None else is_mixed,
         )
         return [self._join(*parts) for parts in zip(streams, sides, n_bytes, strict=True)]
 
     def decode_segments(self, segments: Sequence[Segment], on_step: Callable[[int], Any] | None = None) -> list[bytes]:
         """The contents of an archive's segments, those that need no model included; CorruptArchive names the first that
         fails."""
-        coded = [segment for segment in segments if self._needs_model(segment)]
-        for segment in coded:
-            self._check_form(segment)
-        try:
-            contents = self.decode([s.payload for s in coded], [s.n_bytes for s in coded], on_step)
-        except CorruptArchive as error:
-            first, last = segments[0].number, segments[-1].number
-            raise CorruptArchive(
-                f"segments {first} to {last} do not decode, though their checksums are right ({error}): the model "
-                "computes something else here than where they were coded"
-            ) from None
-        decoded = iter(contents)
-        return [next(decoded) if self._needs_model(s) else stock_codecs.content_of(s) for s in segments]
+        found: dict[int, bytes] = {}
+        groups: tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]] = ([], [])
+        for place, segment in enumerate(segments):
+            payload, is_alone = self._own_payload(segment)
+            if payload is None:
+                found[place] = stock_codecs.content_of(segment)
+                continue
+            self._check_form(segment.number, payload, segment.n_bytes)
+            groups[is_alone].append((place, payload))
+        for group, is_mixed in zip(groups, (self._is_mixed, False), strict=True):
+            if not group:
+                continue
+            lengths = [segments[place].n_bytes for place, _ in group]
+            try:
+                contents = self.decode([payload for _, payload in group], lengths, on_step, is_mixed=is_mixed)
+            except CorruptArchive as error:
+                first, last = segments[0].number, segments[-1].number
+                raise CorruptArchive(
+                    f"segments {first} to {last} do not decode, though their checksums are right ({error}): the model "
+                    "computes something else here than where they were coded"
+                ) from None
+            found |= zip((place for place, _ in group), contents, strict=True)
+        return [found[place] for place in range(len(segments))]
 
-    def _needs_model(self, segment: Segment) -> bool:
-        is_stock = self._may_be_stock and stock_codecs.is_stock(segment.payload, self.side_bytes(segment.n_bytes))
-        return not (segment.stored or is_stock)
+    def _own_payload(self, segment: Segment) -> tuple[bytes | None, bool]:
+        """The model's payload of a segment, None where it needs no model, and whether it is one without mixing in an
+        archive with it."""
+        if segment.stored:
+            return None, False
+        side_bytes = self.side_bytes(segment.n_bytes)
+        if not self._may_be_marked or not stock_codecs.is_marked(segment.payload, side_bytes):
+            return segment.payload, False
+        stream, kind = stock_codecs.cut(segment.payload)
+        return (stream, True) if self._is_mixed and kind == stock_codecs.ALONE else (None, False)
 
     def side_bytes(self, n_bytes: int) -> int:
         """How many bytes stand before the stream of a segment of `n_bytes`."""
@@ -326,12 +364,12 @@ class SegmentCodec:
             raise CorruptArchive("a stream ends in a zero byte, which an encoder leaves out")
         return side
 
-    def _check_form(self, segment: Segment) -> None:
+    def _check_form(self, number: int, payload: bytes, n_bytes: int) -> None:
         """CorruptArchive names a segment that no encoder writes; another model is not to blame for it."""
         try:
-            self._side(segment.payload, segment.n_bytes)
+            self._side(payload, n_bytes)
         except CorruptArchive as error:
-            raise CorruptArchive(f"segment {segment.number} is malformed: {error}") from None
+            raise CorruptArchive(f"segment {number} is malformed: {error}") from None
 
     def _uses_stand_ins(self, side: bytes) -> bool:
         return self._has_stand_ins and side == _BIT_SET

@@ -12,15 +12,27 @@ from llmcomp.codec.container import SEGMENT_BYTES_MAX, Segment
 from llmcomp.errors import CorruptArchive
 
 DEFLATE, LZMA = 1, 2
+# What segments.py codes: the model's payload without mixing, in an archive with it.
+ALONE = 3
 # No stream of section 3 ends in a zero byte, so that one tells such a payload from a model's, which only ends so
 # where there is nothing behind its side bytes.
 _MARK = b"\0"
 _LZMA_DICTIONARY_BYTES_MIN = 1 << 12
 
 
-def is_stock(payload: bytes, side_bytes: int) -> bool:
-    """Whether a payload of an archive of format 2 is one of these, where a model's begins with so many side bytes."""
+def is_marked(payload: bytes, side_bytes: int) -> bool:
+    """Whether a payload of an archive of format 2 has a kind, where a model's own begins with so many side bytes."""
     return payload.endswith(_MARK) and len(payload) != max(1, side_bytes)
+
+
+def marked(stream: bytes, kind: int) -> bytes:
+    """The payload of that kind."""
+    return stream + bytes([kind]) + _MARK
+
+
+def cut(payload: bytes) -> tuple[bytes, int]:
+    """The stream and the kind of a payload that is marked."""
+    return payload[:-2], payload[-2] if len(payload) > 1 else 0
 
 
 def encode(content: bytes) -> bytes:
@@ -28,7 +40,7 @@ def encode(content: bytes) -> bytes:
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL + 1)
     coded = ((DEFLATE, deflate.compress(content) + deflate.flush()), (LZMA, _lzma_of(content)))
     kind, stream = min(coded, key=lambda item: len(item[1]))
-    return stream + bytes([kind]) + _MARK
+    return marked(stream, kind)
 
 
 def _lzma_of(content: bytes) -> bytes:
@@ -44,11 +56,11 @@ def decode(payload: bytes, n_bytes: int) -> bytes:
 
     No more than one byte above `n_bytes` is ever decoded.
     """
-    if not is_stock(payload, 0):
+    if not is_marked(payload, 0):
         raise CorruptArchive("its payload needs a model, but the archive names none")
-    kind, stream = payload[-2], payload[:-2]
+    stream, kind = cut(payload)
     if kind not in (DEFLATE, LZMA):
-        raise CorruptArchive(f"its payload is of kind {kind}; this llmcomp knows {DEFLATE} and {LZMA}")
+        raise CorruptArchive(f"its payload is of kind {kind}; {DEFLATE} and {LZMA} are what it could be here")
     try:
         content, ended = _inflated(stream, n_bytes) if kind == DEFLATE else _lzma_decoded(stream, n_bytes)
     except (zlib.error, lzma.LZMAError) as error:

@@ -234,6 +234,53 @@ def test_no_archive_is_larger_than_xz_of_its_segments_but_for_the_frames(content
     assert decompress(blob, model) == content
 
 
+def test_a_segment_that_mixing_makes_larger_is_coded_without():
+    """What the model is sure of, and what comes again where the model is not."""
+    known, again = TRAINING_TEXT[:200], b"zqx jkvb wqzj xk" * 12
+    model, options = TinyModel(context_length=300), {"segment_bytes": 200, "stock": False}
+    content = known + again + b"and then" + known[:190]
+    blob = compress(content, model, **options)
+    payloads = [payload for _, _, payload in archive_oracle.read_segments(blob)[1]]
+    assert kinds_of(blob) == [3, "model", 3]
+    assert decompress(blob, model) == content
+    table: list[bytes | None] = [bytes([byte]) for byte in range(256)]
+    assert archive_oracle.decode(blob, table, {}, lambda: stepping(model)) == content
+    alone, mixed = (
+        [payload for _, _, payload in archive_oracle.read_segments(compress(content, model, **options, mix=mix))[1]]
+        for mix in (False, True)
+    )
+    assert payloads == [alone[0] + b"\3\0", mixed[1], alone[2] + b"\3\0"]
+    assert all(len(found) <= len(other) + 2 for found, other in zip(payloads, alone, strict=True))
+    assert all(len(found) <= len(other) for found, other in zip(payloads, mixed, strict=True))
+    with llmcomp.open(io.BytesIO(blob), model=model) as file:
+        file.seek(150)
+        assert file.read(100) == content[150:250]
+
+
+def stepping(model: TinyModel):
+    state = 0
+
+    def step(token):
+        nonlocal state
+        state, row = model.row(state, token)
+        return row
+
+    return step
+
+
+def test_without_mixing_there_is_no_kind_3():
+    blob = compress(TRAINING_TEXT, TINY, segment_bytes=300, mix=False, stock=False)
+    with pytest.raises(CorruptArchive, match=r"segment 0 .* kind 3"):
+        decompress(archive_oracle.with_payloads(blob, lambda payload: payload + b"\3\0"), TINY)
+    with pytest.raises(archive_oracle.Damaged):
+        archive_oracle.decode(
+            archive_oracle.with_payloads(blob, lambda payload: payload + b"\3\0"),
+            [None] * 256,
+            {},
+            lambda: stepping(TINY),
+        )
+
+
 def test_segments_that_fail_are_named():
     model = TinyModel(context_length=64)
     segment = Segment(7, 300, False, made(1, TRAINING_TEXT[:299]))

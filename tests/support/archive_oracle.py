@@ -172,8 +172,8 @@ def n_side_bytes(mapping: str, n: int, lacks_bytes: bool) -> int:
     return {"bytes": int(lacks_bytes), "latin1": 0}.get(mapping, -(-n // 8))
 
 
-def is_stock(payload: bytes, mapping: str | None, n: int, lacks_bytes: bool) -> bool:
-    """Whether the payload is a stock codec's in an archive of format 2."""
+def is_marked(payload: bytes, mapping: str | None, n: int, lacks_bytes: bool) -> bool:
+    """Whether the payload has a kind in an archive of format 2."""
     n_side = 0 if mapping is None else n_side_bytes(mapping, n, lacks_bytes)
     return payload[-1] == 0 and len(payload) not in (n_side, 1)
 
@@ -238,9 +238,12 @@ def decode(
             out += payload
             continue
         mapping = MAPPINGS[header["mapping"]] if "mapping" in header else None
-        if header["version"] == 2 and is_stock(payload, mapping, n, bool(stand_ins) or dummy_space):
-            out += stock_content(payload, n)
-            continue
+        own = header
+        if header["version"] == 2 and is_marked(payload, mapping, n, bool(stand_ins) or dummy_space):
+            if payload[-2] != 3 or not header.get("mixing"):
+                out += stock_content(payload, n)
+                continue
+            payload, own = payload[:-2], header | {"mixing": 0}
         require(mapping is not None, "a payload that needs a model")
         assert mapping is not None
         side, stream = cut_payload(payload, mapping, n, bool(stand_ins) or dummy_space)
@@ -249,7 +252,7 @@ def decode(
             for byte, token in stand_ins.items():
                 table[token] = bytes([byte])
         n += dummy_space and side == b"\x80" and mapping == "bytes"
-        joined = undo_mapping(mapping, decode_stream(header, stream, n, table, start), side)
+        joined = undo_mapping(mapping, decode_stream(own, stream, n, table, start), side)
         if dummy_space and side == b"\x80" and mapping == "bytes":
             require(joined[:1] == b" ", "no dummy space")
             joined = joined[1:]

@@ -21,7 +21,7 @@ FOLDERS = {form: Path(__file__).parents[1] / "golden" / folder for form, folder 
 WRITING: dict[str, dict] = {
     "1": {"salt": b""},
     "2": {"mix": False, "stock": False},
-    "2 mixed": {"stock": False},
+    "2 mixed": {"stock": False, "mix": True},
     # What other versions of zlib and liblzma would write is another archive: these are only read.
     "2 stock": {"mix": False},
 }
