@@ -42,18 +42,19 @@ def demo(args: argparse.Namespace) -> int:
 def score(args: argparse.Namespace) -> int:
     from llmcomp.data.datasets import load_dataset
     from llmcomp.results import cells, write_rows
-    from llmcomp.scoring.score import score
+    from llmcomp.scoring.score import adaptive_ratio, score
 
     data = load_dataset(args.dataset, **_chunk_options(args))
     model, protocol = _model(args.model, args), args.protocol or "lossless"
-    options = {"verify": args.verify, "max_memory": args.max_memory, "progress": not args.quiet}
+    options = {"verify": args.verify, "max_memory": args.max_memory, "progress": not args.quiet, "adapt": args.adapt}
     options["token_bits"] = args.token_bits
     rows = score(data, model, protocol, args.mapping, **options)  # type: ignore[arg-type]
     if args.out:
         write_rows(args.out, rows)
     columns = ["model", "step", "dataset", "protocol", "mapping", "chunks", "bytes_in", "covered", "ratio", "stderr"]
     columns += ["bits_per_byte", "bits_per_token"]
-    _print_table(cells(rows)[columns], args)
+    table = cells(rows)[columns]
+    _print_table(table.assign(adaptive_ratio=adaptive_ratio(rows)) if args.adapt else table, args)
     return 0
 
 
@@ -253,8 +254,14 @@ def _convert(file: str, model: Any, decompress: bool, args: argparse.Namespace, 
     coding = {"mapping": args.mapping, "overlap": args.overlap}
     if args.segment_bytes:
         coding["segment_bytes"] = args.segment_bytes
+    if args.solid:
+        from llmcomp.codec.container import SEGMENT_BYTES_MAX
+
+        coding["segment_bytes"] = SEGMENT_BYTES_MAX
     if args.no_mix:
         coding["mix"] = False
+    if args.no_stock:
+        coding["stock"] = False
     if args.salt is not None:
         coding["salt"] = args.salt
     return files.compress_file(file, model, **options, **coding), 0
@@ -519,7 +526,7 @@ def data_inspect(args: argparse.Namespace) -> int:
 
     found = inspect(load_dataset(args.dataset, **_chunk_options(args)))
     if args.json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         print(found)
     return 0

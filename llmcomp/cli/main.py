@@ -108,6 +108,11 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("model", help="a name, a folder (./NAME) or a name of the Hugging Face hub")
     score.add_argument("--step", type=int, help="training step (default: the last)")
     score.add_argument("--verify", action="store_true", help="decode every payload again")
+    score.add_argument(
+        "--adapt",
+        action="store_true",
+        help="print also what the model mixed with what each chunk teaches reaches",
+    )
     score.add_argument("--out", metavar="FILE", help="write the rows as Parquet")
     score.add_argument("--token-bits", action="store_true", help="rows hold the bits of every token, too")
     _add_scoring(score, several=False)
@@ -355,9 +360,16 @@ def _add_archive(parser: argparse.ArgumentParser, compress: bool) -> None:
         "--no-mix", action="store_true", help="by the model alone, without what a segment itself teaches"
     )
     parser.add_argument(
+        "--no-stock", action="store_true", help="by the model alone, even where deflate or LZMA make a segment smaller"
+    )
+    parser.add_argument(
         "--salt", type=_hexadecimal, metavar="HEX", help="16 bytes, for the same archive from a pipe each time"
     )
-    parser.add_argument("--segment-bytes", type=_positive, metavar="N", help="bytes that can be decoded alone")
+    segments = parser.add_mutually_exclusive_group()
+    segments.add_argument("--segment-bytes", type=_positive, metavar="N", help="bytes that can be decoded alone")
+    segments.add_argument(
+        "--solid", action="store_true", help="the largest segments, of 1 MiB: smaller, but no part is at hand as fast"
+    )
     _add_engine(parser)
     # To decompress, the archive says it.
     parser.set_defaults(engine=None)
