@@ -12,7 +12,7 @@ import pytest
 
 import llmcomp
 
-# Who calls a model need not know the coder. The kernel counts the threads that a call has started.
+# Who calls a model need not know the coder. The kernel counts the threads that the core has started.
 LOADS_A_MODEL = """
     import os, sys
     import numpy as np
@@ -20,8 +20,9 @@ LOADS_A_MODEL = """
     from llmcomp.models.engines.exact import ExactModel
     sys.modules["llmcomp.coding"] = None  # whoever asks for the coder now gets an ImportError
     config = make_config(hidden_size=120, intermediate_size=480, vocab_size=3000)
-    model = ExactModel(config, make_weights(config))
+    weights = make_weights(config)
     before = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else None
+    model = ExactModel(config, weights)
     model._core.logits(np.ones((64, 48), np.int64))
     after = before and len(os.listdir("/proc/self/task"))
     from llmcomp import _core

@@ -107,7 +107,7 @@ static double number(reader_t *reader) {
 
 static lmc_transformer_tensor_t read_tensor(reader_t *reader, lmc_dtype_t dtype) {
     size_t n = integer(reader, 8);
-    if (n == 0) return (lmc_transformer_tensor_t){NULL, dtype};
+    if (n == 0) return (lmc_transformer_tensor_t){NULL, dtype, NULL};
     size_t width = dtype == LMC_FLOAT32 ? 4 : 2;
     char *data = check_malloc(n * width);
     for (size_t i = 0; i < n; i++) {
@@ -115,7 +115,7 @@ static lmc_transformer_tensor_t read_tensor(reader_t *reader, lmc_dtype_t dtype)
         uint16_t half = (uint16_t)bits;
         memcpy(data + i * width, width == 4 ? (const void *)&bits : (const void *)&half, width);
     }
-    return (lmc_transformer_tensor_t){data, dtype};
+    return (lmc_transformer_tensor_t){data, dtype, NULL};
 }
 
 static void read_tokens(reader_t *reader, checkpoint_t *model) {
@@ -132,31 +132,60 @@ static void read_tokens(reader_t *reader, checkpoint_t *model) {
     if (n_single_bytes != 256) die("the vocabulary has %d of 256 bytes", n_single_bytes);
 }
 
+/* The order of the tensors in the file: GPT-NeoX's. */
+static const lmc_model_slot_t model_order[] = {LMC_MODEL_EMBEDDING, LMC_MODEL_FINAL_NORM_GAIN,
+                                               LMC_MODEL_FINAL_NORM_BIAS, LMC_MODEL_HEAD};
+static const lmc_layer_slot_t layer_order[] = {LMC_LAYER_ATTENTION_NORM_GAIN,
+                                               LMC_LAYER_ATTENTION_NORM_BIAS,
+                                               LMC_LAYER_MLP_NORM_GAIN,
+                                               LMC_LAYER_MLP_NORM_BIAS,
+                                               LMC_LAYER_QKV,
+                                               LMC_LAYER_QKV_BIAS,
+                                               LMC_LAYER_OUT,
+                                               LMC_LAYER_OUT_BIAS,
+                                               LMC_LAYER_UP,
+                                               LMC_LAYER_UP_BIAS,
+                                               LMC_LAYER_DOWN,
+                                               LMC_LAYER_DOWN_BIAS};
+
+static lmc_transformer_config_t read_config(reader_t *reader) {
+    lmc_transformer_config_t config = {.embedding_multiplier = 1,
+                                       .residual_multiplier = 1,
+                                       .logits_multiplier = 1,
+                                       .pre_norm = 1,
+                                       .fused_qkv = 1,
+                                       .n_kinds = 1};
+    config.n_layers = integer(reader, 8);
+    config.n_heads = config.n_kv_heads = integer(reader, 8);
+    config.hidden = integer(reader, 8), config.intermediate = integer(reader, 8);
+    config.n_embeddings = integer(reader, 8), config.n_logits = integer(reader, 8);
+    config.context_length = integer(reader, 8);
+    config.kinds[0].rotary.dims = integer(reader, 8);
+    config.parallel_residual = (int)integer(reader, 8);
+    config.kinds[0].rotary.base = number(reader);
+    config.norm_epsilon = (float)number(reader);
+    config.head_dim = config.hidden / config.n_heads;
+    config.attention_divisor = (double)config.head_dim;
+    return config;
+}
+
 static checkpoint_t read_checkpoint(const char *path) {
     reader_t reader = reader_open(path);
     checkpoint_t model;
-    uint64_t sizes[10];
-    for (int i = 0; i < 10; i++)
-        sizes[i] = integer(&reader, 8);
-    double rotary_base = number(&reader);
-    float epsilon = (float)number(&reader);
-    model.config =
-        (lmc_transformer_config_t){sizes[0], sizes[1], sizes[2],    sizes[3], sizes[4],     sizes[5],
-                                   sizes[6], sizes[7], rotary_base, epsilon,  (int)sizes[8]};
-    lmc_dtype_t dtype = (lmc_dtype_t)sizes[9];
+    model.config = read_config(&reader);
+    lmc_dtype_t dtype = (lmc_dtype_t)integer(&reader, 8);
     must(lmc_transformer_config_check(&model.config));
-    model.weights.embedding = read_tensor(&reader, dtype);
-    model.weights.final_gain = read_tensor(&reader, dtype);
-    model.weights.final_bias = read_tensor(&reader, dtype);
-    model.weights.head = read_tensor(&reader, dtype);
-    if (model.weights.head.data == NULL) model.weights.head = model.weights.embedding;
+    memset(&model.weights, 0, sizeof model.weights);
+    for (size_t i = 0; i < sizeof model_order / sizeof *model_order; i++)
+        model.weights.slots[model_order[i]] = read_tensor(&reader, dtype);
+    if (model.weights.slots[LMC_MODEL_HEAD].data == NULL)
+        model.weights.slots[LMC_MODEL_HEAD] = model.weights.slots[LMC_MODEL_EMBEDDING];
     lmc_transformer_layer_t *layers = check_malloc(model.config.n_layers * sizeof *layers);
+    memset(layers, 0, model.config.n_layers * sizeof *layers);
     model.weights.layers = layers;
-    for (size_t i = 0; i < model.config.n_layers; i++) {
-        lmc_transformer_tensor_t *tensors = (lmc_transformer_tensor_t *)&layers[i];
-        for (size_t j = 0; j < sizeof *layers / sizeof *tensors; j++)
-            tensors[j] = read_tensor(&reader, dtype);
-    }
+    for (size_t i = 0; i < model.config.n_layers; i++)
+        for (size_t j = 0; j < sizeof layer_order / sizeof *layer_order; j++)
+            layers[i].slots[layer_order[j]] = read_tensor(&reader, dtype);
     read_tokens(&reader, &model);
     return model;
 }

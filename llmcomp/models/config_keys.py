@@ -110,6 +110,12 @@ class Keys:
             pass
         raise self.error(key, "a number")
 
+    def share(self, key: str, default: float) -> float:
+        value = self.number(key, default)
+        if not 0 <= value <= 1:
+            raise self.error(key, "a number from 0 to 1")
+        return value
+
     def flag(self, key: str, default: bool) -> bool:
         value = self.get(key, default)
         if not isinstance(value, bool):
@@ -171,10 +177,12 @@ def parse_rotary(
         return float(value)
 
     base, share = number("rope_theta", base), number("partial_rotary_factor", 1.0 if fraction is None else fraction)
-    dims = int(head_dim * share)
     if share != 1 and fraction is None:
         raise Error(f"{keys.name}: partial_rotary_factor is {share}, which {keys.family} models do not have")
-    if dims % 2 or not 0 <= share <= 1:
+    if not 0 <= share <= 1:
+        raise Error(f"{keys.name}: partial_rotary_factor is {share}, expected a number from 0 to 1")
+    dims = int(head_dim * share)
+    if dims % 2:
         raise Error(
             f"{keys.name}: {share} of heads of {head_dim} are {dims} rotary dimensions, expected an even number"
         )
@@ -207,7 +215,9 @@ def parse_rotary(
     if kind == "default":
         rope.pop("original_max_position_embeddings", None)
     if rope:
-        raise Error(f"{keys.name}: rotary positions of type {shown(kind)} have {named(min(rope))}, which is not known")
+        raise Error(
+            f"{keys.name}: rotary positions of type {shown(kind)} have a {named(min(rope))}, which is not known"
+        )
     return found
 
 
@@ -217,7 +227,7 @@ def parse_flat_rotary(
     """Of files with one table of positions for all layers. `fraction`: of a family that turns a part of each head."""
     base = keys.number("rope_theta", base)
     if fraction is not None:
-        fraction = keys.number("partial_rotary_factor", fraction)
+        fraction = keys.share("partial_rotary_factor", fraction)
     return parse_rotary(keys, rope_of(keys), sizes, base=base, fraction=fraction)
 
 
@@ -242,7 +252,7 @@ def parse_layer_types(keys: Keys, n_layers: int, default: Callable[[int], bool])
     if types is None:
         return [default(i) for i in range(n_layers)]
     known = {"sliding_attention": True, "full_attention": False}
-    if not isinstance(types, list) or len(types) != n_layers or any(kind not in known for kind in types):
+    if not isinstance(types, list) or len(types) != n_layers or any(kind not in tuple(known) for kind in types):
         raise keys.error("layer_types", f"{n_layers} times 'sliding_attention' or 'full_attention'")
     return [known[kind] for kind in types]
 

@@ -100,7 +100,7 @@ def _gpt_neox(keys: Keys) -> _Found:
     sizes = parse_sizes(keys, hidden=6144, heads=64, layers=44, intermediate=24576, vocab=50432, context=2048)
     demand_whole_heads(keys, sizes)
     hidden, wide = sizes["hidden"], sizes["intermediate"]
-    base, fraction = keys.number("rotary_emb_base", 10000.0), keys.number("rotary_pct", 0.25)
+    base, fraction = keys.number("rotary_emb_base", 10000.0), keys.share("rotary_pct", 0.25)
     rotary = parse_flat_rotary(keys, sizes, base=base, fraction=fraction)
     bias, tied = keys.flag("attention_bias", True), keys.flag("tie_word_embeddings", False)
     switches = {

@@ -329,8 +329,8 @@ def foreign_folder(folder: Path) -> list[str]:
 
 
 def other_architecture(folder: Path) -> list[str]:
-    model = write_checkpoint(folder / "llama", 1)
-    (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    model = write_checkpoint(folder / "other", 1)
+    (model / "config.json").write_text(json.dumps({"model_type": "perceptron"}))
     return ["score", str(model), "--dataset=text"]
 
 
@@ -427,7 +427,7 @@ def damaged_table(folder: Path) -> list[str]:
     [
         (missing_model, "nowhere"),
         (foreign_folder, "config.json"),
-        (other_architecture, "'llama'"),
+        (other_architecture, "'perceptron'"),
         (truncated_weights, "model.safetensors"),
         (nan_weights, "NaN"),
         (short_data, "short"),

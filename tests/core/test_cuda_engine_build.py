@@ -12,7 +12,7 @@ CORE = (
     *("base/status", "coding/intervals", "coding/rows_serial", "coding/streams"),
     *("int8/product_serial", "transformer/kernels_serial"),
 )
-CORE += tuple(f"transformer/{name}" for name in ("transformer", "forward", "int8_weights", "position_tables"))
+CORE += tuple(f"transformer/{name}" for name in ("transformer", "config", "forward", "int8_weights", "position_tables"))
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*/*.cu"))
 ENGINE = [path for path in SOURCES if path.name != "coding.cu"]
 emulation_needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="it switches stacks with ucontext")

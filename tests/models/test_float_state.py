@@ -62,7 +62,7 @@ LOAD_AND_RUN = """
         payload = llmcomp.encode(logits[0], tokens[0])
         bits = llmcomp.code_length(logits[0], tokens[0])
         step = model.session(1).step(tokens[0, :1])
-        found = [model.fingerprint, model.weights_sha256, model.config.layer_norm_epsilon.hex(), payload.hex()]
+        found = [model.fingerprint, model.weights_sha256, model.config.norm_epsilon.hex(), payload.hex()]
         found += [hashlib.sha256(array.tobytes()).hexdigest() for array in (logits, bits, step)]
         print(engine, *found)
     assert control() == before, (hex(control()), hex(before))
@@ -118,10 +118,9 @@ TRAPS = """
     weights = make_weights(config)
     for name in weights:
         weights[name].reshape(-1)[::7] *= np.float32(1e-38)
-    made = ExactModel(config, weights)
-    arguments = core_arguments(made.config, made._tensors)
     broken = {name: np.full_like(array, 3e38) for name, array in weights.items()}
-    broken = core_arguments(made.config, ExactModel(config, broken)._tensors)
+    made = [ExactModel(config, arrays) for arrays in (weights, broken)]
+    arguments = [core_arguments(model.config, model._tensors, int8) for model in made for int8 in (False, True)]
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((700, 300)).astype(np.float32)
     logits[:, ::5] *= np.float32(1e-40)
@@ -144,22 +143,21 @@ TRAPS = """
                 function(wrong, tokens, None)
             except Error:
                 pass
-        for these in (arguments, broken):
-            for int8 in (False, True):
-                model = _core.TransformerModel(**these, int8=int8)
-                model.logits(batch)
-                try:
-                    model.intervals(batch, batch)
-                    model.log2_probabilities(batch, batch)
-                except Error:
-                    pass
-                session = model.session(1, 48)
-                session.prefill(0, batch[0, :20])
-                session.step(one)
-                try:
-                    session.decode(_core.Decoder([b"12345678"]), one, 3)
-                except Error:
-                    pass
+        for these in arguments:
+            model = _core.TransformerModel(**these)
+            model.logits(batch)
+            try:
+                model.intervals(batch, batch)
+                model.log2_probabilities(batch, batch)
+            except Error:
+                pass
+            session = model.session(1, 48)
+            session.prefill(0, batch[0, :20])
+            session.step(one)
+            try:
+                session.decode(_core.Decoder([b"12345678"]), one, 3)
+            except Error:
+                pass
 
     every = 0x3D if at else 0x9F00  # FE_ALL_EXCEPT; of AArch64 the bits that enable, if the processor has them
     for backend in _core.backend_names():

@@ -2,8 +2,9 @@
 
     python tests/support/dump_model.py pico-short OUT.model [OUT.content]
 
-for a golden archive of `golden_archives.PICO`, and what the archive holds. Little-endian: ten sizes (u64) in the order
-of `_SIZES`, rotary base and layer norm epsilon (binary64), the tensors (u64 number of elements, 0 for one that is not
+for a golden archive of `golden_archives.PICO`, and what the archive holds. Little-endian: sizes (u64) in the
+order of `_SIZES`, rotary dimensions and whether the residual is parallel, rotary base and layer norm epsilon (binary64),
+what the elements are (u64, `_DTYPES`), the tensors (u64 number of elements, 0 for one that is not
 there, and the elements), the number of tokens (u64), for each its number of bytes (u32, all ones for none) and bytes.
 Read from the files by the formats' own descriptions, without the package's engine or tokenizer.
 """
@@ -20,7 +21,6 @@ import golden_archives as golden
 
 from llmcomp import pico
 
-# The order of lmc_neox_config_t, then what the elements are: LMC_FLOAT32, LMC_FLOAT16, LMC_BFLOAT16.
 _SIZES = (
     "num_hidden_layers",
     "num_attention_heads",
@@ -30,6 +30,7 @@ _SIZES = (
     "vocab_size",
     "max_position_embeddings",
 )
+# LMC_FLOAT32, LMC_FLOAT16, LMC_BFLOAT16.
 _DTYPES = ("F32", "F16", "BF16")
 _LAYER = (
     "input_layernorm",
@@ -56,8 +57,9 @@ def dump(folder: Path, tokenizer_path: Path) -> bytes:
     tensors, dtype = read_tensors(folder / "model.safetensors")
     rotary_dims = int(config["hidden_size"] // config["num_attention_heads"] * config["rotary_pct"])
     sizes = [config[name] for name in _SIZES]
-    sizes += [rotary_dims, int(config["use_parallel_residual"]), _DTYPES.index(dtype)]
-    out = struct.pack("<10Q2d", *sizes, float(config["rotary_emb_base"]), config["layer_norm_eps"])
+    sizes += [rotary_dims, int(config["use_parallel_residual"])]
+    out = struct.pack("<9Q2d", *sizes, float(config["rotary_emb_base"]), config["layer_norm_eps"])
+    out += struct.pack("<Q", _DTYPES.index(dtype))
     names = ["embed_in.weight", "final_layer_norm.weight", "final_layer_norm.bias", "embed_out.weight"]
     for layer in range(config["num_hidden_layers"]):
         names += [f"layers.{layer}.{part}.{kind}" for part in _LAYER for kind in ("weight", "bias")]
