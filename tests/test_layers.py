@@ -39,10 +39,11 @@ PYTHON_ROOMS: dict[str, set[str]] = {
         *("coding", "data", "models", "codec", "scoring", "law"),
     },
     "bench": {"errors", "results", "pico", "coding", "data", "models", "codec", "scoring", "experiment"},
+    "conformance": {"errors", "version", "checked_json", "_core", "coding", "data", "models", "codec"},
     "pico.recipes": {"errors", "atomic_write", "results", "pico", "data", "llmcomp"},
     "cli": {
         *("errors", "version", "results", "pico", "coding", "data", "models", "codec", "scoring"),
-        *("law", "experiment", "bench", "llmcomp"),
+        *("law", "experiment", "bench", "conformance", "llmcomp"),
     },
     # The public names, each imported when it is first used.
     "llmcomp": {

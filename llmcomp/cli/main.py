@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_archive(add("decompress", cli_commands.compress, "decompress FILE.llmc"), compress=False)
     info = add("info", cli_commands.info, "tell what an archive needs, or what this installation has")
     info.add_argument("file", nargs="*", metavar="FILE.llmc")
+    add("selftest", cli_commands.selftest, "check that this machine computes the bits that all others do")
     bench = add(
         "bench",
         cli_commands.bench,
