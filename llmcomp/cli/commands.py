@@ -274,7 +274,7 @@ def info(args: argparse.Namespace) -> int:
 
 
 def _read_archives(files: Sequence[str]) -> tuple[list[tuple[str, Any]], int]:
-    """What archives say of themselves. A file that is none is told of, and the rest goes on."""
+    """What archives say of themselves. A file that is none is reported, and the rest goes on."""
     from llmcomp.codec.archive import info
 
     found, status = [], 0

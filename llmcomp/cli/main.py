@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("--format", action="append", metavar="EXT", help="png, pdf, svg (default: png and pdf)")
     _add_archive(add("compress", cli_commands.compress, "compress files to FILE.llmc"), compress=True)
     _add_archive(add("decompress", cli_commands.compress, "decompress FILE.llmc"), compress=False)
-    info = add("info", cli_commands.info, "tell what an archive needs, or what this installation has")
+    info = add("info", cli_commands.info, "say what an archive needs, or what this installation has")
     info.add_argument("file", nargs="*", metavar="FILE.llmc")
     add("selftest", cli_commands.selftest, "check that this machine computes the bits that all others do")
     bench = add(

@@ -146,7 +146,7 @@ class _SegmentReader(io.RawIOBase):
         self._n_hashed += len(contents)
         digest = self._hasher.digest()[: container.CONTENT_HASH_BYTES]
         if self._n_hashed == self._index.n_segments and digest != self._index.trailer.content_hash:
-            raise CorruptArchive("the content has not the SHA-256 that the archive tells of")
+            raise CorruptArchive("the content has not the SHA-256 that the archive states")
 
     def close(self) -> None:
         if self._owned and hasattr(self, "_file"):

@@ -293,7 +293,9 @@ def decompress_stream(
         n_stored += sum(segment.stored for segment in batch)
     assert reader.trailer is not None
     if hasher.digest()[: container.CONTENT_HASH_BYTES] != reader.trailer.content_hash:
-        raise CorruptArchive("the content has not the SHA-256 that the archive tells: parts of archives were exchanged")
+        raise CorruptArchive(
+            "the content has not the SHA-256 that the archive states: parts of archives were exchanged"
+        )
     return StreamSummary(reader.trailer.content_bytes, reader.position, n_segments, n_stored)
 
 

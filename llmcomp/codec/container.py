@@ -440,7 +440,7 @@ class ArchiveIndex:
     """Random access to the segments of a seekable file, by its trailer and index.
 
     The first call that needs a segment walks over all frames once, without their payloads, and makes sure that the
-    index, the end mark and the trailer tell of the same segments as reading in order finds.
+    index, the end mark and the trailer name the same segments as reading in order finds.
     """
 
     def __init__(self, file: BinaryIO):
@@ -509,7 +509,7 @@ class ArchiveIndex:
         self._marks, self._n_stored = marks, n_stored
 
     def _pass_frame(self, frames: _Frames, number: int) -> int:
-        """Passes over a frame; returns its tag. What it is must be what the trailer tells."""
+        """Passes over a frame; returns its tag. What it is must be what the trailer says."""
         source = frames.source
         self._seek(source)
         n_bytes, tag = self.header.segment_bytes, frames.tag()
@@ -520,7 +520,7 @@ class ArchiveIndex:
             n_bytes, _ = source.varint("the last segment's size", self.header.segment_bytes - 1)
             tag = frames.tag()
         if is_last and n_bytes != self.last_bytes:
-            raise CorruptArchive(f"segment {number} has {n_bytes} bytes, the trailer tells of {self.last_bytes}")
+            raise CorruptArchive(f"segment {number} has {n_bytes} bytes, the trailer says {self.last_bytes}")
         source.position += _CHECK.size + frames.payload_bytes(number, n_bytes, tag)
         return tag
 

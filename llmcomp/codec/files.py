@@ -150,7 +150,7 @@ def salvage_file(
 ) -> tuple[FileReport, SalvageSummary]:
     """Write the intact segments of a damaged archive, one behind the other; the archive is always kept.
 
-    The summary's `lost` tells which bytes of the original are missing. CorruptArchive where all of them are.
+    The summary's `lost` has the ranges of bytes of the original that are missing. CorruptArchive where all of them are.
     """
     path = os.fspath(source)
     output = _content_name(path) if output is None else os.fspath(output)

@@ -3,9 +3,9 @@
 The header must be whole, since it says what the segments mean. Where a frame does not verify, its tag is put right if
 that makes it verify; else every following byte is tried as the start of the next frame (frame_search.py).
 
-In an archive of format 1 nothing tells a frame from one of another archive, with the same model, that lies inside a
-stored segment. A run of frames is taken for the archive's own there only if it is longer than a segment can be or
-reaches to the end of the frames, and does not claim the place of the segment that is missing.
+In an archive of format 1 nothing distinguishes a frame from one of another archive, with the same model, that lies
+inside a stored segment. A run of frames is taken for the archive's own there only if it is longer than a segment can
+be or reaches to the end of the frames, and does not claim the place of the segment that is missing.
 """
 
 from __future__ import annotations

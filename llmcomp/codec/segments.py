@@ -183,7 +183,7 @@ class SegmentCodec:
         context_length, overlap = self._model.context_length, self._model.overlap
         self._model.is_mixed = mixing != 0
         self.identity = _identity(self.traits, mappings.MAPPINGS.index(mapping), context_length, overlap, mixing)
-        # One side bit a segment tells whether stand-ins are in use, of a vocabulary that has no token for some bytes,
+        # One side bit a segment says whether stand-ins are in use, of a vocabulary that has no token for some bytes,
         # or whether the tokens begin with the space that another tokenizer puts before text in training.
         self._prefix = mappings.prefix_of(self.traits.tokenizer) if mapping == "bytes" else b""
         lacks_bytes = mapping == "bytes" and self.traits.tokenizer.needs_stand_ins(bytes(range(256)))

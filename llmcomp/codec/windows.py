@@ -156,7 +156,7 @@ class WindowedModel:
         return self.start_intervals(streams)()
 
     def start_intervals(self, streams: Sequence[Tokens]) -> Callable[[], list[npt.NDArray[np.uint64]]]:
-        """Gives the model all that `intervals` needs. What is returned waits for it, on any thread, and tells it.
+        """Gives the model all that `intervals` needs. What is returned waits for it, on any thread, and returns it.
 
         Errors come from either. On a CPU the model has done its work when this returns.
         """
@@ -251,7 +251,7 @@ class WindowedModel:
     ) -> list[Tokens]:
         """The tokens of streams of which only the number of bytes is known.
 
-        `token_bytes` (int64 [n_tables, vocab_size]) tells how many bytes a token completes, -1 for one that cannot
+        `token_bytes` (int64 [n_tables, vocab_size]): how many bytes a token completes, -1 for one that cannot
         occur; stream i goes by row `tables[i]` and ends when it has its `n_bytes[i]`. `on_step` is called with the
         bytes that each step completed. CorruptArchive names the first stream with a token that cannot stand there.
         """
@@ -356,7 +356,7 @@ class _Walk:
         on_step: Callable[[int], Any] | None,
         fault: Callable[[], str] | None = None,
     ):
-        """`fault` tells what a row had that was decoded to -2."""
+        """`fault` says what was wrong with a row that was decoded to -2."""
         self._left = np.array(n_bytes, np.int64)
         self._tokens_max = TOKENS_PER_BYTE_MAX * self._left
         self._n_tokens = np.zeros(len(n_bytes), np.int64)

@@ -71,7 +71,7 @@ _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _SPEECH_SUFFIXES = {".flac", ".wav"}
 # What those suffixes promise. Pillow goes by the content; some of its other formats start other programs.
 _IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
-# A compressed tar may tell of any number of bytes, a sound file of any number of samples.
+# A compressed tar may claim any number of bytes, a sound file any number of samples.
 _PICTURE_BYTES_MAX = 1 << 28
 _SAMPLES_MAX = 1 << 30
 # The Hugging Face set appends the class to the official name: ILSVRC2012_val_00000001_n01751748.JPEG.
@@ -350,7 +350,7 @@ def _grey(data: bytes, name: str) -> Any:
 def _decoding(name: object, fault: str) -> Iterator[None]:
     """What a decoder runs into with a damaged file, whatever its kind, as a DatasetError that names the file.
 
-    Failures of the file system pass, to be told as such.
+    Failures of the file system pass, to be reported as such.
     """
     try:
         yield
@@ -496,7 +496,7 @@ def _n_samples(file: Path) -> int:
             f"expected {SAMPLE_RATE_HZ} Hz, 1 channel, PCM_16"
         )
     if info.frames > _SAMPLES_MAX:
-        raise DatasetError(f"{file}: tells of {info.frames:,} samples, expected at most {_SAMPLES_MAX:,}")
+        raise DatasetError(f"{file}: claims {info.frames:,} samples, expected at most {_SAMPLES_MAX:,}")
     return int(info.frames)
 
 

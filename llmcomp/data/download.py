@@ -274,7 +274,7 @@ def _unpack_zip(archive: Path, target: Path, remote: Remote, progress: bool) -> 
 
 
 def _unpack_speech(archive: Path, target: Path, remote: Remote, progress: bool) -> None:
-    """The FLAC files of a LibriSpeech archive, all in one folder: their names tell speaker and chapter."""
+    """The FLAC files of a LibriSpeech archive, all in one folder: their names have speaker and chapter."""
     part = target.with_name(target.name + ".part")
     if part.exists():
         shutil.rmtree(part)

@@ -16,14 +16,14 @@ than one.)
 
 Byte fallback. Such vocabularies write a space as U+2581, so a U+2581 in the text is spelled with byte tokens. The byte
 tokens of ASCII are used only where ASCII has no other: models have hardly seen them. Most put a space before a text in
-training; that is the caller's choice here (`takes_prefix`), told by a side bit of the mapping `bytes`, since a text
+training; that is the caller's choice here (`takes_prefix`), stated by a side bit of the mapping `bytes`, since a text
 of one-byte tokens would otherwise take one token more than it has bytes.
 
 Stand-ins. Some byte-level vocabularies have no token for some bytes: Pythia's lacks the 13 that UTF-8 never uses (C0,
 C1, F5 to FF; every fourth byte of speech is one). Input that holds such a byte is coded with stand-ins: for each
 missing byte m the token of the character U+00m where there is one, else the lowest token not yet taken that is one
 character of two bytes. With stand-ins these tokens mean nothing else: where their two bytes really occur they are
-spelled byte by byte. One side bit tells the decoder; input without missing bytes, thus all valid UTF-8, needs none.
+spelled byte by byte. One side bit tells the decoder so; input without missing bytes, thus all valid UTF-8, needs none.
 
 Whatever is encoded is decoded again before it is returned: tokens that do not give the bytes back are an `Error`.
 """

@@ -329,7 +329,7 @@ def find_datasets(
             raise Error(f"a {type(data).__name__} is no data set: expected a name for load_dataset, or what it returns")
     for name, n_times in Counter(data.name for data in found).items():
         if n_times > 1:
-            raise Error(f"{n_times} data sets are called {name!r}; cells are told apart by it")
+            raise Error(f"{n_times} data sets are called {name!r}; it is what distinguishes their cells")
     return found
 
 

@@ -334,7 +334,7 @@ def _table(plan: Plan) -> pd.DataFrame:
 
 
 def _write_failed(plan: Plan) -> None:
-    """failed.json tells what failed in the last sweep of this folder; no file, no failures."""
+    """failed.json lists what failed in the last sweep of this folder; no file, no failures."""
     path = plan.out / _FAILED_NAME
     if not plan.failed:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What to measure next: the runs that tell most about alpha for a budget, by optimal design on the fitted law.
+"""What to measure next: the runs that narrow alpha most for a budget, by optimal design on the fitted law.
 
 What may not live here: fitting itself; a law here is anything with axes, cells, problem, optimum, refit and predict.
 """
@@ -22,7 +22,7 @@ from llmcomp.law.text import align, html_table, latex_table, short_number, tex_t
 Cost = Literal["train", "score"] | Callable[[float, float, int], float]
 _N_SIZES = 13  # candidates from a quarter of the smallest size to four times the largest
 _MOST_RUNS = 30
-_LEAST_GAIN = 0.02  # of the logarithm of the variance: a run that tells less is not proposed
+_LEAST_GAIN = 0.02  # of the logarithm of the variance: a run that gains less is not proposed
 
 
 @dataclass(frozen=True, eq=False, repr=False)

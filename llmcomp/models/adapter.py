@@ -129,7 +129,7 @@ class AdaptedModel:
         return self._log2_probabilities is not None or self._start_log2_probabilities is not None
 
     def pass_memory(self, is_fused: bool) -> PassMemory:
-        """What a pass costs; not `is_fused`: all logits of a batch exist at once. Of a model that does not tell, only
+        """What a pass costs; not `is_fused`: all logits of a batch exist at once. Of a model that does not say, only
         the logits are known."""
         logits_bytes = 4 * self.traits.n_logits
         rows_max = BATCH_ROWS if is_fused else max(1, BATCH_LOGITS_BYTES // logits_bytes)

@@ -163,7 +163,7 @@ def _gate(repo: str, chosen: list[Checkpoint], commits: dict[str, str]) -> str:
     except hub.GatedModel as error:
         return str(error)
     except Error:
-        pass  # what else is wrong is told by its name
+        pass  # what else is wrong is reported under its own name
     return ""
 
 
@@ -223,7 +223,7 @@ def _equal_weights(lock: Lock) -> list[Fault]:
         if len(labels) > 1
     ]
     for digest, places in files.items():
-        # One of each group of equal weights: the group itself is told of above.
+        # One of each group of equal weights: the group itself is reported above.
         distinct = {whole: label for label, whole in reversed(places)}
         if len(distinct) > 1:
             labels = tuple(reversed(distinct.values()))

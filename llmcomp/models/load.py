@@ -37,7 +37,7 @@ def load_model(
 
     A folder is what `name` calls one: an `os.PathLike`, text that is absolute or begins with "." or "~" ("./pythia"),
     or the name of a folder that has not the form of a name. "pico-13k", "pythia-70m" and "owner/model" are names of
-    the registry and of the hub, whatever lies in the working directory; a warning tells of a folder so called.
+    the registry and of the hub, whatever lies in the working directory; a warning names a folder so called.
 
     `engine="exact"` computes the families of `families.FAMILIES` bit for bit alike on every machine: in the C core, or,
     GPT-NeoX models, with `device="cuda"` ("cuda:1", ...) by kernels for a CUDA device (`engines.cuda`). So does

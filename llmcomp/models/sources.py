@@ -105,7 +105,7 @@ class ModelSource:
 
     @property
     def tokenizer_option(self) -> Path | str | None:
-        """What an engine is told of the tokenizer: a file, "bytes", or None for that of the checkpoint's folder."""
+        """What an engine gets for the tokenizer: a file, "bytes", or None for that of the checkpoint's folder."""
         return BYTES if self.has_byte_tokens else self.tokenizer_path
 
     def find_tokenizer(self) -> Path | None:

@@ -227,7 +227,7 @@ def write_bad_files(folder: Path) -> None:
     write_bad_tars(folder)
     Image.new("RGB", (64, 64)).save(folder / "dds.png", "DDS")
     Image.new("RGB", (64, 64)).save(folder / "eps.png", "EPS")
-    # A header that tells of 2^35 samples, the most that FLAC's 36 bits can but one.
+    # A header that claims 2^35 samples, the most that FLAC's 36 bits can but one.
     soundfile.write(folder / "long.flac", np.zeros(5000, np.int16), 16_000, subtype="PCM_16")
     content = bytearray((folder / "long.flac").read_bytes())
     content[21] |= 8
@@ -271,7 +271,7 @@ def write_bad_tars(folder: Path) -> None:
         ("image={}/bomb.tar", 1, "bomb.tar"),
         ("image={}/dds.png", 1, "dds.png: not a readable picture"),
         ("image={}/eps.png", 1, "eps.png: not a readable picture"),
-        ("speech={}/long.flac", None, "tells of 34,359,743,368 samples, expected at most 1,073,741,824"),
+        ("speech={}/long.flac", None, "claims 34,359,743,368 samples, expected at most 1,073,741,824"),
         ("image={}/" + "x" * 300, None, "does not exist"),
         ("image=~nobody-of-this-name/a", None, "does not exist"),
         ("text=a\0b", None, "does not exist"),

@@ -1,4 +1,4 @@
-"""The bundled pico suite and the bundled samples: complete, as their card says, and apart from each other."""
+"""The bundled pico suite and the bundled samples: complete, as their description says, and apart from each other."""
 
 import csv
 import hashlib

@@ -3,7 +3,7 @@
     python tests/support/dump_model.py pico-short OUT.model [OUT.content]
 
 for a golden archive of `golden_archives.PICO`, and what the archive holds. Little-endian: sizes (u64) in the
-order of `_SIZES`, rotary dimensions and whether the residual is parallel, rotary base and layer norm epsilon (binary64),
+order of `_SIZES`, rotary dimensions, whether the residual is parallel; rotary base and layer norm epsilon (binary64),
 what the elements are (u64, `_DTYPES`), the tensors (u64 number of elements, 0 for one that is not
 there, and the elements), the number of tokens (u64), for each its number of bytes (u32, all ones for none) and bytes.
 Read from the files by the formats' own descriptions, without the package's engine or tokenizer.

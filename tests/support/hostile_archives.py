@@ -200,7 +200,7 @@ def rng_tail(rng: random.Random) -> bytes:
 
 
 def read_every_way(blob: bytes, rng: random.Random) -> Counter[str]:
-    """How often each way of reading passed; AssertionError where two tell of different bytes, and what is no Error."""
+    """How often each way of reading passed; AssertionError where two give different bytes, and what is no Error."""
     passed: Counter[str] = Counter()
     in_order: dict[int, object] = {}
     content = None

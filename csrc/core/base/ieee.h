@@ -1,7 +1,7 @@
-/* The only float rules of llmcomp: the processor's floating-point state, exact widening of the short formats,
- * and the functions that are built from + - * / sqrt fma alone. Scalar code, shared by the CPU, CUDA and the
- * checks; core/base/vec_<isa>.h say the same for vectors. Nothing here may call libm (fma and sqrt are IEEE
- * operations) or depend on how the compiler contracts expressions: build with -ffp-contract=off. */
+/* The only float rules of llmcomp: the processor's floating-point state, exact widening of the 16-bit
+ * formats, and the functions that are built from + - * / sqrt fma alone. Scalar code, shared by the CPU, CUDA
+ * and the checks; core/base/vec_<isa>.h say the same for vectors. Nothing here may call libm (fma and sqrt
+ * are IEEE operations) or depend on how the compiler contracts expressions: build with -ffp-contract=off. */
 #ifndef LLMCOMP_CORE_BASE_IEEE_H
 #define LLMCOMP_CORE_BASE_IEEE_H
 

@@ -1,5 +1,31 @@
 /* The layers, on groups of panels. Only the order of work is decided here, never that of a sum:
- * sums live in the kernels. No memory is allocated and nothing is checked. */
+ * sums live in the kernels. No memory is allocated and nothing is checked.
+ *
+ * Words of this room:
+ *   lane       one token on its way through the layers; vectors of a processor run over lanes.
+ *   panel      LMC_LANES (16) lanes side by side, feature-major: panel[feature * 16 + lane]. In a pass
+ *              the lanes are consecutive positions of one sequence, in a step tokens of several streams.
+ *   group      up to LMC_GROUP_PANELS (8) panels that go through a layer together, so that a block of
+ *              weights is read (and widened to binary32) once for all of them.
+ *   slot       one thread's place in a call, with buffers of its own; a task runs in a slot. Of weights,
+ *              the named place that a tensor fills (transformer.h).
+ *   chain      one sum: fma over k, ascending from +0. A chain may be cut into pieces that resume, never
+ *              split into partial sums: so its bits do not depend on who computes it.
+ *   workspace  the memory that the caller gives for one call.
+ *
+ *   A sequence of 37 tokens in a pass:        The workspace, in this order:
+ *
+ *     lane       0    1   ...   15             panels     which token, stream and row each lane is
+ *     panel 0    t0   t1  ...  t15             statuses   of each panel, with targets
+ *     panel 1    t16  t17 ...  t31             hidden     the residual stream of all panels
+ *     panel 2    t32  ... t36  -- --           queries    of all panels, from one stage to the next
+ *                                              keys, values   in a pass: of two layers, in turn
+ *     a group: panels 0 to 2, all features     per slot   normed, wide, attended, residual, logits (codes in
+ *     of one lane 16 floats apart                         int8) of a group; widened weights, outputs, scores
+ *                                                         and one vector of a task
+ *
+ * A pass goes layer by layer: lmc_group_project (norm, queries, keys, values) for all groups, then
+ * lmc_group_finish (attention, MLP), because the panels of a sequence need each other's keys. */
 #include <string.h>
 
 #include "core/transformer/forward.h"
@@ -65,9 +91,9 @@ static void store_logits(const lmc_matrix_t *matrix, size_t first_row, size_t n_
     }
 }
 
-/* product->n_rows rows from first_row on, the chains cut into pieces of block_k. With a buffer short weights
- * are widened into it, with a gap between rows so that these do not lie a power of two apart and meet in the
- * cache. */
+/* product->n_rows rows from first_row on, the chains cut into pieces of block_k. With a buffer, 16-bit
+ * weights are widened into it, with a gap between rows so that these do not lie a power of two apart and meet
+ * in the cache. */
 static void multiply_rows(const lmc_matrix_t *matrix, size_t first_row, size_t block_k, float *buffer,
                           lmc_product_t *product) {
     const lmc_transformer_kernels_t *kernels = kernels_of(matrix->group->forward);
@@ -134,7 +160,7 @@ static void multiply_block(const lmc_matrix_t *matrix, size_t first_row, size_t 
     const lmc_transformer_kernels_t *kernels = kernels_of(group->forward);
     size_t n_lanes = lanes_of(group);
     int is_single = group->n_panels == 1;
-    int is_widened = matrix->weight.dtype != LMC_FLOAT32 && !(is_single && n_lanes <= kernels->short_lanes);
+    int is_widened = matrix->weight.dtype != LMC_FLOAT32 && !(is_single && n_lanes <= kernels->lanes_16bit);
     size_t part = n_rows, block_k = is_single ? matrix->n_k : LMC_BLOCK_K;
     if (is_widened) {
         part = is_single ? kernels->tile_rows : LMC_BLOCK_ROWS;

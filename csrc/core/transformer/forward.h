@@ -15,13 +15,13 @@
 #define LMC_BLOCK_ROWS 48
 #define LMC_BLOCK_K 1024
 #define LMC_TASKS_PER_SLOT 4
-/* Short weights are widened first, into a block of BLOCK_ROWS x WIDENED_K, or for a single panel, which uses
+/* 16-bit weights are widened first, into a block of BLOCK_ROWS x WIDENED_K, or for a single panel, which uses
  * each weight but once, of a tile's rows x WIDENED_K. ROW_GAP lies between rows in the buffer. */
 #define LMC_WIDENED_K 512
 #define LMC_ROW_GAP 16
 #define LMC_WEIGHT_BUFFER_FLOATS ((size_t)LMC_BLOCK_ROWS * (LMC_WIDENED_K + LMC_ROW_GAP))
 
-/* Floats between rows of logits that wait for their numbers: not a power of two. */
+/* Floats between rows of buffered logits: not a power of two. */
 static inline size_t lmc_logits_stride(const lmc_transformer_config_t *config) {
     return (config->n_logits + 63) / 64 * 64 + LMC_ROW_GAP;
 }

@@ -52,7 +52,8 @@ LMC_INLINE void tile(const lmc_product_t *p, size_t row, size_t panel, const siz
     }
 }
 
-/* A panel of eight tokens or fewer: half a vector, since some processors take twice as long for a whole one. */
+/* A panel of eight tokens or fewer: half a vector, since some processors take twice as long for a whole one.
+ */
 LMC_INLINE void half_tile(const lmc_product_t *p, size_t row, const size_t n_rows) {
     const float *weights = (const float *)p->weights + (ptrdiff_t)row * p->row_stride, *input = p->input;
     const char *ahead = lmc_next_tile(p, row, n_rows);

@@ -173,7 +173,7 @@ class TorchModel(Tokenized):
         lengths: npt.ArrayLike | None = None,
         vocab_size: int | None = None,
     ) -> Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Gives the device the work of `intervals`; what is returned waits for it, on any thread, and tells them.
+        """Gives the device the work of `intervals`; what is returned waits for it, on any thread, and returns them.
 
         On a device the three numbers of all rows come back in one copy behind the work; nothing waits before. Errors
         of rows are raised by what is returned.
@@ -213,7 +213,7 @@ class TorchModel(Tokenized):
     def start_log2_probabilities(
         self, tokens: npt.ArrayLike, targets: npt.ArrayLike, lengths: npt.ArrayLike | None = None
     ) -> Callable[[], np.ndarray]:
-        """Gives the device the work of `log2_probabilities`; what is returned waits for it and tells them."""
+        """Gives the device the work of `log2_probabilities`; what is returned waits for it and returns them."""
 
         def of_block(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
             if logits.device.type == "cuda" and cuda.is_built():
