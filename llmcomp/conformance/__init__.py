@@ -1,5 +1,4 @@
-"""Whether this machine computes the bits that all others do: `llmcomp selftest` and the rows of CONFORMANCE.md."""
+"""Whether this machine computes the bits that all others do: `llmcomp selftest` and the rows of CONFORMANCE.md.
 
-from llmcomp.conformance.selftest import Outcome, Place, places, selftest
-
-__all__ = ["Outcome", "Place", "places", "selftest"]
+inputs.py has the numbers, cases.py what is computed from them, selftest.py the comparison with digests.json.
+"""

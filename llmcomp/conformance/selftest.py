@@ -1,4 +1,4 @@
-"""`selftest`: every case's digest on every backend and CUDA device of this machine, beside the digests in the package."""
+"""`selftest`: the digest of every case on each backend and CUDA device of this machine, beside those in the package."""
 
 from __future__ import annotations
 
