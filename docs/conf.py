@@ -21,7 +21,8 @@ html_title = f"llmcomp {release}"
 html_static_path: list[str] = []
 html_show_sourcelink = False
 html_copy_source = False
+html_show_copyright = False
+smartquotes = False
 nitpicky = True
-suppress_warnings = ["toc.empty_glob"]  # pages that a version does not have
 
 generate.write(Path(__file__).parent / "_generated")

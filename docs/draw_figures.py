@@ -76,7 +76,9 @@ def draw_protocols() -> Any:
         axes.tick_params(left=False)
         axes.spines[:].set_visible(False)
     handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in (BLUE, PALE, RED)]
-    figure.legend(handles, ["scored", "cut off", "top bit, dropped"], loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        handles, ["scored", "cut off", "top bit, dropped"], loc="outside lower center", ncols=3, frameon=False
+    )
     return figure
 
 

@@ -70,15 +70,34 @@ def object_parts(name: str, value: Any) -> list[str]:
     return parts
 
 
+class _Plain(str):
+    """An annotation as it stands in the source."""
+
+    __repr__ = str.__str__
+
+
 def signature(name: str, value: Any) -> str:
     try:
-        text = str(inspect.signature(value))
+        found = inspect.signature(value)
     except (TypeError, ValueError):
         return name
-    text = re.sub(r"(typing|collections\.abc|llmcomp(\.\w+)*|numpy)\.", "", text).replace("'", "")
+    parameters = [one.replace(annotation=plain(one.annotation)) for one in found.parameters.values()]
+    text = str(found.replace(parameters=parameters, return_annotation=plain(found.return_annotation)))
     if len(name + text) > 100:
-        text = re.sub(r", (?=[*/\w]+(?:[:=,)]|\Z))", ",\n    ", text.replace("(", "(\n    ", 1))
+        pieces = [str(one) for one in parameters]
+        stars = [i for i, one in enumerate(parameters) if one.kind == one.KEYWORD_ONLY]
+        if stars and not any(one.kind == one.VAR_POSITIONAL for one in parameters):
+            pieces.insert(stars[0], "*")
+        result = text.rpartition(") -> ")[2]
+        text = "(\n    " + ",\n    ".join(pieces) + f",\n) -> {result}"
     return name + text
+
+
+def plain(annotation: Any) -> Any:
+    if annotation is inspect.Signature.empty:
+        return annotation
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return _Plain(re.sub(r"(typing|collections\.abc|llmcomp(\.\w+)*|numpy)\.", "", text))
 
 
 def prose(docstring: str) -> str:
@@ -202,6 +221,10 @@ def amount(n: int) -> str:
 
 
 def cell(text: object) -> str:
-    """Text for a table: no bars, links as links, no emphasis by chance."""
-    plain = re.sub(r"([*_|<>])", r"\\\1", str(text))
-    return re.sub(r"https?://[^\s,;)]+", lambda found: f"<{found[0].replace(chr(92), '')}>", plain)
+    """Text for a table: no bars, links as links, no emphasis by chance; code stays as it is."""
+
+    def escaped(words: str) -> str:
+        words = re.sub(r"([*_|<>])", r"\\\1", words)
+        return re.sub(r"https?://[^\s,;)]+", lambda found: f"<{found[0].replace(chr(92), '')}>", words)
+
+    return "".join(part if part.startswith("`") else escaped(part) for part in re.split(r"(`[^`]*`)", str(text)))
