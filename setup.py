@@ -53,7 +53,10 @@ CUDA_MODULE = glob("csrc/python/cuda_*.c")
 # What the device's part needs of the core on the host: statuses, and the tables that go with a model's weights.
 CUDA_CORE = [
     *(f"csrc/core/{name}.c" for name in ("base/status", "coding/intervals", "coding/rows_serial")),
-    *(f"csrc/core/transformer/{name}.c" for name in ("config", "forward", "kernels_serial", "position_tables")),
+    *(
+        f"csrc/core/transformer/{name}.c"
+        for name in ("config", "forward", "linear_map", "kernels_serial", "position_tables")
+    ),
 ]
 
 

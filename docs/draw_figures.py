@@ -1,4 +1,4 @@
-"""Draws the figures of README and site from what is in the repository: `python docs/draw_figures.py`, a minute, no data.
+"""Draws the figures of README and site from what is in the repository: `python docs/draw_figures.py`, a minute.
 
 law.png: the pico suite on held-out chunks (llmcomp/pico/suite/ratios.csv) with the laws fitted to it. surfaces.png: the
 75 published ratios with the laws refitted to them. holdout.png: what laws of the three smaller published sizes predict

@@ -4,7 +4,6 @@ module that it calls, imported when the command runs."""
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,8 @@ from llmcomp.errors import Error
 
 # Exit status of a salvage that could not read all of the original.
 PARTLY_LOST = 3
+# Rows of results that are held at once, for what needs single chunks: some 400 MB.
+_ROWS_HELD = 1 << 20
 DEFAULT_MODEL = "pico-595k"
 
 
@@ -55,36 +56,37 @@ def score(args: argparse.Namespace) -> int:
 
 
 def sweep(args: argparse.Namespace) -> int:
+    from llmcomp.cli import cluster
     from llmcomp.experiment.sweep import sweep
-    from llmcomp.results import cells
 
-    with contextlib.ExitStack() as stack:
-        rows = sweep(
-            args.model or args.suite or "pico",
-            args.steps or args.step,
-            args.dataset,
-            args.out,
-            _executor(args, stack),
-            protocol=args.protocol,
-            mapping=args.mapping,
-            n_chunks=args.chunks,
-            chunk_bytes=args.chunk_bytes,
-            seed=args.seed,
-            engine=args.engine,
-            device=args.device,
-            dtype=args.dtype,
-            attention=args.attention,
-            verify=args.verify,
-            max_memory=args.max_memory,
-            baselines=args.baselines,
-            progress=not args.quiet,
-            dry_run=args.dry_run,
-            sizes=args.models,
-            seeds=args.seeds,
-            tokens=args.tokens,
-            lock=args.lock,
-            disk=args.disk,
-        )
+    who = {"dry_run": args.dry_run} | cluster.who_computes(args)
+    rows = sweep(
+        args.model or args.suite or "pico",
+        args.steps or args.step,
+        args.dataset,
+        args.out,
+        protocol=args.protocol,
+        mapping=args.mapping,
+        n_chunks=args.chunks,
+        chunk_bytes=args.chunk_bytes,
+        seed=args.seed,
+        engine=args.engine,
+        device=args.device,
+        dtype=args.dtype,
+        attention=args.attention,
+        verify=args.verify,
+        max_memory=args.max_memory,
+        baselines=args.baselines,
+        progress=not args.quiet,
+        sizes=args.models,
+        seeds=args.seeds,
+        tokens=args.tokens,
+        lock=args.lock,
+        disk=args.disk,
+        **who,
+    )
+    if args.slurm:
+        return cluster.print_job(args, rows)
     if args.dry_run:
         if args.json:
             _print_json(_records(rows))
@@ -102,19 +104,11 @@ def sweep(args: argparse.Namespace) -> int:
         "ratio",
         "stderr",
     ]
-    if len(rows):
-        _print_table(cells(rows)[columns], args)
+    if who["unit"] is None:
+        cluster.tell_shard(args, rows.attrs["failed"])
+    elif len(rows):
+        _print_table(rows[columns], args)
     return _told_failures(rows.attrs["failed"])
-
-
-def _executor(args: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
-    if args.ray or not args.workers:
-        return "ray" if args.ray else None
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    context = multiprocessing.get_context("spawn")
-    return stack.enter_context(ProcessPoolExecutor(args.workers, mp_context=context))
 
 
 def fit(args: argparse.Namespace) -> int:
@@ -148,9 +142,15 @@ def plot(args: argparse.Namespace) -> int:
 
 
 def _results(args: argparse.Namespace) -> Any:
-    from llmcomp.results import published, read_rows
+    from llmcomp.results import count_rows, published, read_cells, read_rows
 
-    return published(baseline=args.command is plot) if args.published else read_rows(args.folder)
+    if args.published:
+        return published(baseline=args.command is plot)
+    n_rows = count_rows(args.folder)
+    if n_rows <= _ROWS_HELD:
+        return read_rows(args.folder)
+    print(f"llmcomp: {n_rows:,} chunks are read cell by cell: nothing about single chunks is told", file=sys.stderr)
+    return read_cells(args.folder)
 
 
 def compress(args: argparse.Namespace) -> int:

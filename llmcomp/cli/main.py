@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llmcomp.cli import cluster
 from llmcomp.cli import commands as cli_commands
 from llmcomp.errors import Error
 
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args = parser.parse_args(argv)
+    args.words = argv
     _refuse_options_as_files(parser, args, argv)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # File names may hold what the terminal's encoding has not.
@@ -98,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sweep(
         add("sweep", cli_commands.sweep, "score a grid of models, steps and data sets; what is finished is kept")
     )
+    cluster.add_merge(add("merge", cluster.merge, "write the rows of one or several folders of results as one file"))
     fit = add("fit", cli_commands.fit, "fit the scaling law CR(P, S) = a + b P^-alpha + c S^-beta")
     _add_results(fit)
     fit.add_argument("--form", default="additive", help="form of the law (default: %(default)s)")
@@ -199,8 +202,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="results", metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--resume", action="store_true", help="the default: what is finished is never computed again")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="work in N processes")
-    parser.add_argument("--ray", action="store_true", help="work on a Ray cluster")
+    cluster.add_options(parser, _positive)
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
  * cosines and sines of the rotary positions. */
 #include <string.h>
 
-#include "core/transformer/forward.h"
+#include "core/transformer/group.h"
 #include "core/base/parallel.h"
 
 #define LMC_PI 0x1.921fb54442d18p+1
