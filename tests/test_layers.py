@@ -45,10 +45,11 @@ PYTHON_ROOMS: dict[str, set[str]] = {
         *("coding", "data", "models", "codec", "scoring", "law"),
     },
     "bench": {"errors", "progress", "results", "pico", "coding", "data", "models", "codec", "scoring", "experiment"},
+    "conformance": {"errors", "version", "checked_json", "_core", "coding", "data", "models", "codec"},
     "pico.recipes": {"errors", "atomic_write", "results", "pico", "data", "llmcomp"},
     "cli": {
         *("errors", "version", "results", "pico", "coding", "data", "models", "codec", "scoring"),
-        *("claims", "law", "experiment", "bench", "llmcomp"),
+        *("claims", "law", "experiment", "bench", "conformance", "llmcomp"),
     },
     # The public names, each imported when it is first used.
     "llmcomp": {

@@ -4,6 +4,15 @@
 
 #include "core/base/ieee.h"
 
+/* What compiled this file, for reports. */
+#if defined(__clang__)
+#define COMPILER "clang " __clang_version__
+#elif defined(__GNUC__)
+#define COMPILER "gcc " __VERSION__
+#else
+#define COMPILER "another compiler"
+#endif
+
 /* The float state, for code of Python that makes floats on which bits depend: llmcomp/float_state.py. */
 
 #define CAPSULE_STATE "llmcomp_float_state"
@@ -52,6 +61,7 @@ static int module_exec(PyObject *module) {
     if (state->error == NULL) return -1;
     if (lmc_py_add_settings(module) < 0) return -1;
     if (PyModule_AddIntConstant(module, "VOCAB_SIZE_MAX", (long)LMC_VOCAB_SIZE_MAX) < 0) return -1;
+    if (PyModule_AddStringConstant(module, "COMPILER", COMPILER) < 0) return -1;
     if (lmc_py_add_coding(module) < 0 || lmc_py_add_transformer(module) < 0) return -1;
     return lmc_py_add_softmax(module);
 }

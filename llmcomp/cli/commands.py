@@ -4,6 +4,7 @@ module that it calls, imported when the command runs."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -348,6 +349,31 @@ def _installation(args: argparse.Namespace) -> int:
         print_json(facts)
     else:
         _print_pairs(facts.items())
+    return 0
+
+
+def selftest(args: argparse.Namespace) -> int:
+    from tqdm.auto import tqdm
+
+    from llmcomp.conformance.cases import all_cases
+    from llmcomp.conformance.selftest import COLUMNS, markdown_row, places
+    from llmcomp.conformance.selftest import selftest as run_selftest
+
+    outcomes = []
+    found_places = places()
+    with tqdm(total=len(found_places) * len(all_cases()), disable=args.quiet or None, leave=False) as bar:
+        for place in found_places:
+            outcomes.append(run_selftest(place, lambda name: bar.update()))
+    if args.json:
+        _print_json([{**one.row(), **one._asdict()} for one in outcomes])
+    else:
+        print(markdown_row(dict(zip(COLUMNS, COLUMNS, strict=True))), f"|{'---|' * len(COLUMNS)}", sep="\n")
+        print(*(markdown_row(one.row()) for one in outcomes), sep="\n")
+        for one in outcomes:
+            notes = [*(f"FAILED {line}" for line in one.failures), *(f"not computed: {line}" for line in one.refused)]
+            print(*(f"{one.place.name}: {line}" for line in notes), sep="\n", end="\n" if notes else "")
+    if n_failed := sum(len(one.failures) for one in outcomes):
+        return complain(f"{n_failed} cases failed: archives of this machine may not decode elsewhere", 1)
     return 0
 
 

@@ -145,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("file", nargs="*", metavar="FILE.llmc|MODEL", help="none: this installation")
     info.add_argument("-s", "--step", type=int, help="training step of a model (default: the last)")
     info.add_argument("--engine", choices=("exact", "exact-int8", "torch"), help="of a model (default: the best)")
+    add("selftest", cli_commands.selftest, "check that this machine computes the bits that all others do")
     bench = add(
         "bench",
         cli_commands.bench,

@@ -170,7 +170,7 @@ static void fill_vector(const lmc_context_t *context, lmc_transformer_tensor_t t
         target[i] = lmc_add(1.0f, target[i]);
 }
 
-#define LMC_IS_GAIN(NAME, name) sizeof #name > 5 && strcmp(#name + sizeof #name - 5, "gain") == 0,
+#define LMC_IS_GAIN(NAME, name) sizeof #name > 5 && strcmp(&#name[sizeof #name - 5], "gain") == 0,
 static int is_layer_gain(int slot) {
     const int gains[] = {LMC_LAYER_SLOTS(LMC_IS_GAIN)};
     return gains[slot];
