@@ -19,6 +19,8 @@ from llmcomp import results
 from llmcomp.errors import Error
 from llmcomp.experiment.sweep import sweep
 
+# Else Ray takes 127.0.0.1 for the address that other machines see, where nothing listens; read when it is imported.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 ray = pytest.importorskip("ray")
 
 from llmcomp.experiment.ray_cluster import Need, RayCluster  # noqa: E402
