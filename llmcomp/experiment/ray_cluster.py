@@ -8,6 +8,7 @@ never pile up before the driver has written them. Needs the extra `ray`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -82,7 +83,7 @@ class RayCluster:
         try:
             if host and port.isdecimal() and "/" not in host:  # Ray itself would wait for minutes
                 socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-            self._ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
+            self._ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:
             where = self._address or os.environ.get("RAY_ADDRESS", "")
             raise Error(f"cannot reach the Ray cluster {where}: {told(error)}") from error
