@@ -398,3 +398,28 @@ def test_clusters_are_documents_or_stretches_of_neighbours():
         cell = results.cells(changed).iloc[0]
         assert cell["clusters"] == len(changed)
         assert cell["stderr"] == pytest.approx(cell["ratio_std"] / np.sqrt(len(changed)), rel=1e-12)
+
+
+def test_bits_follow_from_the_ratio_whatever_a_table_says() -> None:
+    rows = make_rows()
+    rows["tokens"] = [400, 0]
+    rows = results.check_rows(rows.assign(bits_per_byte=1.0, bits_per_token=1.0))
+    assert rows["bits_per_byte"].tolist() == (8 * rows["ratio"]).tolist()
+    coded_bits = 8 * rows["coded_bytes"][0] + rows["side_bits"][0]
+    assert rows["bits_per_token"][0] == pytest.approx(coded_bits / 400) and np.isnan(rows["bits_per_token"][1])
+    (cell,) = results.cells(rows).to_dict("records")
+    all_bits = (8 * rows["coded_bytes"] + rows["side_bits"]).sum()
+    assert cell["bits_per_byte"] == pytest.approx(all_bits / rows["bytes_in"].sum())
+    assert cell["bits_per_token"] == pytest.approx(all_bits / 400)
+    assert results.published()["bits_per_byte"].tolist() == (8 * results.published()["ratio"]).tolist()
+
+
+def test_rows_hold_the_bits_of_every_token_where_they_were_asked_for(tmp_path) -> None:
+    rows = make_rows().assign(token_bits=[[1.5, 2.25], [0.0]])
+    back = results.read_rows(results.write_rows(tmp_path / "rows.parquet", rows))
+    assert [list(bits) for bits in back["token_bits"]] == [[1.5, 2.25], [0.0]]
+    assert "token_bits" not in results.read_rows(results.write_rows(tmp_path / "plain.parquet", make_rows()))
+    both = pd.concat([back, results.read_rows(tmp_path / "plain.parquet").assign(step=99)])
+    assert both["token_bits"].isna().sum() == len(make_rows())
+    with pytest.raises(Error, match="token_bits"):
+        results.check_rows(make_rows().assign(token_bits="many"))

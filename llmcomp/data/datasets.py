@@ -29,6 +29,7 @@ from llmcomp.checked_json import INDEX_BYTES_MAX, Members, read_object
 from llmcomp.data import arrays, documents, download, hugging_face, images, speech
 from llmcomp.data.download import fetch
 from llmcomp.data.drawing import DRAWS, Found, Request, draw
+from llmcomp.display import Shown
 from llmcomp.errors import DatasetError, Error, named, shown
 
 __all__ = [
@@ -46,8 +47,8 @@ CHUNK_BYTES = 2048
 DEFAULT_N_CHUNKS = 2048
 
 
-@dataclass(frozen=True)
-class Dataset:
+@dataclass(frozen=True, repr=False)
+class Dataset(Shown):
     """Chunks of `chunk_bytes` bytes each (None: whole documents), and where every one is from (`sources`, `documents`
     and `offsets`, in the same order; offsets in bytes, None where there is none).
 
@@ -70,6 +71,16 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.chunks)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "": self.name,
+            "modality": self.modality,
+            "chunks": len(self.chunks),
+            "bytes": sum(map(len, self.chunks)),
+            "from": self.origin,
+            "licence": self.licence,
+        }
 
     @functools.cached_property
     def sha256(self) -> str:

@@ -44,8 +44,8 @@ def load_model(
     or the name of a folder that has not the form of a name. "pico-13k", "pythia-70m" and "owner/model" are names of
     the registry and of the hub, whatever lies in the working directory; a warning names a folder so called.
 
-    `engine="exact"` computes the families of `families.FAMILIES` bit for bit alike on every machine: in the C core, or,
-    GPT-NeoX models, with `device="cuda"` ("cuda:1", ...) by kernels for a CUDA device (`engines.cuda`). So does
+    `engine="exact"` computes the families of `families.FAMILIES` bit for bit alike on every machine: in the C core,
+    or with `device="cuda"` ("cuda:1", ...) by kernels for a CUDA device (`engines.cuda`). So does
     "exact-int8", with linear maps in 8-bit integers: other logits, its own archives (`exact.Int8Model`).
     `engine="torch"` runs any causal model of transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32",
     "bfloat16", "float16") with `attention` ("sdpa", "eager"); what it promises is written in `engines.torch`. `engine`

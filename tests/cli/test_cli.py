@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import archive_oracle
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -112,6 +113,23 @@ def test_a_killed_sweep_finishes_when_started_again(three_sizes: Path, text_file
     assert main(arguments) == 0
     assert len(results.read_rows(out)) == 9 * 2
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+
+
+def test_solid_archives_have_the_largest_segments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, archive = tmp_path / "text", tmp_path / "text.llmc"
+    sizes = []
+    content = b"".join(b"%d sheep and %d goats; " % (n, n * n) for n in range(9000))
+    for options in ([], ["--solid"]):
+        source.write_bytes(content)
+        assert main(["compress", "-q", "-f", "-m", "pico-13k", *options, str(source)]) == 0
+        sizes.append(archive.stat().st_size)
+    header = archive_oracle.read_header(archive_oracle.Reader(archive.read_bytes()))
+    assert header["segment_bytes"] == 1 << 20 and sizes[1] < 0.95 * sizes[0]
+    assert main(["compress", "-q", "-d", str(archive)]) == 0
+    assert source.read_bytes() == content
+    with pytest.raises(SystemExit) as ended:
+        main(["compress", "--solid", "--segment-bytes", "100", str(source)])
+    assert ended.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
 def test_salvage_tells_of_what_is_lost_by_its_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,7 +328,7 @@ def test_dry_run_computes_nothing(
 ) -> None:
     out = tmp_path / "results"
     assert main([*sweep_arguments(three_sizes, text_file, out), "--dry-run"]) == 0
-    assert "9 cells, 0 finished, 9 to do" in capsys.readouterr().err
+    assert "9 cells, 0 finished, 9 to do" in capsys.readouterr().out
     assert not out.exists()
 
 

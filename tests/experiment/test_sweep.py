@@ -435,7 +435,7 @@ def test_dry_run_changes_nothing(suite: Path, tmp_path: Path, capsys: Any) -> No
     capsys.readouterr()
     table = run(suite, out, dry_run=True)
     assert table["status"].value_counts().to_dict() == {"finished": 2, "to do": 2}
-    plan = capsys.readouterr().err
+    plan = capsys.readouterr().out
     assert "4 cells, 2 finished, 2 to do" in plan
     assert "prose: 3 chunks, 600 bytes of text" in plan
 

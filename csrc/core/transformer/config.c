@@ -1,6 +1,6 @@
 /* What a configuration asks for: whether its numbers fit together, what belongs into each slot of the
  * weights, and which version of the arithmetic it needs. */
-#include "core/transformer/forward.h"
+#include "core/transformer/group.h"
 
 /* Far above any model; keeps every product of sizes below 2^63. */
 #define LMC_SIZE_MAX ((size_t)1 << 24)

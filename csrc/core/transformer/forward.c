@@ -28,6 +28,7 @@
  * lmc_group_finish (attention, MLP), because the panels of a sequence need each other's keys. */
 #include <string.h>
 
+#include "core/transformer/forward.h"
 #include "core/transformer/linear_map.h"
 
 static void apply_linear(const lmc_group_t *group, size_t layer, lmc_layer_slot_t weight,

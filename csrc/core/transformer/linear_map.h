@@ -1,40 +1,8 @@
-/* The linear maps of a group of panels: what forward.c asks for and linear_map.c computes, and how both reach
- * a group's memory and spread its tasks. */
+/* The linear maps of a group of panels. */
 #ifndef LLMCOMP_CORE_TRANSFORMER_LINEAR_MAP_H
 #define LLMCOMP_CORE_TRANSFORMER_LINEAR_MAP_H
 
-#include "core/base/parallel.h"
-#include "core/transformer/forward.h"
-
-static inline const lmc_transformer_kernels_t *lmc_kernels_of(const lmc_forward_t *forward) {
-    return forward->backend->transformer;
-}
-
-/* Work inside a group. */
-
-static inline void lmc_run_in_group(const lmc_group_t *group, size_t n_tasks, lmc_task_fn_t task,
-                                    void *argument) {
-    const lmc_executor_t *inner = group->forward->inner;
-    if (inner != NULL) {
-        lmc_run_tasks(inner, n_tasks, task, argument);
-    } else {
-        for (size_t i = 0; i < n_tasks; i++)
-            task(argument, i, group->slot);
-    }
-}
-
-static inline size_t lmc_lanes_of(const lmc_group_t *group) {
-    const lmc_panel_t *panels = group->forward->panels + group->first_panel;
-    return group->n_panels == 1 ? panels[0].n_lanes : LMC_LANES;
-}
-
-static inline float *lmc_group_hidden(const lmc_group_t *group) {
-    return group->forward->hidden + group->first_panel * group->forward->model->config.hidden * LMC_LANES;
-}
-
-static inline lmc_group_buffers_t *lmc_buffers_of(const lmc_group_t *group) {
-    return &group->forward->groups[group->slot];
-}
+#include "core/transformer/group.h"
 
 /* A matrix product of a group. */
 typedef struct lmc_matrix {

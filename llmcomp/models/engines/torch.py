@@ -89,6 +89,9 @@ class TorchModel(Tokenized):
         self.device, self.dtype = str(weight.device), str(weight.dtype).removeprefix("torch.")
         self.attention = getattr(module.config, "_attn_implementation", None)
         self.n_params = sum(parameter.numel() for parameter in module.parameters())
+        embeddings = [module.get_input_embeddings(), module.get_output_embeddings()]
+        weights = {id(parameter): parameter.numel() for one in embeddings if one for parameter in one.parameters()}
+        self.n_params_nonembedding = self.n_params - sum(weights.values())
         self._text_config = module.config.get_text_config()
         head = module.get_output_embeddings()
         self.n_logits = int(self._text_config.vocab_size if head is None else head.weight.shape[0])
