@@ -549,7 +549,7 @@ def _sums(rows: pd.DataFrame) -> pd.DataFrame:
     sums["chunks"] = groups.size()
     sums["mean_ratio"] = groups["ratio"].mean()
     sums["squares"] = groups["ratio"].var(ddof=0) * sums["chunks"]
-    sums["places"] = [_places(cell) for _, cell in groups]
+    sums["places"] = pd.Series([_places(cell) for _, cell in groups], sums.index, dtype=object)
     return sums.reset_index()
 
 
@@ -588,7 +588,7 @@ def _added_up(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     mean = groups["ratios"].transform("sum") / groups["chunks"].transform("sum")
     table["squares"] += table["chunks"] * (table["mean_ratio"] - mean) ** 2
     sums["squares"] = table.groupby(key, dropna=False, sort=False)["squares"].sum()
-    sums["places"] = [_joined(list(parts)) for _, parts in groups["places"]]
+    sums["places"] = pd.Series([_joined(list(parts)) for _, parts in groups["places"]], sums.index, dtype=object)
     return sums.reset_index()
 
 

@@ -365,7 +365,7 @@ def selftest(args: argparse.Namespace) -> int:
         for place in found_places:
             outcomes.append(run_selftest(place, lambda name: bar.update()))
     if args.json:
-        _print_json([{**one.row(), **one._asdict()} for one in outcomes])
+        print_json([{**one.row(), **one._asdict()} for one in outcomes])
     else:
         print(markdown_row(dict(zip(COLUMNS, COLUMNS, strict=True))), f"|{'---|' * len(COLUMNS)}", sep="\n")
         print(*(markdown_row(one.row()) for one in outcomes), sep="\n")

@@ -92,7 +92,7 @@ def compress_file(
             salt = salt_of(iter(lambda: file.read(_BLOCK_BYTES), b""))
             file.seek(0)
         sampled = _GzipSample(path, file)
-        reports = {"on_bytes": progress.on_bytes, "on_ahead": progress.on_ahead}
+        reports: dict[str, Any] = {"on_bytes": progress.on_bytes, "on_ahead": progress.on_ahead}
         progress.on_written = sampled.compare
         summary = compress_stream(cast(BinaryIO, sampled), target, model, salt=salt, **reports, **options)
         sampled.compare(summary.content_bytes, summary.archive_bytes, is_all=True)

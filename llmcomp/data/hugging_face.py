@@ -57,7 +57,7 @@ def column_of(data: Any, column: str | None, name: str) -> Column:
     columns = list(data.column_names)
     if column is None and len(columns) == 1:
         column = columns[0]
-    if column not in columns:
+    if column is None or column not in columns:
         asked = "which column" if column is None else f"no column {column!r}"
         raise DatasetError(f"{name}: {asked}? It has {', '.join(columns)}")
     feature = data.features[column]

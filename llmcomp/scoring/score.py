@@ -91,7 +91,7 @@ def score(
     if protocol == "lossless":
         mapping = mapping or MAPPING_DEFAULT
         codec = SegmentCodec(model, mapping, overlap, is_stepwise=None if verify else False, max_memory=max_memory)
-        mixing = {"mixing": MIXING_VERSIONS[-1], "is_stepwise": None if verify else False}
+        mixing: dict[str, Any] = {"mixing": MIXING_VERSIONS[-1], "is_stepwise": None if verify else False}
         mixed = SegmentCodec(model, mapping, codec.identity.overlap, **mixing) if adapt else None
         scorer = _LosslessScorer(
             codec, mapping, token_cache or TokenCache(), verify=verify, mixed=mixed, token_bits=token_bits
