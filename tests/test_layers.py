@@ -39,6 +39,8 @@ PYTHON_ROOMS: dict[str, set[str]] = {
         *("errors", "version", "results", "atomic_write", "checked_json", "progress", "display"),
         *("coding", "data", "models", "codec", "scoring"),
     },
+    # llmcomp inside other libraries.
+    "adapters": {"errors", "coding", "data", "models", "codec", "scoring"},
     "law": {"errors", "atomic_write", "results"},
     "experiment": {
         *("errors", "atomic_write", "checked_json", "progress", "results", "pico"),
@@ -47,7 +49,7 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "bench": {"errors", "progress", "results", "pico", "coding", "data", "models", "codec", "scoring", "experiment"},
     "pico.recipes": {"errors", "atomic_write", "results", "pico", "data", "llmcomp"},
     "cli": {
-        *("errors", "version", "results", "pico", "coding", "data", "models", "codec", "scoring"),
+        *("errors", "atomic_write", "version", "results", "pico", "coding", "data", "models", "codec", "scoring"),
         *("claims", "law", "experiment", "bench", "llmcomp"),
     },
     # The public names, each imported when it is first used.
@@ -89,6 +91,7 @@ OUTSIDE = {"Python.h": {"python"}, "numpy": {"python"}, "cuda_runtime": {"python
 TORCH_FILES = {
     "data/tokenizer_conversion.py",
     "models/engines/torch.py",
+    "adapters/trainer.py",
     "pico/train.py",
     "pico/vocabularies.py",
     "pico/muon.py",

@@ -52,7 +52,7 @@ def score(args: argparse.Namespace) -> int:
         write_rows(args.out, rows)
     columns = ["model", "step", "dataset", "protocol", "mapping", "chunks", "bytes_in", "covered", "ratio", "stderr"]
     columns += ["bits_per_byte", "bits_per_token"]
-    _print_table(cells(rows)[columns], args)
+    print_table(cells(rows)[columns], args)
     return 0
 
 
@@ -107,7 +107,7 @@ def sweep(args: argparse.Namespace) -> int:
         "stderr",
     ]
     if len(rows):
-        _print_table(cells(rows)[columns], args)
+        print_table(cells(rows)[columns], args)
     return _told_failures(rows.attrs["failed"])
 
 
@@ -365,7 +365,7 @@ def bench(args: argparse.Namespace) -> int:
         return _bench_engine(args)
     from llmcomp.bench.speed import run_benchmarks
 
-    _print_table(run_benchmarks(), args)
+    print_table(run_benchmarks(), args)
     return 0
 
 
@@ -395,7 +395,7 @@ def _bench_precision(args: argparse.Namespace) -> int:
         max_memory=args.max_memory,
         progress=not args.quiet,
     )
-    _print_table(table, args)
+    print_table(table, args)
     return 0
 
 
@@ -430,7 +430,7 @@ def _list_suites(args: argparse.Namespace) -> int:
         steps = f"{'' if listed else 'on the hub, at least '}{most}"
         rows.append([name, len(suite.models), shown, steps, suite.models[0].family, suite.models[0].licence])
     table = pd.DataFrame(rows, columns=["suite", "models", "sizes", "steps", "family", "licence"])
-    _print_table(table, args)
+    print_table(table, args)
     print(f"\nFamilies of the exact engines (folders and names of the hub, too): {', '.join(FAMILIES)}")
     print("Any other causal model of transformers runs by the torch engine; llmcomp info MODEL says which, and why.")
     return 0
@@ -450,7 +450,7 @@ def _list_models(name: str, args: argparse.Namespace) -> int:
         counts = [model.n_params, model.n_params_nonembedding]
         rows.append([model.name, model.family, *counts, list(steps) if args.json else shown, model.seed, model.data])
     columns = ["name", "family", "params", "n_params_nonembedding", "steps", "seed", "data"]
-    _print_table(pd.DataFrame(rows, columns=columns), args)
+    print_table(pd.DataFrame(rows, columns=columns), args)
     for uncertain in () if args.json else suite.uncertain:
         print(f"uncertain: {uncertain}")
     return 0
@@ -484,7 +484,7 @@ def data_list(args: argparse.Namespace) -> int:
 
     table = pd.DataFrame([dataclasses.asdict(entry) for entry in list_datasets()])
     table["path"] = ["" if path is None else str(path) for path in table["path"]]
-    _print_table(table, args)
+    print_table(table, args)
     return 0
 
 
@@ -547,7 +547,7 @@ def _told_failures(failed: list[dict[str, Any]]) -> int:
     return 1 if failed else 0
 
 
-def _print_table(table: Any, args: argparse.Namespace) -> None:
+def print_table(table: Any, args: argparse.Namespace) -> None:
     if args.json:
         print_json(_records(table))
     else:
