@@ -13,7 +13,7 @@ def is_watched() -> bool:
     return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 
 
-class tqdm(auto.tqdm):  # type: ignore[misc, type-arg] # tqdm's own name: it is used as that is
+class tqdm(auto.tqdm):  # tqdm's own name: it is used as that is
     """tqdm.auto's, disabled where nobody looks."""
 
     def __init__(self, *args: Any, **options: Any):

@@ -6,9 +6,10 @@ What may not live here: scoring, fitting, drawing; this module knows tables and 
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -18,8 +19,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pandas.api.types import union_categoricals
 
-from llmcomp.atomic_write import written_beside
+from llmcomp.atomic_write import write_beside, written_beside
 from llmcomp.errors import Error, named, reason
 
 PROTOCOLS = ("lossless", "published")
@@ -37,10 +39,15 @@ ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "flops_exact": ("float64", "operations of training, counted by shape (models/counts.py); NaN where unknown"),
         "seed": ("Int64", "seed of the training run; null where no suite states it"),
         "dataset": ("string", "name of the data set"),
-        "modality": ("string", "text, image or speech"),
+        "modality": ("string", "text, image, speech, or the name that its owner gave it"),
+        "draw": ("string", 'how chunks were chosen: spread (by draw_seed, over all) or first; "" where not recorded'),
+        "draw_seed": ("Int64", "seed of what was drawn; null where nothing was, or not recorded"),
+        "chunk_bytes": ("Int64", "bytes that chunks were cut to; null for whole documents, or where not recorded"),
         "protocol": ("string", "lossless: real payload bytes that decode; published: the published sum of -log2 p"),
         "mapping": ("string", 'bytes-to-tokens mapping: bytes, latin1, shift or ascii; "" for a baseline'),
         "chunk": ("int64", "number of the chunk in its data set, from 0; -1: all chunks as one stream"),
+        "document": ("string", 'file, picture, utterance or row that the chunk is of; "" where not recorded'),
+        "offset": ("Int64", "bytes before the chunk in its document; null where it has no place, or not recorded"),
         "bytes_in": ("int64", "bytes of the chunk"),
         "bytes_scored": ("int64", "bytes of the chunk that the bits account for; bytes_in unless chunks are cut"),
         "tokens": ("Int64", "tokens whose bits were counted or coded; null for a baseline"),
@@ -66,8 +73,12 @@ ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
 # What tells one cell from another. Backend and version do not: equal cells from two of them are the same cell twice.
 CELL_KEY = (
     "model", "params", "step", "dataset", "modality", "protocol", "mapping",
-    "engine", "device", "dtype", "attention", "weights_sha256",
+    "draw", "draw_seed", "chunk_bytes", "engine", "device", "dtype", "attention", "weights_sha256",
 )  # fmt: skip
+
+# Columns that say where a row was made and how fast. With the exact engines all others are the same, to the last bit,
+# whichever machines and however many workers made the table; with the torch engine the numbers depend on these.
+MACHINE_COLUMNS = ("seconds", "backend", "device", "batch_rows")
 
 # What is known of a cell's model beside: it follows from the key, and older rows do not have it.
 CELL_FACTS = ("n_params_nonembedding", "tokens_seen", "flops", "flops_exact", "seed", "commit")
@@ -90,7 +101,8 @@ CELL_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "bits_per_token": ("float64", "all coded bits over all tokens; NaN where tokens are not known"),
         "mean_ratio": ("float64", "mean of the chunks' ratios"),
         "ratio_std": ("float64", "standard deviation of the chunks' ratios; NaN for one chunk"),
-        "stderr": ("float64", "standard error of mean_ratio: ratio_std / sqrt(chunks)"),
+        "stderr": ("float64", "standard error of mean_ratio that knows which chunks are neighbours (`clusters`)"),
+        "clusters": ("Int64", "parts of the chunks that stderr takes for independent; an interval has one fewer df"),
         "seconds": ("float64", "seconds, sum"),
     }
 )
@@ -102,13 +114,18 @@ _ADDED: Mapping[str, Any] = {
     "attention": "", "batch_rows": pd.NA,
     "n_params_nonembedding": pd.NA, "tokens_seen": pd.NA, "flops": math.nan, "flops_exact": math.nan, "seed": pd.NA,
     "commit": "",
+    "draw": "", "draw_seed": pd.NA, "chunk_bytes": pd.NA, "document": "", "offset": pd.NA, "clusters": pd.NA,
 }  # fmt: skip
+# Fewer clusters say too little of how they differ.
+_CLUSTERS_MIN = 10
 # Columns that follow from others: computed, whatever a table says.
 _DERIVED = ("bits_per_byte", "bits_per_token")
 # A column that rows may have beside: -log2 p of each token, float32, where `score(token_bits=True)` was asked for it.
 TOKEN_BITS = "token_bits"
 # Of one file; a cell has a row a chunk. A few bytes of Parquet may stand for any number of rows.
 _ROWS_MAX = 1 << 22
+# Read at a time where not all rows are held.
+_BATCH_ROWS = 1 << 16
 _NOT_NULL = (*(name for name, (dtype, _) in ROW_COLUMNS.items() if dtype == "int64"), "ratio")
 
 
@@ -170,7 +187,7 @@ def _with_bits(table: pd.DataFrame) -> pd.DataFrame:
 
 def _with_added(df: pd.DataFrame, columns: Mapping[str, Any] = ROW_COLUMNS) -> pd.DataFrame:
     added = {name: value for name, value in _ADDED.items() if name in columns and name not in df.columns}
-    return df.assign(**{name: pd.Series(value, df.index, ROW_COLUMNS[name][0]) for name, value in added.items()})
+    return df.assign(**{name: pd.Series(value, df.index, columns[name][0]) for name, value in added.items()})
 
 
 def _as_dtype(column: pd.Series, dtype: Any) -> pd.Series:
@@ -234,6 +251,17 @@ def _schema(has_token_bits: bool = False) -> pa.Schema:
     return pa.schema(fields, metadata={_FORMAT_KEY: _FORMAT})
 
 
+def rows_as_parquet(df: pd.DataFrame, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of the file that `write_rows` writes."""
+    rows = check_rows(df)
+    schema = _schema(TOKEN_BITS in rows.columns)
+    table = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
+    table = table.replace_schema_metadata(dict(metadata or {}) | {_FORMAT_KEY.decode(): _FORMAT.decode()})
+    file = io.BytesIO()
+    pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+    return file.getvalue()
+
+
 def write_rows(path: str | os.PathLike[str], df: pd.DataFrame, metadata: Mapping[str, str] | None = None) -> Path:
     """Checks the rows and writes them to a Parquet file that appears whole or not at all; returns its path.
 
@@ -241,15 +269,15 @@ def write_rows(path: str | os.PathLike[str], df: pd.DataFrame, metadata: Mapping
     folder is made where it is missing. Written beside under another name, flushed to disk, then renamed over what was
     there. Error if it fails.
     """
+    return write_file(path, rows_as_parquet(df, metadata))
+
+
+def write_file(path: str | os.PathLike[str], content: bytes) -> Path:
+    """What `rows_as_parquet` gave, as `write_rows` writes it."""
     path = Path(path)
-    rows = check_rows(df)
-    schema = _schema(TOKEN_BITS in rows.columns)
-    table = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
-    table = table.replace_schema_metadata(dict(metadata or {}) | {_FORMAT_KEY.decode(): _FORMAT.decode()})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_beside(path) as file:
-            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+        write_beside(path, content)
     except OSError as error:
         raise Error(f"cannot write {path}: {error.strerror or error}") from error
     return path
@@ -260,25 +288,47 @@ def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
 
     Error that names the file if one is damaged or holds something else, if there is none, or if a chunk occurs twice.
     """
+    rows = pd.concat([_read_file(file) for file in row_files(path)], ignore_index=True)
+    _check_doubles(rows)
+    return rows
+
+
+def row_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that `read_rows` reads; Error if there is none."""
     path = Path(path)
     if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         files = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith("."))
         if not files:
             raise Error(f"{path}: no *.parquet file in this folder")
-    elif os.path.exists(path):  # noqa: PTH110 - as above
-        files = [path]
-    else:
-        raise Error(f"{path}: no such file or folder")
-    rows = pd.concat([_read_file(file) for file in files], ignore_index=True)
-    _check_doubles(rows)
-    return rows
+        return files
+    if os.path.exists(path):  # noqa: PTH110 - as above
+        return [path]
+    raise Error(f"{path}: no such file or folder")
+
+
+def count_rows(path: str | os.PathLike[str]) -> int:
+    """How many rows `read_rows` would read, by the ends of the files alone; errors as there."""
+    return sum(read_footer(file)[1] for file in row_files(path))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The `metadata` that `write_rows` put into a file; Error if it is no readable Parquet file."""
+    return read_footer(path)[0]
+
+
+def read_footer(path: str | os.PathLike[str]) -> tuple[dict[str, str], int]:
+    """The `metadata` that `write_rows` put into a file, and the number of its rows, without reading them."""
     with _reading(path), Path(path).open("rb") as file:
-        found = pq.read_schema(file).metadata or {}
-        return {key.decode(): value.decode() for key, value in found.items() if key != _FORMAT_KEY}
+        footer = pq.read_metadata(file)
+        found = footer.metadata or {}
+        own = {key: value for key, value in found.items() if key not in (_FORMAT_KEY, b"ARROW:schema")}
+        return {key.decode(): value.decode() for key, value in own.items()}, footer.num_rows
+
+
+def read_columns(path: str | os.PathLike[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Some columns of one Parquet file, unchecked but for their checksums; Error if it cannot be read."""
+    with _opened(path) as parquet:
+        return parquet.read(columns=list(columns)).replace_schema_metadata(None).to_pandas()
 
 
 @contextlib.contextmanager
@@ -294,32 +344,57 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
         raise Error(f"{path}: not a readable Parquet file ({reason(error)})") from error
 
 
-def _read_file(path: Path) -> pd.DataFrame:
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     # Opened here, not by name, so that a folder name with "=" is never taken for a partition column.
-    with _reading(path), path.open("rb") as file:
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            if parquet.metadata.num_rows > _ROWS_MAX:
-                raise Error(f"{path}: {parquet.metadata.num_rows:,} rows, expected at most {_ROWS_MAX:,}")
-            table = parquet.read()
-        table.validate(full=True)  # damaged text is found here, not where it is first used
-        # Without what pandas may have written about its own types: columns are what this module says.
-        rows = table.replace_schema_metadata(None).to_pandas()
-    found = (table.schema.metadata or {}).get(_FORMAT_KEY)
+    check = {"page_checksum_verification": True}
+    with _reading(path), Path(path).open("rb") as file, pq.ParquetFile(file, **check) as parquet:
+        if parquet.metadata.num_rows > _ROWS_MAX:
+            raise Error(f"{path}: {parquet.metadata.num_rows:,} rows, expected at most {_ROWS_MAX:,}")
+        yield parquet
+
+
+def _read_file(path: Path) -> pd.DataFrame:
+    """The checked rows of one file."""
+    with contextlib.closing(_batches(path, _ROWS_MAX)) as found:
+        tables = list(found)
+    try:
+        with _reading(path):
+            return check_rows(_as_frame(tables))
+    except Error as error:
+        told = str(error)
+        raise Error(told if told.startswith(f"{path}: ") else f"{path}: {told}") from None
+
+
+def _batches(path: Path, n_rows: int, token_bits: bool = True) -> Generator[pa.Table]:
+    """The rows of one file as tables of at most `n_rows` rows, unchecked but for their form; at least one table."""
+    with _opened(path) as parquet:
+        _check_form(parquet.schema_arrow, path)
+        columns = [name for name in parquet.schema_arrow.names if token_bits or name != TOKEN_BITS]
+        for batch in parquet.iter_batches(n_rows, columns=columns) if parquet.metadata.num_rows else ():
+            batch.validate(full=True)  # damaged text is found here, not where it is first used
+            yield pa.Table.from_batches([batch])
+        if not parquet.metadata.num_rows:
+            yield parquet.read(columns)
+
+
+def _check_form(schema: pa.Schema, path: Path) -> None:
+    found = (schema.metadata or {}).get(_FORMAT_KEY)
     if found not in _FORMATS:
         told = "no mark of llmcomp" if found is None else f"format {named(found.decode(errors='replace'))}"
         known = " or ".join(known.decode() for known in _FORMATS)
         raise Error(f"{path}: not a file of llmcomp's rows: found {told}, expected format {known}")
-    for field in table.schema:
+    for field in schema:
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
         if ROW_COLUMNS.get(field.name, ("", ""))[0] == "string" and not is_text:
             raise Error(f"{path}: rows: column {field.name} is {kind}, expected string")
-    try:
-        with _reading(path):
-            return check_rows(rows)
-    except Error as error:
-        told = str(error)
-        raise Error(told if told.startswith(f"{path}: ") else f"{path}: {told}") from None
+
+
+def _as_frame(tables: Sequence[pa.Table]) -> pd.DataFrame:
+    # Without what pandas may have written about its own types: columns are what this module says.
+    frames = [table.replace_schema_metadata(None).to_pandas() for table in tables]
+    return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
 
 
 def is_cells(df: pd.DataFrame) -> bool:
@@ -335,25 +410,230 @@ def cells(df: pd.DataFrame) -> pd.DataFrame:
     """
     if is_cells(df):
         return _check_cells(df)
-    rows = check_rows(df)
+    return _cells_of_sums(_sums(check_rows(df)))
+
+
+def read_cells(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> pd.DataFrame:
+    """`cells(read_rows(path))` of any number of rows, some ten thousand at a time; also of several files or folders.
+
+    Errors as of `read_rows`. Sums of a cell whose rows are read in several parts may differ in the last bit.
+    """
+    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    files = [file for one in paths for file in row_files(one)]
+    sums, seen = [], _ChunksSeen()
+    for rows in _checked_batches(files, token_bits=False):
+        part = _sums(rows)
+        seen.add(rows)
+        sums.append(part)
+    return _cells_of_sums(_added_up(sums))
+
+
+def merge_rows(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
+) -> tuple[Path, int]:
+    """The rows of files and folders as one Parquet file, some ten thousand at a time; its path and how many there are.
+
+    A cell that lies in several folders is taken once, where its rows are the same but for MACHINE_COLUMNS. Errors as of
+    `read_rows`, and where `out` lies in one of the folders or cannot be written.
+    """
+    paths, out = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths), Path(out)
+    for path in map(Path, paths):
+        if path.resolve() in out.resolve().parents:
+            raise Error(f"{out}: lies in {path}, where its rows would be read a second time: choose another place")
+    files, seen, n_rows = _without_copies([file for path in paths for file in row_files(path)]), _ChunksSeen(), 0
+    schema = _schema(any(_has_token_bits(file) for file in files))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            written_beside(out) as file,
+            pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
+        ):
+            for rows in _checked_batches(files):
+                seen.add(rows)
+                n_rows += len(rows)
+                if n_rows > _ROWS_MAX:
+                    raise Error(f"{out}: more than {_ROWS_MAX:,} rows, which is the most that one file may have")
+                if TOKEN_BITS in schema.names and TOKEN_BITS not in rows:
+                    rows[TOKEN_BITS] = None
+                writer.write_table(pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False))
+    except OSError as error:
+        raise Error(f"cannot write {out}: {error.strerror or error}") from error
+    return out, n_rows
+
+
+def _has_token_bits(file: Path) -> bool:
+    with _opened(file) as parquet:
+        return TOKEN_BITS in parquet.schema_arrow.names
+
+
+def _without_copies(files: Sequence[Path]) -> list[Path]:
+    found: dict[str, Path] = {}
+    for file in files:
+        first = found.setdefault(file.name, file)
+        if first is not file:
+            one, other = (_read_file(path).drop(columns=list(MACHINE_COLUMNS)) for path in (first, file))
+            if not one.equals(other):
+                raise Error(f"{first} and {file} are of one name and hold other rows")
+    return list(found.values())
+
+
+def _checked_batches(files: Sequence[Path], token_bits: bool = True) -> Iterator[pd.DataFrame]:
+    """The rows of the files, in their order, about _BATCH_ROWS at a time, of several files or of a part of one."""
+    tables: list[pa.Table] = []
+    names: list[Path] = []
+    n_rows = 0
+    for file in files:
+        for table in _batches(file, _BATCH_ROWS, token_bits):
+            tables.append(table)
+            names.append(file)
+            n_rows += table.num_rows
+            if n_rows >= _BATCH_ROWS:
+                yield _checked(tables, names)
+                tables, names, n_rows = [], [], 0
+    if tables:
+        yield _checked(tables, names)
+
+
+def _checked(tables: Sequence[pa.Table], names: Sequence[Path]) -> pd.DataFrame:
+    try:
+        return check_rows(_as_frame(tables))
+    except Error:
+        # Which of the files it is.
+        for name, table in zip(names, tables, strict=True):
+            try:
+                check_rows(_as_frame([table]))
+            except Error as error:
+                raise Error(f"{name}: {error}") from None
+        raise
+
+
+class _ChunksSeen:
+    """The chunks of every cell as runs of numbers, to find one that occurs twice without keeping all of them."""
+
+    def __init__(self) -> None:
+        self._runs: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+
+    def add(self, rows: pd.DataFrame) -> None:
+        groups = rows.groupby(list(CELL_KEY), dropna=False, sort=False)
+        cell, chunk = groups.ngroup().to_numpy(), rows["chunk"].to_numpy()
+        order = np.lexsort((chunk, cell))
+        cell, chunk = cell[order], chunk[order]
+        starts = np.flatnonzero(np.r_[True, (np.diff(cell) != 0) | (np.diff(chunk) != 1)])
+        ends = np.r_[starts[1:], len(chunk)] - 1
+        keys = [tuple(map(str, key)) for key in rows.iloc[order[starts]][list(CELL_KEY)].itertuples(index=False)]
+        for key, first, last in zip(keys, chunk[starts].tolist(), chunk[ends].tolist(), strict=True):
+            runs = self._runs.setdefault(key, [])
+            if any(first <= other_last and other_first <= last for other_first, other_last in runs):
+                told = ", ".join(f"{name} {value!r}" for name, value in zip(CELL_KEY, key, strict=True) if value)
+                raise Error(f"rows: a chunk of {first} to {last} of {told} occurs more than once")
+            runs.append((first, last))
+
+
+_SUMMED = ("bytes_in", "bytes_scored", "side_bits", "coded_bits")
+# A sum is known only where every one of its parts is.
+_SUMMED_IF_ALL = ("tokens", "ideal_bits", "coded_bytes", "seconds")
+
+
+def _sums(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell of checked rows: what can be added up over parts of the cell."""
     rows["unit"] = pd.Series(
         np.where(rows["chunk"] == STREAM_CHUNK, "stream", "chunk"), dtype="string", index=rows.index
     )
     rows["coded_bits"] = rows["ratio"] * (8.0 * rows["bytes_in"])
     groups = rows.groupby([*CELL_KEY, "unit"], dropna=False, sort=False)
-    sums = groups[["bytes_in", "bytes_scored", "side_bits", "coded_bits"]].sum()
-    # A sum is known only where every one of its parts is.
-    for name in ("tokens", "ideal_bits", "coded_bytes", "seconds"):
+    sums = groups[list(_SUMMED)].sum()
+    for name in _SUMMED_IF_ALL:
         sums[name] = groups[name].sum().where(groups[name].count() == groups.size())
     for name in CELL_FACTS:
         sums[name] = groups[name].first()
     sums["chunks"] = groups.size()
-    sums["ratio"] = sums["coded_bits"] / (8.0 * sums["bytes_in"])
     sums["mean_ratio"] = groups["ratio"].mean()
-    sums["ratio_std"] = groups["ratio"].std(ddof=1)
-    sums["stderr"] = sums["ratio_std"] / np.sqrt(sums["chunks"])
+    sums["squares"] = groups["ratio"].var(ddof=0) * sums["chunks"]
+    sums["places"] = pd.Series([_places(cell) for _, cell in groups], sums.index, dtype=object)
+    return sums.reset_index()
+
+
+def _places(rows: pd.DataFrame) -> pd.DataFrame | None:
+    """What clusters are made of; None where a document is not recorded, so that every chunk is a cluster."""
+    if (rows["document"] == "").any():
+        return None
+    offset = rows["offset"].fillna(0).astype("int64")
+    document = rows["document"].astype("category")
+    return pd.DataFrame({"ratio": rows["ratio"], "chunk": rows["chunk"], "offset": offset, "document": document})
+
+
+def _joined(places: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
+    """The places of a cell, of those of its parts."""
+    found = [part for part in places if part is not None]
+    if len(found) < len(places):
+        return None
+    document = union_categoricals([part["document"] for part in found])
+    return pd.concat([part.drop(columns="document") for part in found], ignore_index=True).assign(document=document)
+
+
+def _added_up(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Sums of parts of cells to sums of cells; means and squared deviations as by Chan, Golub and LeVeque (1979)."""
+    table = pd.concat(parts, ignore_index=True)
+    key = [*CELL_KEY, "unit"]
+    if not table.duplicated(key).any():
+        return table
+    table["ratios"] = table["mean_ratio"] * table["chunks"]
+    groups = table.groupby(key, dropna=False, sort=False)
+    sums = groups[[*_SUMMED, "chunks", "ratios"]].sum()
+    for name in _SUMMED_IF_ALL:
+        sums[name] = groups[name].sum().where(groups[name].count() == groups.size())
+    for name in CELL_FACTS:
+        sums[name] = groups[name].first()
+    sums["mean_ratio"] = sums.pop("ratios") / sums["chunks"]
+    mean = groups["ratios"].transform("sum") / groups["chunks"].transform("sum")
+    table["squares"] += table["chunks"] * (table["mean_ratio"] - mean) ** 2
+    sums["squares"] = table.groupby(key, dropna=False, sort=False)["squares"].sum()
+    sums["places"] = pd.Series([_joined(list(parts)) for _, parts in groups["places"]], sums.index, dtype=object)
+    return sums.reset_index()
+
+
+def _cells_of_sums(sums: pd.DataFrame) -> pd.DataFrame:
+    n_chunks = sums["chunks"]
+    sums["ratio"] = sums["coded_bits"] / (8.0 * sums["bytes_in"])
+    sums["ratio_std"] = np.sqrt(sums["squares"] / (n_chunks - 1).where(n_chunks > 1))
+    sums["stderr"], sums["clusters"] = sums["ratio_std"] / np.sqrt(n_chunks), n_chunks
+    for cell, places in sums["places"].items():
+        if places is not None:
+            sums.loc[cell, ["stderr", "clusters"]] = _standard_error(places)
     sums["covered"] = sums["bytes_scored"] / sums["bytes_in"]
-    return _as_cells(sums.reset_index())
+    return _as_cells(sums)
+
+
+def cluster_of(rows: pd.DataFrame) -> np.ndarray:
+    """For every row of one cell the number of its cluster: chunks of one resemble one another, those of two do not.
+
+    A cluster is a document where there are ten or more (pictures, utterances, files, rows). Of fewer, long ones the
+    chunks are put in order, and about sqrt(n) stretches of neighbours, ten or more, are a cluster each. Where documents
+    are not recorded, or of fewer than 20 chunks, every chunk is one.
+    """
+    n = len(rows)
+    documents = rows["document"].to_numpy(str)
+    _, numbers = np.unique(documents, return_inverse=True)
+    if (documents == "").any() or (n_documents := numbers.max(initial=0) + 1) < _CLUSTERS_MIN > n // 2:
+        return np.arange(n)
+    if n_documents >= _CLUSTERS_MIN:
+        return numbers
+    order = np.lexsort((rows["chunk"], rows["offset"].fillna(0).to_numpy(np.int64), numbers))
+    clusters = np.empty(n, np.int64)
+    clusters[order] = np.arange(n) * max(_CLUSTERS_MIN, math.isqrt(n)) // n
+    return clusters
+
+
+def _standard_error(rows: pd.DataFrame) -> tuple[float, int]:
+    """Of the mean of the chunks' ratios, and the number of clusters: sqrt(G / (G - 1) sum of (cluster's sum of
+    deviations)^2) / n, which is ratio_std / sqrt(n) where every chunk is a cluster (Liang and Zeger 1986)."""
+    ratio = rows["ratio"].to_numpy(float)
+    clusters = cluster_of(rows)
+    sums = np.bincount(clusters, ratio - ratio.mean())
+    n_clusters = len(sums)
+    if n_clusters < 2:
+        return math.nan, n_clusters
+    return math.sqrt(n_clusters / (n_clusters - 1) * float(sums @ sums)) / len(ratio), n_clusters
 
 
 def _as_cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -392,6 +672,8 @@ def published(baseline: bool = False) -> pd.DataFrame:
         dtype="",
         attention="",
         weights_sha256="",
+        **{name: _ADDED[name] for name in ("draw", "draw_seed", "clusters")},
+        chunk_bytes=2048,
         **{name: _ADDED[name] for name in CELL_FACTS},
         unit="chunk",
         bytes_in=2048 * table["chunks"],

@@ -47,10 +47,12 @@ PYTHON_ROOMS: dict[str, set[str]] = {
         *("coding", "data", "models", "codec", "scoring", "law"),
     },
     "bench": {"errors", "progress", "results", "pico", "coding", "data", "models", "codec", "scoring", "experiment"},
+    "conformance": {"errors", "version", "checked_json", "_core", "coding", "data", "models", "codec"},
     "pico.recipes": {"errors", "atomic_write", "results", "pico", "data", "llmcomp"},
     "cli": {
-        *("errors", "atomic_write", "version", "results", "pico", "coding", "data", "models", "codec", "scoring"),
-        *("claims", "law", "experiment", "bench", "llmcomp"),
+        *("errors", "atomic_write", "progress", "version", "results", "pico"),
+        *("coding", "data", "models", "codec", "scoring"),
+        *("claims", "law", "experiment", "bench", "conformance", "llmcomp"),
     },
     # The public names, each imported when it is first used.
     "llmcomp": {
@@ -92,6 +94,8 @@ TORCH_FILES = {
     "data/tokenizer_conversion.py",
     "models/engines/torch.py",
     "adapters/trainer.py",
+    "models/engines/torch_steps.py",
+    "models/engines/torch_weights.py",
     "pico/train.py",
     "pico/vocabularies.py",
     "pico/muon.py",

@@ -288,6 +288,13 @@ static PyObject *session_stream(PyObject *object, void *unused) {
     return PyLong_FromVoidPtr(((cuda_session_object_t *)object)->stream);
 }
 
+static PyObject *session_stretch_max(PyObject *object, void *unused) {
+    (void)unused;
+    const cuda_session_object_t *self = (const cuda_session_object_t *)object;
+    return PyLong_FromUnsignedLong(
+        lmc_cuda_transformer_stretch_max(&self->owner->placed.config, &self->cache));
+}
+
 static PyObject *session_n_bytes(PyObject *object, void *unused) {
     (void)unused;
     return PyLong_FromSize_t(((cuda_session_object_t *)object)->n_bytes);
@@ -319,6 +326,7 @@ static PyMethodDef session_methods[] = {
 static PyGetSetDef session_properties[] = {
     {"stream", session_stream, NULL, "Its CUDA stream.", NULL},
     {"n_bytes", session_n_bytes, NULL, "Memory of the device that it takes.", NULL},
+    {"stretch_max", session_stretch_max, NULL, "Tokens that a stream can take in one pass.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyType_Slot session_slots[] = {

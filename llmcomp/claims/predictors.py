@@ -62,7 +62,7 @@ def as_tokenizer(tokenizer: Any) -> AnyTokenizer:
     if isinstance(tokenizer, (str, os.PathLike)):
         path = Path(tokenizer)
         return Tokenizer.from_file(find_tokenizer_file(path) if path.is_dir() else path)
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 # How a predictor is made: each has make() -> a model or a callable, and facts() for the certificate.

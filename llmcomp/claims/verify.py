@@ -131,7 +131,7 @@ def _chunks_of(data: Any) -> Iterable[Any]:
     chunks = getattr(data, "chunks", data)
     if isinstance(chunks, str) or not hasattr(chunks, "__iter__"):
         raise Error(f"data is a {type(data).__name__}; expected bytes, a Path, several bytes objects or a data set")
-    return chunks  # type: ignore[no-any-return]
+    return chunks
 
 
 def _coded(found: dict[str, Any], n_bytes: int) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def compare(args: argparse.Namespace) -> int:
 
     options = {"device": args.device, "dtype": args.dtype, "attention": args.attention}
     models = [load_model(*_name_and_step(text), args.engine, **options) for text in (args.a, args.b)]
-    found = compare(*models, _data(args), level=args.level, mapping=args.mapping, progress=not args.quiet)
+    found = compare(models[0], models[1], _data(args), level=args.level, mapping=args.mapping, progress=not args.quiet)
     if args.json:
         print_json(found.to_dict())
     else:

@@ -15,6 +15,8 @@ from llmcomp.errors import Error
 
 # Exit status of a salvage that could not read all of the original.
 PARTLY_LOST = 3
+# Rows of results that are held at once, for what needs single chunks: some 400 MB.
+_ROWS_HELD = 1 << 20
 DEFAULT_MODEL = "pico-595k"
 
 
@@ -41,25 +43,27 @@ def demo(args: argparse.Namespace) -> int:
 def score(args: argparse.Namespace) -> int:
     from llmcomp.data.datasets import load_dataset
     from llmcomp.results import cells, write_rows
-    from llmcomp.scoring.score import score
+    from llmcomp.scoring.score import adaptive_ratio, score
 
-    data = load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, progress=not args.quiet)
+    data = load_dataset(args.dataset, **_chunk_options(args))
     model, protocol = _model(args.model, args), args.protocol or "lossless"
-    options = {"verify": args.verify, "max_memory": args.max_memory, "progress": not args.quiet}
+    options = {"verify": args.verify, "max_memory": args.max_memory, "progress": not args.quiet, "adapt": args.adapt}
     options["token_bits"] = args.token_bits
     rows = score(data, model, protocol, args.mapping, **options)  # type: ignore[arg-type]
     if args.out:
         write_rows(args.out, rows)
     columns = ["model", "step", "dataset", "protocol", "mapping", "chunks", "bytes_in", "covered", "ratio", "stderr"]
     columns += ["bits_per_byte", "bits_per_token"]
-    print_table(cells(rows)[columns], args)
+    table = cells(rows)[columns]
+    print_table(table.assign(adaptive_ratio=adaptive_ratio(rows)) if args.adapt else table, args)
     return 0
 
 
 def sweep(args: argparse.Namespace) -> int:
+    from llmcomp.cli import cluster
     from llmcomp.experiment.sweep import sweep
-    from llmcomp.results import cells
 
+    who = {"dry_run": args.dry_run} | cluster.who_computes(args)
     with contextlib.ExitStack() as stack:
         if args.json:  # standard output is for the table alone, not for a plan
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
@@ -68,12 +72,9 @@ def sweep(args: argparse.Namespace) -> int:
             args.steps or args.step,
             args.dataset,
             args.out,
-            _executor(args, stack),
             protocol=args.protocol,
             mapping=args.mapping,
-            n_chunks=args.chunks,
-            chunk_bytes=args.chunk_bytes,
-            seed=args.seed,
+            **_chunk_options(args),
             engine=args.engine,
             device=args.device,
             dtype=args.dtype,
@@ -81,14 +82,15 @@ def sweep(args: argparse.Namespace) -> int:
             verify=args.verify,
             max_memory=args.max_memory,
             baselines=args.baselines,
-            progress=not args.quiet,
-            dry_run=args.dry_run,
             sizes=args.models,
             seeds=args.seeds,
             tokens=args.tokens,
             lock=args.lock,
             disk=args.disk,
+            **who,
         )
+    if args.slurm:
+        return cluster.print_job(args, rows)
     if args.dry_run:
         if args.json:
             print_json(_records(rows))
@@ -106,19 +108,11 @@ def sweep(args: argparse.Namespace) -> int:
         "ratio",
         "stderr",
     ]
-    if len(rows):
-        print_table(cells(rows)[columns], args)
+    if who["unit"] is None:
+        cluster.tell_shard(args, rows.attrs["failed"])
+    elif len(rows):
+        print_table(rows[columns], args)
     return _told_failures(rows.attrs["failed"])
-
-
-def _executor(args: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
-    if args.ray or not args.workers:
-        return "ray" if args.ray else None
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    context = multiprocessing.get_context("spawn")
-    return stack.enter_context(ProcessPoolExecutor(args.workers, mp_context=context))
 
 
 def fit(args: argparse.Namespace) -> int:
@@ -152,9 +146,15 @@ def plot(args: argparse.Namespace) -> int:
 
 
 def _results(args: argparse.Namespace) -> Any:
-    from llmcomp.results import published, read_rows
+    from llmcomp.results import count_rows, published, read_cells, read_rows
 
-    return published(baseline=args.command is plot) if args.published else read_rows(args.folder)
+    if args.published:
+        return published(baseline=args.command is plot)
+    n_rows = count_rows(args.folder)
+    if n_rows <= _ROWS_HELD:
+        return read_rows(args.folder)
+    print(f"llmcomp: {n_rows:,} chunks are read cell by cell: nothing about single chunks is told", file=sys.stderr)
+    return read_cells(args.folder)
 
 
 def compress(args: argparse.Namespace) -> int:
@@ -182,7 +182,7 @@ def compress(args: argparse.Namespace) -> int:
             f"{len(args.file)} archives on one standard output could not be told apart: compress one file at once"
         )
     name = args.model or (None if decompress else DEFAULT_MODEL)
-    model = None if name is None else _model(name, args)
+    model = None if name is None else _archive_model(name, args, decompress)
     status, reports = 0, []
     for file in args.file:
         try:
@@ -255,8 +255,14 @@ def _convert(file: str, model: Any, decompress: bool, args: argparse.Namespace, 
     coding = {"mapping": args.mapping, "overlap": args.overlap}
     if args.segment_bytes:
         coding["segment_bytes"] = args.segment_bytes
+    if args.solid:
+        from llmcomp.codec.container import SEGMENT_BYTES_MAX
+
+        coding["segment_bytes"] = SEGMENT_BYTES_MAX
     if args.no_mix:
         coding["mix"] = False
+    if args.no_stock:
+        coding["stock"] = False
     if args.salt is not None:
         coding["salt"] = args.salt
     return files.compress_file(file, model, **options, **coding), 0
@@ -343,6 +349,30 @@ def _installation(args: argparse.Namespace) -> int:
         print_json(facts)
     else:
         _print_pairs(facts.items())
+    return 0
+
+
+def selftest(args: argparse.Namespace) -> int:
+    from llmcomp.conformance.cases import all_cases
+    from llmcomp.conformance.selftest import COLUMNS, markdown_row, places
+    from llmcomp.conformance.selftest import selftest as run_selftest
+    from llmcomp.progress import tqdm
+
+    outcomes = []
+    found_places = places()
+    with tqdm(total=len(found_places) * len(all_cases()), disable=args.quiet or None, leave=False) as bar:
+        for place in found_places:
+            outcomes.append(run_selftest(place, lambda name: bar.update()))
+    if args.json:
+        print_json([{**one.row(), **one._asdict()} for one in outcomes])
+    else:
+        print(markdown_row(dict(zip(COLUMNS, COLUMNS, strict=True))), f"|{'---|' * len(COLUMNS)}", sep="\n")
+        print(*(markdown_row(one.row()) for one in outcomes), sep="\n")
+        for one in outcomes:
+            notes = [*(f"FAILED {line}" for line in one.failures), *(f"not computed: {line}" for line in one.refused)]
+            print(*(f"{one.place.name}: {line}" for line in notes), sep="\n", end="\n" if notes else "")
+    if n_failed := sum(len(one.failures) for one in outcomes):
+        return complain(f"{n_failed} cases failed: archives of this machine may not decode elsewhere", 1)
     return 0
 
 
@@ -504,14 +534,26 @@ def data_fetch(args: argparse.Namespace) -> int:
 def data_manifest(args: argparse.Namespace) -> int:
     from llmcomp.data.datasets import load_dataset, write_manifest
 
-    write_manifest(load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, not args.quiet), args.file)
+    write_manifest(load_dataset(args.dataset, **_chunk_options(args)), args.file)
     return 0
 
 
 def data_check(args: argparse.Namespace) -> int:
     from llmcomp.data.datasets import check_manifest, load_dataset
 
-    check_manifest(load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, not args.quiet), args.file)
+    check_manifest(load_dataset(args.dataset, **_chunk_options(args)), args.file)
+    return 0
+
+
+def data_inspect(args: argparse.Namespace) -> int:
+    from llmcomp.data.datasets import load_dataset
+    from llmcomp.data.inspection import inspect
+
+    found = inspect(load_dataset(args.dataset, **_chunk_options(args)))
+    if args.json:
+        print_json(found.to_dict())
+    else:
+        print(found)
     return 0
 
 
@@ -539,6 +581,23 @@ def _model(name: str, args: argparse.Namespace) -> Any:
 
     options = {"device": args.device, "dtype": args.dtype, "attention": args.attention}
     return load_model(name, args.step, args.engine, **options)
+
+
+def _archive_model(name: str, args: argparse.Namespace, decompress: bool) -> Any:
+    """The model that was named: loaded, or, to decompress, to be loaded with the engine that the archive says."""
+    from llmcomp.models.load import NamedModel
+
+    if not decompress:
+        args.engine = args.engine or "exact"
+        return _model(name, args)
+    given = {"device": args.device, "dtype": args.dtype, "attention": args.attention}
+    return NamedModel(name, args.step, args.engine, {key: value for key, value in given.items() if value is not None})
+
+
+def _chunk_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What a command line says of chunks, in the words of `load_dataset`."""
+    found = {"n_chunks": args.chunks, "chunk_bytes": args.chunk_bytes, "seed": args.seed, "draw": args.draw}
+    return found | {"whole": args.whole, "progress": not args.quiet}
 
 
 def _told_failures(failed: list[dict[str, Any]]) -> int:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llmcomp.cli import claims
+from llmcomp.cli import claims, cluster
 from llmcomp.cli import commands as cli_commands
 from llmcomp.cli import parser_tree as parser_tree_
 from llmcomp.errors import Error
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args = parser.parse_args(argv)
+    args.words = argv
     _refuse_options_as_files(parser, args, argv)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # File names may hold what the terminal's encoding has not.
@@ -107,6 +108,11 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("model", help="a name, a folder (./NAME) or a name of the Hugging Face hub")
     score.add_argument("--step", type=int, help="training step (default: the last)")
     score.add_argument("--verify", action="store_true", help="decode every payload again")
+    score.add_argument(
+        "--adapt",
+        action="store_true",
+        help="print also what the model mixed with what each chunk teaches reaches",
+    )
     score.add_argument("--out", metavar="FILE", help="write the rows as Parquet")
     score.add_argument("--token-bits", action="store_true", help="rows hold the bits of every token, too")
     _add_scoring(score, several=False)
@@ -124,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sweep(
         add("sweep", cli_commands.sweep, "score a grid of models, steps and data sets; what is finished is kept")
     )
+    cluster.add_merge(add("merge", cluster.merge, "write the rows of one or several folders of results as one file"))
     fit = add("fit", cli_commands.fit, "fit the scaling law CR(P, S) = a + b P^-alpha + c S^-beta")
     _add_results(fit)
     fit.add_argument("--form", default="additive", help="form of the law (default: %(default)s)")
@@ -141,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("file", nargs="*", metavar="FILE.llmc|MODEL", help="none: this installation")
     info.add_argument("-s", "--step", type=int, help="training step of a model (default: the last)")
     info.add_argument("--engine", choices=("exact", "exact-int8", "torch"), help="of a model (default: the best)")
+    add("selftest", cli_commands.selftest, "check that this machine computes the bits that all others do")
     bench = add(
         "bench",
         cli_commands.bench,
@@ -159,16 +167,40 @@ def _add_data(actions: Any, add: Callable[..., argparse.ArgumentParser]) -> None
     fetch.add_argument("name", nargs="+")
     manifest = add("manifest", cli_commands.data_manifest, "write the SHA-256 of every chunk", actions)
     check = add("check", cli_commands.data_check, "compare the chunks with a manifest", actions)
-    for action in (manifest, check):
+    inspect = add("inspect", cli_commands.data_inspect, "show what would be scored, and score nothing", actions)
+    for action in (manifest, check, inspect):
         action.add_argument("dataset", metavar="NAME[=PATH]")
-        action.add_argument("file", metavar="MANIFEST.json")
+        if action is not inspect:
+            action.add_argument("file", metavar="MANIFEST.json")
         _add_chunks(action)
 
 
 def _add_chunks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--chunks", type=_positive, metavar="N", help="how many chunks (default: 2,048 or all)")
-    parser.add_argument("--chunk-bytes", type=_positive, default=2048, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn, such as crops (default: %(default)s)")
+    parser.add_argument(
+        "--chunks",
+        type=_positive,
+        metavar="N",
+        help="how many chunks of each data set are scored: N that are drawn over the whole of it, and N + M begin with "
+        "the same N (default: 2,048, or all where there are fewer)",
+    )
+    parser.add_argument(
+        "--chunk-bytes",
+        type=_positive,
+        default=2048,
+        metavar="N",
+        help="every chunk is compressed alone, so a longer one gives a better ratio (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--draw",
+        choices=("spread", "first"),
+        default="spread",
+        help="spread: chunks drawn over the data (default); first: the first of each text, which are neighbours; "
+        "pictures and speech are always drawn",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
+    parser.add_argument(
+        "--whole", action="store_true", help="whole files and rows instead of chunks, read with sliding windows"
+    )
 
 
 def _add_data_choice(parser: argparse.ArgumentParser, required: bool, **how: Any) -> None:
@@ -176,7 +208,9 @@ def _add_data_choice(parser: argparse.ArgumentParser, required: bool, **how: Any
         "--dataset",
         metavar="NAME[=PATH]",
         required=required,
-        help="text, image or speech (bundled samples), enwik8=FILE, image=FOLDER, speech=FOLDER, or a fetched data set",
+        help="text, image or speech (bundled samples), a fetched data set, image=FOLDER, speech=FOLDER, or any name = "
+        "files: enwik8=FILE, dna=FOLDER, 'code=src/**/*.py', text=logs.jsonl:message, text=part.parquet:body, "
+        "text=hf:NAME,split=test:COLUMN",
         **how,
     )
     _add_chunks(parser)
@@ -232,8 +266,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="results", metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--resume", action="store_true", help="the default: what is finished is never computed again")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="work in N processes")
-    parser.add_argument("--ray", action="store_true", help="work on a Ray cluster")
+    cluster.add_options(parser, _positive)
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
@@ -331,10 +364,19 @@ def _add_archive(parser: argparse.ArgumentParser, compress: bool) -> None:
         "--no-mix", action="store_true", help="by the model alone, without what a segment itself teaches"
     )
     parser.add_argument(
+        "--no-stock", action="store_true", help="by the model alone, even where deflate or LZMA make a segment smaller"
+    )
+    parser.add_argument(
         "--salt", type=_hexadecimal, metavar="HEX", help="16 bytes, for the same archive from a pipe each time"
     )
-    parser.add_argument("--segment-bytes", type=_positive, metavar="N", help="bytes that can be decoded alone")
+    segments = parser.add_mutually_exclusive_group()
+    segments.add_argument("--segment-bytes", type=_positive, metavar="N", help="bytes that can be decoded alone")
+    segments.add_argument(
+        "--solid", action="store_true", help="the largest segments, of 1 MiB: smaller, but no part is at hand as fast"
+    )
     _add_engine(parser)
+    # To decompress, the archive says it.
+    parser.set_defaults(engine=None)
 
 
 def _memory(text: str) -> int | float:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from llmcomp.atomic_write import written_beside
-from llmcomp.codec import container
+from llmcomp.codec import container, stock_codecs
 from llmcomp.codec.compress import DECODED_BYTES_MIN, StreamCompressor, lanes_of
 from llmcomp.codec.container import ArchiveIndex, Header
 from llmcomp.codec.segments import ENGINE_CODES, SegmentCodec
@@ -24,7 +24,7 @@ from llmcomp.display import Shown
 from llmcomp.errors import CorruptArchive, Error
 from llmcomp.models.registry import list_models
 
-_WRITE_OPTIONS = ("mapping", "overlap", "segment_bytes", "lanes", "device", "salt", "mix")
+_WRITE_OPTIONS = ("mapping", "overlap", "segment_bytes", "lanes", "device", "salt", "mix", "stock")
 
 PathOrFile = str | os.PathLike[str] | BinaryIO
 
@@ -134,7 +134,11 @@ class _SegmentReader(io.RawIOBase):
             self._n_ahead = min(2 * self._n_ahead, self._lanes) if number - 1 in self._decoded else 1
             stop = min(number + self._n_ahead, self._index.n_segments)
             segments = [self._index.segment(k) for k in range(number, stop)]
-            contents = [s.payload for s in segments] if self._codec is None else self._codec.decode_segments(segments)
+            contents = (
+                [stock_codecs.content_of(s) for s in segments]
+                if self._codec is None
+                else self._codec.decode_segments(segments)
+            )
             self._decoded = dict(zip(range(number, stop), contents, strict=True))
             self._hash(number, contents)
         return self._decoded[number]
@@ -257,7 +261,7 @@ class ArchiveInfo(Shown):
     def how_to_get(self) -> str:
         """One line: where the model comes from."""
         if not self.model:
-            return "no model needed: every segment is stored as it is"
+            return "no model needed: every segment is stored as it is, or by deflate or LZMA"
         entry = next((entry for entry in list_models() if entry.name == self.model), None)
         named = f"{self.model} {self.revision}".strip()
         if entry is None:

@@ -36,7 +36,7 @@ STANDARD_STREAM = "-"
 _BLOCK_BYTES = 1 << 20
 # Of a file's beginning gzip makes a sample to compare with, of files that are worth it. A gzip file has 18 bytes around
 # the deflate stream, where zlib's format has 6.
-_SAMPLED_BYTES, _SAMPLED_BYTES_MIN, _GZIP_FRAME_BYTES = 1 << 20, 1 << 12, 12
+_SAMPLED_BYTES, _SAMPLED_BYTES_MIN, _GZIP_FRAME_BYTES = 1 << 20, 1 << 14, 12
 
 
 class Skipped(Error):
@@ -92,7 +92,7 @@ def compress_file(
             salt = salt_of(iter(lambda: file.read(_BLOCK_BYTES), b""))
             file.seek(0)
         sampled = _GzipSample(path, file)
-        reports = {"on_bytes": progress.on_bytes, "on_ahead": progress.on_ahead}
+        reports: dict[str, Any] = {"on_bytes": progress.on_bytes, "on_ahead": progress.on_ahead}
         progress.on_written = sampled.compare
         summary = compress_stream(cast(BinaryIO, sampled), target, model, salt=salt, **reports, **options)
         sampled.compare(summary.content_bytes, summary.archive_bytes, is_all=True)

@@ -34,6 +34,7 @@ import functools
 import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,7 +45,7 @@ import tokenizers
 
 from llmcomp.data import tokenizer_json as tokenizer_description
 from llmcomp.data.start_token import StartHints, find_start_token
-from llmcomp.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from llmcomp.data.tokenizer_files import TokenizerFiles, find_tokenizer_file, read_tokenizer_files
 from llmcomp.data.tokenizer_json import PREFIX_UNLESS_SPACE, library_errors
 from llmcomp.data.vocabulary import StandIns, Tokens, Vocabulary
 from llmcomp.display import Shown
@@ -282,6 +283,30 @@ _BYTE_MODEL_SIZES = range(256, 259)
 def _shared_tokenizer(files: TokenizerFiles) -> Tokenizer:
     # The checkpoints of one model bring equal files, and making Llama 3's tokenizer takes seconds.
     return Tokenizer(*files)
+
+
+def from_object(tokenizer: Any) -> AnyTokenizer:
+    """The tokenizer that an object of transformers or of the tokenizers library is, through the files that it saves.
+
+    An object that is one for this package (`encode_bytes`) is returned as it is. `Error` for anything else.
+    """
+    if callable(getattr(tokenizer, "encode_bytes", None)):
+        found: AnyTokenizer = tokenizer
+        return found
+    with tempfile.TemporaryDirectory() as folder:
+        if callable(getattr(tokenizer, "save_pretrained", None)):
+            tokenizer.save_pretrained(folder)
+        elif isinstance(tokenizer, tokenizers.Tokenizer):
+            Path(folder, "tokenizer.json").write_text(tokenizer.to_str(), "utf-8")
+        else:
+            raise Error(
+                f'a {type(tokenizer).__name__} is no tokenizer: expected a file or its folder, "{BYTES}", or an object '
+                "of transformers or tokenizers"
+            )
+        path = find_tokenizer_file(folder)
+        if not path.is_file():
+            raise Error(f"a {type(tokenizer).__name__} saves none of tokenizer.json, vocab.json and tokenizer.model")
+        return _shared_tokenizer(read_tokenizer_files(path))
 
 
 class Tokenized(Shown):

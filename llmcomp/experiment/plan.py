@@ -5,6 +5,7 @@ Nothing is computed and no file is changed here; `sweep` does that.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -27,11 +28,10 @@ from llmcomp.errors import Error
 from llmcomp.experiment import estimate
 from llmcomp.experiment.provenance import add_facts
 from llmcomp.models import hub, load, sources
-from llmcomp.models.adapter import ModelTraits, is_model, weights_sha256
+from llmcomp.models.adapter import ModelTraits, weights_sha256
 from llmcomp.models.engines import exact
 from llmcomp.models.lock import Lock
 from llmcomp.models.memory import MaxMemory, allowed_bytes, host_memory
-from llmcomp.models.protocol import as_model
 from llmcomp.models.selection import select
 from llmcomp.models.sources import ModelSource
 from llmcomp.models.suite import Checkpoint, is_suite, load_suite
@@ -47,6 +47,8 @@ DEFAULT_MAPPINGS = {"lossless": "bytes", "published": "ascii"}
 KEY = "llmcomp.cell"
 N_ROWS = "llmcomp.n_rows"
 VERIFIED = "llmcomp.verified"
+# Finished cells whose seconds say how long the rest takes.
+_CELLS_TIMED = 100
 # What the stem of a file's name is made of, and how much of it a name shows. With two digests, ".superseded" and what
 # is put around the name while the file is written, fewer than the 255 bytes that a name may have.
 _STEM_KEYS = ("model", "step", "dataset", "protocol", "mapping", "engine")
@@ -55,6 +57,12 @@ _STEM_DIGITS = 10
 _KEY_DIGITS = 12
 # What stands for a model in the cell of all baselines on one data set.
 BASELINES = "baselines"
+
+
+def is_baselines(model: Any) -> bool:
+    """Also of a job that came from another process; no model is a string here."""
+    return isinstance(model, str)
+
 
 Scorer = Callable[..., pd.DataFrame]
 
@@ -88,11 +96,17 @@ class Cell:
 
 
 class Outcome(NamedTuple):
-    """What became of a cell: rows, or the reason why there are none."""
+    """What became of a cell: rows (or `content`, what their file holds), or the reason why there are none."""
 
     cell: Cell
     rows: pd.DataFrame | None
     reason: str = ""
+    content: bytes | None = None
+
+
+def cell_metadata(cell: Cell, n_rows: int) -> dict[str, str]:
+    """What a cell's file says of itself beside the rows."""
+    return {KEY: cell.key, N_ROWS: str(n_rows)} | ({VERIFIED: "true"} if cell.verify else {})
 
 
 @dataclass(frozen=True)
@@ -115,12 +129,13 @@ class Job:
 
 @dataclass
 class Plan:
-    """What a sweep is going to do. `finished` holds the rows of cells that are there already."""
+    """What a sweep is going to do. `finished` are the cells whose files are there; `models` says whose they are."""
 
     out: Path
     cells: list[Cell]
-    finished: dict[Cell, pd.DataFrame]
     jobs: list[Job]
+    finished: set[Cell] = field(default_factory=set)
+    models: dict[Cell, Any] = field(default_factory=dict)
     failed: list[Outcome] = field(default_factory=list)
     set_aside: list[Path] = field(default_factory=list)
     datasets: list[Any] = field(default_factory=list)
@@ -145,7 +160,7 @@ class Plan:
         lengths = {data.name: estimate.chunk_lengths(data.chunks) for data in self.datasets}
         flops, by_model = 0.0, {}
         for job in self.jobs:
-            for cell in job.cells if job.model is not BASELINES else ():
+            for cell in job.cells if not is_baselines(job.model) else ():
                 # All steps of a model in a suite cost the same.
                 model = getattr(getattr(job.model, "checkpoint", None), "model", job.model)
                 one = (id(model), cell.dataset, cell.protocol)
@@ -160,6 +175,7 @@ class Plan:
             download_bytes=sum(large),
             flops=flops,
             h200_seconds=estimate.H200.seconds(flops),
+            memory_bytes=max(self._memory_bytes(), default=0),
         )
 
     def __str__(self) -> str:
@@ -193,28 +209,43 @@ class Plan:
         return f"at most {limit} of weights at once: a revision is deleted when its cells are done"
 
     def _memory(self) -> str:
-        """Of models in float32; while one is at work, the next one is read as it is stored."""
-        alone = [4 * estimate.count_params(source) for source in self.sources]
-        text = f"{estimate.in_bytes(max(alone))} for the largest model"
-        pairs = [now + after.weight_bytes for now, after in zip(alone, self.sources[1:], strict=False)]
-        return f"{text}, {estimate.in_bytes(max(pairs))} with the next one loading" if pairs else text
+        alone = max(4 * estimate.count_params(source) for source in self.sources)
+        text = f"{estimate.in_bytes(alone)} for the largest model"
+        most = max(self._memory_bytes())
+        return f"{text}, {estimate.in_bytes(most)} with the next one loading" if len(self.sources) > 1 else text
+
+    def _memory_bytes(self) -> list[int]:
+        """Of each model in float32; while it is at work, the next one is read as it is stored."""
+        after = [source.weight_bytes for source in self.sources[1:]] + [0]
+        return [4 * estimate.count_params(one) + next_ for one, next_ in zip(self.sources, after, strict=True)]
 
     def _time(self) -> str:
         """Work is parameters times bytes; its speed is that of the finished cells, else of a matrix product here."""
         work = sum(map(job_work, self.jobs))
-        rows = pd.concat(self.finished.values()) if self.finished else results.empty_rows()
-        known = rows[rows["params"].notna() & rows["seconds"].notna()]
-        if seconds := float(known["seconds"].sum()):
-            done = float((known["params"].astype("float64") * known["bytes_in"]).sum())
+        seconds, done = self._speed()
+        if seconds:
             return f"about {estimate.in_time(work * seconds / done)}, going by the finished cells"
         job = self.jobs[0]
         rate = estimate.operations_per_second(job.engine, job.options.get("device"), job.options.get("dtype"))
         # A token costs two operations a parameter, and a byte is at most one token.
         return f"about {estimate.in_time(2 * work / rate)}, going by a matrix product here ({rate / 1e9:.0f} GFLOP/s)"
 
+    def _speed(self) -> tuple[float, float]:
+        """Seconds of some finished cells, and their parameters times bytes."""
+        known = [cell for cell in self.cells if cell in self.finished and not is_baselines(self.models[cell])]
+        seconds = done = 0.0
+        for cell in known[:: max(1, len(known) // _CELLS_TIMED)]:
+            with contextlib.suppress(Error):  # a damaged file is told of where its rows are wanted
+                rows = results.read_columns(cell.path, ("params", "bytes_in", "seconds"))
+                rows = rows[rows["params"].notna() & rows["seconds"].notna()]
+                seconds += float(rows["seconds"].sum())
+                done += float((rows["params"].astype("float64") * rows["bytes_in"]).sum())
+        return seconds, done
+
 
 class Costs(NamedTuple):
-    """Of what a plan has left to do. `h200_seconds`: on one `estimate.H200`."""
+    """Of what a plan has left to do. `h200_seconds`: on one `estimate.H200`. `memory_bytes`: of the largest model in
+    float32 with the next one loading."""
 
     n_cells: int
     n_checkpoints: int
@@ -222,6 +253,7 @@ class Costs(NamedTuple):
     download_bytes: int
     flops: float
     h200_seconds: float
+    memory_bytes: int
 
 
 class Choice(NamedTuple):
@@ -273,9 +305,9 @@ def find_models(
         one_or_several = steps if np.iterable(steps) and not isinstance(steps, str) else [steps]
         steps = [None if step is None else sources.as_step(step) for step in one_or_several]
     seen = set()
-    for name in [wanted] if isinstance(wanted, (str, os.PathLike)) or is_model(wanted) else wanted:
+    for name in [wanted] if isinstance(wanted, (str, os.PathLike)) or load.is_in_memory(wanted) else wanted:
         if not isinstance(name, (str, os.PathLike)):
-            yield as_model(name), ""
+            yield load.load_model(name), ""
             continue
         for step in steps or (None,):
             if (os.fspath(name), step) in seen:
@@ -310,33 +342,39 @@ def _lost(checkpoint: Checkpoint) -> ModelSource:
     return ModelSource(name, checkpoint.step, (), checkpoint=checkpoint)
 
 
-def find_datasets(
-    wanted: str | Sequence[Any] | Mapping[str, Any], n_chunks: int | None, chunk_bytes: int, seed: int, progress: bool
-) -> list[Any]:
-    """Data sets of names, of data sets, or of a mapping from names to the user's files: {"text": FILE}."""
+def find_datasets(wanted: Any, n_chunks: int | None, **how: Any) -> list[Any]:
+    """Data sets of names, of data sets, or of a mapping from names to the user's files and objects: {"text": FILE}.
+
+    `how`: as `load_dataset`.
+    """
     if isinstance(wanted, Mapping):
-        specs: list[Any] = [_named_file(name, path) for name, path in wanted.items()]
+        found: list[Any] = [_load_named(name, data, n_chunks, how) for name, data in wanted.items()]
     else:
         specs = [wanted] if isinstance(wanted, str) or hasattr(wanted, "chunks") else list(wanted)
-    found: list[Any] = [
-        datasets.load_dataset(str(spec), n_chunks=n_chunks, chunk_bytes=chunk_bytes, seed=seed, progress=progress)
-        if isinstance(spec, (str, os.PathLike))
-        else spec
-        for spec in specs
-    ]
+        found = [
+            datasets.load_dataset(os.fspath(spec), n_chunks, **how) if isinstance(spec, (str, os.PathLike)) else spec
+            for spec in specs
+        ]
     for data in found:
         if not (hasattr(data, "name") and hasattr(data, "chunks")):
-            raise Error(f"a {type(data).__name__} is no data set: expected a name for load_dataset, or what it returns")
+            raise Error(
+                f"a {type(data).__name__} is no data set: expected a name for load_dataset, what it returns, or a "
+                "mapping from names to data"
+            )
     for name, n_times in Counter(data.name for data in found).items():
         if n_times > 1:
             raise Error(f"{n_times} data sets are called {name!r}; it is what distinguishes their cells")
     return found
 
 
-def _named_file(name: Any, path: Any) -> str:
-    if not isinstance(name, str) or not isinstance(path, (str, os.PathLike)):
-        raise Error(f"data sets: found {name!r}: {path!r}, expected a name and the path of its files")
-    return f"{name}={os.fspath(path)}"
+def _load_named(name: Any, data: Any, n_chunks: int | None, how: Mapping[str, Any]) -> Any:
+    if not isinstance(name, str) or data is None or isinstance(data, (int, float)):
+        raise Error(f"data sets: found {name!r}: {data!r}, expected a name and the path of its files, or its data")
+    if hasattr(data, "chunks"):
+        return data
+    if isinstance(data, (str, os.PathLike)):
+        return datasets.load_dataset(f"{name}={os.fspath(data)}", n_chunks, **how)
+    return datasets.load_dataset(data, n_chunks, name=name, **how)
 
 
 def find_protocols(protocol: str | Sequence[str], mapping: str | Sequence[str] | None) -> list[tuple[str, str]]:
@@ -359,30 +397,31 @@ def find_protocols(protocol: str | Sequence[str], mapping: str | Sequence[str] |
 def make_plan(
     found: Iterable[tuple[ModelSource | Any, str]], chosen: list[Any], pairs: list[tuple[str, str]], settings: Settings
 ) -> Plan:
-    plan = Plan(settings.out, [], {}, [], datasets=chosen)
+    plan = Plan(settings.out, [], [], datasets=chosen)
     by_name = {data.name: data for data in chosen}
     sizes = {data.name: sum(map(len, data.chunks)) for data in chosen}
     digests = {name: _chunks_sha256(data.chunks) for name, data in by_name.items()}
     there, paths = _files_by_key_digest(settings.out), dict[str, Path]()
     for model, reason in found:
         to_do = []
-        labels = [("lossless", "")] if model is BASELINES else pairs
+        labels = [("lossless", "")] if is_baselines(model) else pairs
         for (name, data), (protocol, mapping) in itertools.product(by_name.items(), labels):
             key = {
-                **(_baselines_key() if model is BASELINES else _model_key(model, reason, settings)),
+                **(_baselines_key() if is_baselines(model) else _model_key(model, reason, settings)),
                 **{"dataset": name, "dataset_sha256": digests[name], "n_chunks": len(data.chunks)},
                 **{"protocol": protocol, "mapping": mapping},
             }
             # Baselines are always decoded again, the published protocol never can be.
-            verify = settings.verify and protocol == "lossless" and model is not BASELINES
+            verify = settings.verify and protocol == "lossless" and not is_baselines(model)
             cell = _cell(settings.out, key, sizes[name], verify, _place(model, key))
             # Copies of one checkpoint in two folders are the same cell.
             cell = _as_it_lies_there(replace(cell, path=paths.setdefault(cell.key, cell.path)), there)
             plan.cells.append(cell)
+            plan.models[cell] = model
             if reason:
                 plan.failed.append(Outcome(cell, None, reason))
-            elif (rows := finished_rows(cell)) is not None:
-                plan.finished[cell] = add_facts(rows, model) if isinstance(model, ModelSource) else rows
+            elif is_finished(cell):
+                plan.finished.add(cell)
             else:
                 to_do.append(cell)
         if to_do:
@@ -436,7 +475,7 @@ def _place(model: ModelSource | Any, key: Mapping[str, Any]) -> str:
     if isinstance(model, ModelSource):
         folder = None if model.folder is None else model.folder.resolve()
         return "" if folder is None or folder.is_relative_to(pico.suite_root()) else str(folder)
-    return "" if model is BASELINES else str(key["source"])
+    return "" if is_baselines(model) else str(key["source"])
 
 
 def _cell(out: Path, key: dict[str, Any], n_bytes: int, verify: bool, place: str) -> Cell:
@@ -487,7 +526,7 @@ def _as_it_lies_there(cell: Cell, there: Mapping[str, list[Path]]) -> Cell:
     model lay in another folder."""
     if not cell.path.is_file():
         for path in there.get(_key_digest(cell.path), ()):
-            if finished_rows(renamed := replace(cell, path=path)) is not None:
+            if is_finished(renamed := replace(cell, path=path)):
                 return renamed
     return cell
 
@@ -499,18 +538,28 @@ def _chunks_sha256(chunks: Sequence[bytes]) -> str:
     return digest.hexdigest()
 
 
-def finished_rows(cell: Cell) -> pd.DataFrame | None:
-    """The rows of a cell whose file is whole, holds its key and was verified if that is asked for, else None."""
+def is_finished(cell: Cell) -> bool:
+    """Whether the cell's file is as long as it says, holds its key and was verified if that is asked for.
+
+    Only the end of the file is read; what its pages hold is checked where the rows are wanted (`finished_rows`).
+    """
     if not cell.path.is_file():
-        return None
+        return False
     try:
-        metadata = results.read_metadata(cell.path)
-        rows = results.read_rows(cell.path)
+        metadata, n_rows = results.read_footer(cell.path)
+    except Error:
+        return False
+    own = metadata.get(KEY) == cell.key and metadata.get(N_ROWS) == str(n_rows)
+    return own and (metadata.get(VERIFIED) == "true" or not cell.verify)
+
+
+def finished_rows(cell: Cell, model: Any = None) -> pd.DataFrame | None:
+    """The rows of a finished cell, with the facts of its model where they lack them; None if the file is damaged."""
+    try:
+        rows = results.read_rows(cell.path) if is_finished(cell) else None
     except Error:
         return None
-    own = metadata.get(KEY) == cell.key and metadata.get(N_ROWS) == str(len(rows))
-    verified = metadata.get(VERIFIED) == "true" or not cell.verify
-    return rows if own and verified else None
+    return add_facts(rows, model) if rows is not None and isinstance(model, ModelSource) else rows
 
 
 def _others(plan: Plan) -> list[Path]:

@@ -33,7 +33,9 @@ import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import save_file
 
-from llmcomp.data.datasets import IMAGE_COLUMNS, SAMPLE_RATE_HZ, Dataset
+from llmcomp.data.datasets import Dataset
+from llmcomp.data.images import IMAGE_COLUMNS
+from llmcomp.data.speech import SAMPLE_RATE_HZ
 from llmcomp.data.tokenizers import ByteTokenizer, Tokenizer
 from llmcomp.errors import Error
 from llmcomp.models.checkpoint import tensor_shapes

@@ -12,7 +12,11 @@ CORE = (
     *("base/status", "coding/intervals", "coding/rows_serial", "coding/streams"),
     *("int8/product_serial", "transformer/kernels_serial"),
 )
-CORE += tuple(f"transformer/{name}" for name in ("transformer", "config", "forward", "int8_weights", "position_tables"))
+CORE += tuple(
+    f"transformer/{name}"
+    for name in ("transformer", "config", "forward", "linear_map", "int8_weights", "position_tables")
+)
+CHECKS = tuple(f"transformer_emulated{part}" for part in ("", "_kernels", "_models", "_switches"))
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*/*.cu"))
 ENGINE = [path for path in SOURCES if path.name != "coding.cu"]
 emulation_needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="it switches stacks with ucontext")
@@ -24,16 +28,16 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cuda")
     cxx = [compiler("CXX", "g++", "c++"), "-std=c++17", *FLAGS, "-Wno-unknown-pragmas", "-Icsrc/check/emulated"]
     objects = []
-    for name in CORE:
+    for name in (*(f"core/{name}" for name in CORE), "check/transformer_cases"):
         objects.append(folder / f"{name.replace('/', '-')}.o")
-        run(compiler("CC", "gcc", "cc"), *C11, *FLAGS, "-c", f"csrc/core/{name}.c", "-o", objects[-1])
+        run(compiler("CC", "gcc", "cc"), *C11, *FLAGS, "-c", f"csrc/{name}.c", "-o", objects[-1])
     for path in SOURCES:
         objects.append(folder / f"{path.parent.name}-{path.name}.o")
         run(*cxx, "-x", "c++", "-c", path, "-o", objects[-1])
     program = folder / "transformer_emulated"
     run(
         *cxx,
-        "csrc/check/transformer_emulated.cpp",
+        *(f"csrc/check/{name}.cpp" for name in CHECKS),
         "csrc/check/emulated/runtime.cpp",
         *objects,
         "-o",

@@ -245,6 +245,10 @@ LMC_FN float lmc_relu(float x) {
     return x < 0.0f ? 0.0f : x;
 }
 
+LMC_FN float lmc_relu_squared(float x) {
+    return lmc_mul(lmc_relu(x), lmc_relu(x));
+}
+
 /* The four numbers of a layer, ready to compute with. */
 typedef struct lmc_xielu_rule {
     float alpha_p, alpha_n, beta, eps;
@@ -256,6 +260,12 @@ LMC_FN float lmc_xielu(float x, lmc_xielu_rule_t rule) {
     float m = lmc_expm1_of_minus(-(x < rule.eps ? x : rule.eps));
     float negative = lmc_fma(lmc_sub(m, x), rule.alpha_n, linear);
     return x > 0.0f ? positive : negative;
+}
+
+/* Values beyond -limit and limit become these. */
+LMC_FN float lmc_clip(float x, float limit) {
+    float below = x > limit ? limit : x;
+    return below < -limit ? -limit : below;
 }
 
 /* What becomes of an output of the head where logits are capped. */
