@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pandas.api.types import union_categoricals
 
 from llmcomp.atomic_write import write_beside, written_beside
 from llmcomp.errors import Error, named, reason
@@ -38,10 +39,15 @@ ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "flops_exact": ("float64", "operations of training, counted by shape (models/counts.py); NaN where unknown"),
         "seed": ("Int64", "seed of the training run; null where no suite states it"),
         "dataset": ("string", "name of the data set"),
-        "modality": ("string", "text, image or speech"),
+        "modality": ("string", "text, image, speech, or the name that its owner gave it"),
+        "draw": ("string", 'how chunks were chosen: spread (by draw_seed, over all) or first; "" where not recorded'),
+        "draw_seed": ("Int64", "seed of what was drawn; null where nothing was, or not recorded"),
+        "chunk_bytes": ("Int64", "bytes that chunks were cut to; null for whole documents, or where not recorded"),
         "protocol": ("string", "lossless: real payload bytes that decode; published: the published sum of -log2 p"),
         "mapping": ("string", 'bytes-to-tokens mapping: bytes, latin1, shift or ascii; "" for a baseline'),
         "chunk": ("int64", "number of the chunk in its data set, from 0; -1: all chunks as one stream"),
+        "document": ("string", 'file, picture, utterance or row that the chunk is of; "" where not recorded'),
+        "offset": ("Int64", "bytes before the chunk in its document; null where it has no place, or not recorded"),
         "bytes_in": ("int64", "bytes of the chunk"),
         "bytes_scored": ("int64", "bytes of the chunk that the bits account for; bytes_in unless chunks are cut"),
         "tokens": ("Int64", "tokens whose bits were counted or coded; null for a baseline"),
@@ -49,6 +55,8 @@ ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "coded_bytes": ("Int64", "bytes of the payload that decodes; null under the published protocol"),
         "side_bits": ("int64", "bits that the mapping stores beside the payload; 0 under the published protocol"),
         "ratio": ("float64", "(8 coded_bytes + side_bits) / (8 bytes_in); published: ideal_bits / (8 bytes_in)"),
+        "bits_per_byte": ("float64", "8 ratio: coded bits, or the published sum, over bytes_in"),
+        "bits_per_token": ("float64", "the same bits over tokens; NaN where there are none"),
         "seconds": ("float64", "seconds of wall clock spent on the chunk, its share of a batch; NaN if not measured"),
         "engine": ("string", "exact, exact-int8, torch, or the baseline's library and version"),
         "backend": ("string", "backend of the coder: serial, avx2, ..."),
@@ -65,7 +73,7 @@ ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
 # What tells one cell from another. Backend and version do not: equal cells from two of them are the same cell twice.
 CELL_KEY = (
     "model", "params", "step", "dataset", "modality", "protocol", "mapping",
-    "engine", "device", "dtype", "attention", "weights_sha256",
+    "draw", "draw_seed", "chunk_bytes", "engine", "device", "dtype", "attention", "weights_sha256",
 )  # fmt: skip
 
 # Columns that say where a row was made and how fast. With the exact engines all others are the same, to the last bit,
@@ -89,21 +97,31 @@ CELL_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "coded_bytes": ("Int64", "bytes, sum"),
         "side_bits": ("Int64", "bits, sum"),
         "ratio": ("float64", "all coded bits over all bits in"),
+        "bits_per_byte": ("float64", "8 ratio"),
+        "bits_per_token": ("float64", "all coded bits over all tokens; NaN where tokens are not known"),
         "mean_ratio": ("float64", "mean of the chunks' ratios"),
         "ratio_std": ("float64", "standard deviation of the chunks' ratios; NaN for one chunk"),
-        "stderr": ("float64", "standard error of mean_ratio: ratio_std / sqrt(chunks)"),
+        "stderr": ("float64", "standard error of mean_ratio that knows which chunks are neighbours (`clusters`)"),
+        "clusters": ("Int64", "parts of the chunks that stderr takes for independent; an interval has one fewer df"),
         "seconds": ("float64", "seconds, sum"),
     }
 )
 
-_FORMAT_KEY, _FORMAT = b"llmcomp.rows", b"3"
+_FORMAT_KEY, _FORMAT = b"llmcomp.rows", b"4"
 # Columns that a format added to the one before, and what they are in older tables.
-_FORMATS = (b"1", b"2", _FORMAT)
+_FORMATS = (b"1", b"2", b"3", _FORMAT)
 _ADDED: Mapping[str, Any] = {
     "attention": "", "batch_rows": pd.NA,
     "n_params_nonembedding": pd.NA, "tokens_seen": pd.NA, "flops": math.nan, "flops_exact": math.nan, "seed": pd.NA,
     "commit": "",
+    "draw": "", "draw_seed": pd.NA, "chunk_bytes": pd.NA, "document": "", "offset": pd.NA, "clusters": pd.NA,
 }  # fmt: skip
+# Fewer clusters say too little of how they differ.
+_CLUSTERS_MIN = 10
+# Columns that follow from others: computed, whatever a table says.
+_DERIVED = ("bits_per_byte", "bits_per_token")
+# A column that rows may have beside: -log2 p of each token, float32, where `score(token_bits=True)` was asked for it.
+TOKEN_BITS = "token_bits"
 # Of one file; a cell has a row a chunk. A few bytes of Parquet may stand for any number of rows.
 _ROWS_MAX = 1 << 22
 # Read at a time where not all rows are held.
@@ -128,21 +146,48 @@ def check_rows(df: pd.DataFrame) -> pd.DataFrame:
     if not df.columns.is_unique:
         raise Error(f"rows: two columns are called {df.columns[df.columns.duplicated()][0]!r}")
     df = _with_added(df)
-    missing = [name for name in ROW_COLUMNS if name not in df.columns]
+    missing = [name for name in ROW_COLUMNS if name not in df.columns and name not in _DERIVED]
     if missing:
         raise Error(f"rows: missing column(s) {', '.join(missing)}")
     extra = [name for name in df.columns if name not in ROW_COLUMNS]
-    rows = df[[*ROW_COLUMNS, *extra]].reset_index(drop=True)
+    rows = df.drop(columns=list(_DERIVED), errors="ignore").reset_index(drop=True)
     for name, (dtype, _) in ROW_COLUMNS.items():
-        rows[name] = _as_dtype(rows[name], dtype)
+        if name not in _DERIVED:
+            rows[name] = _as_dtype(rows[name], dtype)
+    if TOKEN_BITS in extra:
+        rows[TOKEN_BITS] = _checked_token_bits(rows[TOKEN_BITS])
     _check_values(rows)
     _check_doubles(rows)
-    return rows
+    return _with_bits(rows)[[*ROW_COLUMNS, *extra]]
+
+
+def _checked_token_bits(column: pd.Series) -> pd.Series:
+    """Float32 arrays, None where a row has none."""
+    found: list[np.ndarray | None] = []
+    for number, value in enumerate(column):
+        if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+            found.append(None)
+            continue
+        try:
+            bits = np.asarray(value, np.float32)
+        except (TypeError, ValueError):
+            bits = np.empty((0, 0), np.float32)
+        if bits.ndim != 1:
+            raise Error(f"rows: column {TOKEN_BITS} is no array of numbers in row {number}")
+        found.append(bits)
+    return pd.Series(found, column.index, dtype=object)
+
+
+def _with_bits(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the columns that follow from others."""
+    bits = 8.0 * table["ratio"] * table["bytes_in"]
+    tokens = table["tokens"].astype("Float64").astype("float64")
+    return table.assign(bits_per_byte=8.0 * table["ratio"], bits_per_token=bits / tokens.where(tokens > 0))
 
 
 def _with_added(df: pd.DataFrame, columns: Mapping[str, Any] = ROW_COLUMNS) -> pd.DataFrame:
     added = {name: value for name, value in _ADDED.items() if name in columns and name not in df.columns}
-    return df.assign(**{name: pd.Series(value, df.index, ROW_COLUMNS[name][0]) for name, value in added.items()})
+    return df.assign(**{name: pd.Series(value, df.index, columns[name][0]) for name, value in added.items()})
 
 
 def _as_dtype(column: pd.Series, dtype: Any) -> pd.Series:
@@ -196,17 +241,21 @@ def _check_doubles(rows: pd.DataFrame) -> None:
         )
 
 
-def _schema() -> pa.Schema:
+def _schema(has_token_bits: bool = False) -> pa.Schema:
     arrow = {"string": pa.string(), "Int64": pa.int64(), "int64": pa.int64(), "float64": pa.float64()}
     fields = [
         pa.field(name, arrow[dtype], metadata={b"unit": unit.encode()}) for name, (dtype, unit) in ROW_COLUMNS.items()
     ]
+    if has_token_bits:
+        fields.append(pa.field(TOKEN_BITS, pa.list_(pa.float32()), metadata={b"unit": b"bits of every token"}))
     return pa.schema(fields, metadata={_FORMAT_KEY: _FORMAT})
 
 
 def rows_as_parquet(df: pd.DataFrame, metadata: Mapping[str, str] | None = None) -> bytes:
     """The bytes of the file that `write_rows` writes."""
-    table = pa.Table.from_pandas(check_rows(df)[list(ROW_COLUMNS)], schema=_schema(), preserve_index=False)
+    rows = check_rows(df)
+    schema = _schema(TOKEN_BITS in rows.columns)
+    table = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
     table = table.replace_schema_metadata(dict(metadata or {}) | {_FORMAT_KEY.decode(): _FORMAT.decode()})
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
@@ -216,9 +265,9 @@ def rows_as_parquet(df: pd.DataFrame, metadata: Mapping[str, str] | None = None)
 def write_rows(path: str | os.PathLike[str], df: pd.DataFrame, metadata: Mapping[str, str] | None = None) -> Path:
     """Checks the rows and writes them to a Parquet file that appears whole or not at all; returns its path.
 
-    Only the columns of ROW_COLUMNS are written, their units and `metadata` in the file's metadata. The folder is made
-    where it is missing. Written beside under another name, flushed to disk, then renamed over what was there. Error if
-    it fails.
+    Only the columns of ROW_COLUMNS and TOKEN_BITS are written, their units and `metadata` in the file's metadata. The
+    folder is made where it is missing. Written beside under another name, flushed to disk, then renamed over what was
+    there. Error if it fails.
     """
     return write_file(path, rows_as_parquet(df, metadata))
 
@@ -317,15 +366,16 @@ def _read_file(path: Path) -> pd.DataFrame:
         raise Error(told if told.startswith(f"{path}: ") else f"{path}: {told}") from None
 
 
-def _batches(path: Path, n_rows: int) -> Generator[pa.Table]:
+def _batches(path: Path, n_rows: int, token_bits: bool = True) -> Generator[pa.Table]:
     """The rows of one file as tables of at most `n_rows` rows, unchecked but for their form; at least one table."""
     with _opened(path) as parquet:
         _check_form(parquet.schema_arrow, path)
-        for batch in parquet.iter_batches(n_rows) if parquet.metadata.num_rows else ():
+        columns = [name for name in parquet.schema_arrow.names if token_bits or name != TOKEN_BITS]
+        for batch in parquet.iter_batches(n_rows, columns=columns) if parquet.metadata.num_rows else ():
             batch.validate(full=True)  # damaged text is found here, not where it is first used
             yield pa.Table.from_batches([batch])
         if not parquet.metadata.num_rows:
-            yield parquet.read()
+            yield parquet.read(columns)
 
 
 def _check_form(schema: pa.Schema, path: Path) -> None:
@@ -371,7 +421,7 @@ def read_cells(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     files = [file for one in paths for file in row_files(one)]
     sums, seen = [], _ChunksSeen()
-    for rows in _checked_batches(files):
+    for rows in _checked_batches(files, token_bits=False):
         part = _sums(rows)
         seen.add(rows)
         sums.append(part)
@@ -391,7 +441,7 @@ def merge_rows(
         if path.resolve() in out.resolve().parents:
             raise Error(f"{out}: lies in {path}, where its rows would be read a second time: choose another place")
     files, seen, n_rows = _without_copies([file for path in paths for file in row_files(path)]), _ChunksSeen(), 0
-    schema = _schema()
+    schema = _schema(any(_has_token_bits(file) for file in files))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -403,10 +453,17 @@ def merge_rows(
                 n_rows += len(rows)
                 if n_rows > _ROWS_MAX:
                     raise Error(f"{out}: more than {_ROWS_MAX:,} rows, which is the most that one file may have")
-                writer.write_table(pa.Table.from_pandas(rows[list(ROW_COLUMNS)], schema=schema, preserve_index=False))
+                if TOKEN_BITS in schema.names and TOKEN_BITS not in rows:
+                    rows[TOKEN_BITS] = None
+                writer.write_table(pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False))
     except OSError as error:
         raise Error(f"cannot write {out}: {error.strerror or error}") from error
     return out, n_rows
+
+
+def _has_token_bits(file: Path) -> bool:
+    with _opened(file) as parquet:
+        return TOKEN_BITS in parquet.schema_arrow.names
 
 
 def _without_copies(files: Sequence[Path]) -> list[Path]:
@@ -420,13 +477,13 @@ def _without_copies(files: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _checked_batches(files: Sequence[Path]) -> Iterator[pd.DataFrame]:
+def _checked_batches(files: Sequence[Path], token_bits: bool = True) -> Iterator[pd.DataFrame]:
     """The rows of the files, in their order, about _BATCH_ROWS at a time, of several files or of a part of one."""
     tables: list[pa.Table] = []
     names: list[Path] = []
     n_rows = 0
     for file in files:
-        for table in _batches(file, _BATCH_ROWS):
+        for table in _batches(file, _BATCH_ROWS, token_bits):
             tables.append(table)
             names.append(file)
             n_rows += table.num_rows
@@ -492,7 +549,26 @@ def _sums(rows: pd.DataFrame) -> pd.DataFrame:
     sums["chunks"] = groups.size()
     sums["mean_ratio"] = groups["ratio"].mean()
     sums["squares"] = groups["ratio"].var(ddof=0) * sums["chunks"]
+    sums["places"] = pd.Series([_places(cell) for _, cell in groups], sums.index, dtype=object)
     return sums.reset_index()
+
+
+def _places(rows: pd.DataFrame) -> pd.DataFrame | None:
+    """What clusters are made of; None where a document is not recorded, so that every chunk is a cluster."""
+    if (rows["document"] == "").any():
+        return None
+    offset = rows["offset"].fillna(0).astype("int64")
+    document = rows["document"].astype("category")
+    return pd.DataFrame({"ratio": rows["ratio"], "chunk": rows["chunk"], "offset": offset, "document": document})
+
+
+def _joined(places: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
+    """The places of a cell, of those of its parts."""
+    found = [part for part in places if part is not None]
+    if len(found) < len(places):
+        return None
+    document = union_categoricals([part["document"] for part in found])
+    return pd.concat([part.drop(columns="document") for part in found], ignore_index=True).assign(document=document)
 
 
 def _added_up(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -512,6 +588,7 @@ def _added_up(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     mean = groups["ratios"].transform("sum") / groups["chunks"].transform("sum")
     table["squares"] += table["chunks"] * (table["mean_ratio"] - mean) ** 2
     sums["squares"] = table.groupby(key, dropna=False, sort=False)["squares"].sum()
+    sums["places"] = pd.Series([_joined(list(parts)) for _, parts in groups["places"]], sums.index, dtype=object)
     return sums.reset_index()
 
 
@@ -519,23 +596,58 @@ def _cells_of_sums(sums: pd.DataFrame) -> pd.DataFrame:
     n_chunks = sums["chunks"]
     sums["ratio"] = sums["coded_bits"] / (8.0 * sums["bytes_in"])
     sums["ratio_std"] = np.sqrt(sums["squares"] / (n_chunks - 1).where(n_chunks > 1))
-    sums["stderr"] = sums["ratio_std"] / np.sqrt(n_chunks)
+    sums["stderr"], sums["clusters"] = sums["ratio_std"] / np.sqrt(n_chunks), n_chunks
+    for cell, places in sums["places"].items():
+        if places is not None:
+            sums.loc[cell, ["stderr", "clusters"]] = _standard_error(places)
     sums["covered"] = sums["bytes_scored"] / sums["bytes_in"]
     return _as_cells(sums)
 
 
+def cluster_of(rows: pd.DataFrame) -> np.ndarray:
+    """For every row of one cell the number of its cluster: chunks of one resemble one another, those of two do not.
+
+    A cluster is a document where there are ten or more (pictures, utterances, files, rows). Of fewer, long ones the
+    chunks are put in order, and about sqrt(n) stretches of neighbours, ten or more, are a cluster each. Where documents
+    are not recorded, or of fewer than 20 chunks, every chunk is one.
+    """
+    n = len(rows)
+    documents = rows["document"].to_numpy(str)
+    _, numbers = np.unique(documents, return_inverse=True)
+    if (documents == "").any() or (n_documents := numbers.max(initial=0) + 1) < _CLUSTERS_MIN > n // 2:
+        return np.arange(n)
+    if n_documents >= _CLUSTERS_MIN:
+        return numbers
+    order = np.lexsort((rows["chunk"], rows["offset"].fillna(0).to_numpy(np.int64), numbers))
+    clusters = np.empty(n, np.int64)
+    clusters[order] = np.arange(n) * max(_CLUSTERS_MIN, math.isqrt(n)) // n
+    return clusters
+
+
+def _standard_error(rows: pd.DataFrame) -> tuple[float, int]:
+    """Of the mean of the chunks' ratios, and the number of clusters: sqrt(G / (G - 1) sum of (cluster's sum of
+    deviations)^2) / n, which is ratio_std / sqrt(n) where every chunk is a cluster (Liang and Zeger 1986)."""
+    ratio = rows["ratio"].to_numpy(float)
+    clusters = cluster_of(rows)
+    sums = np.bincount(clusters, ratio - ratio.mean())
+    n_clusters = len(sums)
+    if n_clusters < 2:
+        return math.nan, n_clusters
+    return math.sqrt(n_clusters / (n_clusters - 1) * float(sums @ sums)) / len(ratio), n_clusters
+
+
 def _as_cells(table: pd.DataFrame) -> pd.DataFrame:
-    table = table[list(CELL_COLUMNS)].astype({name: dtype for name, (dtype, _) in CELL_COLUMNS.items()})
+    table = _with_bits(table)[list(CELL_COLUMNS)].astype({name: dtype for name, (dtype, _) in CELL_COLUMNS.items()})
     order = ["dataset", "protocol", "mapping", "params", "model", "step", "unit"]
     return table.sort_values(order, na_position="last", kind="stable", ignore_index=True)
 
 
 def _check_cells(df: pd.DataFrame) -> pd.DataFrame:
     df = _with_added(df, CELL_COLUMNS)
-    missing = [name for name in CELL_COLUMNS if name not in df.columns]
+    missing = [name for name in CELL_COLUMNS if name not in df.columns and name not in _DERIVED]
     if missing:
         raise Error(f"cells: missing column(s) {', '.join(missing)}")
-    return df
+    return _with_bits(df)
 
 
 def published(baseline: bool = False) -> pd.DataFrame:
@@ -560,6 +672,8 @@ def published(baseline: bool = False) -> pd.DataFrame:
         dtype="",
         attention="",
         weights_sha256="",
+        **{name: _ADDED[name] for name in ("draw", "draw_seed", "clusters")},
+        chunk_bytes=2048,
         **{name: _ADDED[name] for name in CELL_FACTS},
         unit="chunk",
         bytes_in=2048 * table["chunks"],

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from real_data import DATA, needs_data
+from scipy import stats
 
 from llmcomp import results
 from llmcomp.errors import Error
@@ -299,9 +300,13 @@ def test_the_module_needs_no_torch_and_no_figures():
 
 ADDED_IN_2 = ["attention", "batch_rows"]
 ADDED_IN_3 = ["n_params_nonembedding", "tokens_seen", "flops", "flops_exact", "seed", "commit"]
+ADDED_IN_4 = ["draw", "draw_seed", "chunk_bytes", "document", "offset"]
 
 
-@pytest.mark.parametrize(("version", "lacking"), [(b"1", ADDED_IN_2 + ADDED_IN_3), (b"2", ADDED_IN_3)])
+@pytest.mark.parametrize(
+    ("version", "lacking"),
+    [(b"1", ADDED_IN_2 + ADDED_IN_3 + ADDED_IN_4), (b"2", ADDED_IN_3 + ADDED_IN_4), (b"3", ADDED_IN_4)],
+)
 def test_files_of_older_formats_are_read(tmp_path, version, lacking):
     """They lack columns, and are written as the releases of their time wrote them."""
     path = results.write_rows(tmp_path / "rows.parquet", make_rows())
@@ -313,11 +318,12 @@ def test_files_of_older_formats_are_read(tmp_path, version, lacking):
         name: dtype for name, (dtype, _) in results.ROW_COLUMNS.items()
     }
     for name in lacking:
-        assert (rows[name] == "").all() if name in ("attention", "commit") else rows[name].isna().all()
+        is_text = results.ROW_COLUMNS[name][0] == "string"
+        assert (rows[name] == "").all() if is_text else rows[name].isna().all()
     (cell,) = results.cells(rows).to_dict("records")
     assert cell["commit"] == "" and pd.isna(cell["tokens_seen"])
-    pq.write_table(table.replace_schema_metadata({b"llmcomp.rows": b"4"}), path)
-    with pytest.raises(Error, match="found format 4, expected format 1 or 2 or 3"):
+    pq.write_table(table.replace_schema_metadata({b"llmcomp.rows": b"5"}), path)
+    with pytest.raises(Error, match="found format 5, expected format 1 or 2 or 3 or 4"):
         results.read_rows(path)
 
 
@@ -348,3 +354,72 @@ def test_a_pipe_among_the_results_is_an_error(tmp_path):
     os.mkfifo(tmp_path / "rows.parquet")
     with pytest.raises(Error, match=r"rows\.parquet: not a regular file"):
         results.read_rows(tmp_path)
+
+
+def intervals_that_hold(documents, rng, n_runs=100):
+    """The shares of 95 % intervals of t that hold the mean, 0.3: by the clusters, and by chunks taken for independent.
+
+    Chunks have the article that they are of in common (a standard deviation of 0.04), and noise of their own (0.03).
+    """
+    n = len(documents)
+    order = rng.permutation(n)  # as drawn chunks lie in a table
+    tables = []
+    for run in range(n_runs):
+        ratio = np.repeat(rng.normal(0.3, 0.04, n // 8), 8) + rng.normal(0, 0.03, n)
+        where = {"document": np.array(documents)[order], "offset": 2048 * order, "step": run}
+        tables.append(make_rows(np.round(ratio[order] * 2048), chunk_bytes=(2048,) * n, side_bits=0, **where))
+    rows = pd.concat(tables)
+    cells = results.cells(rows.assign(ratio=rows["coded_bytes"] / 2048))
+    held = []
+    for error, df in ((cells["stderr"], cells["clusters"] - 1), (cells["ratio_std"] / np.sqrt(n), n - 1)):
+        held.append((abs(cells["mean_ratio"] - 0.3) < error * stats.t.ppf(0.975, np.asarray(df, float))).mean())
+    return held
+
+
+def test_intervals_know_that_neighbours_resemble_one_another():
+    rng = np.random.default_rng(11)
+    # One long text, and 32 pictures with 8 crops each.
+    for documents in (["book"] * 256, [f"picture {i // 8}" for i in range(256)]):
+        by_clusters, by_chunks = intervals_that_hold(documents, rng)
+        assert by_clusters > 0.9
+        assert by_chunks < 0.75
+
+
+def test_clusters_are_documents_or_stretches_of_neighbours():
+    rows = make_rows((500,) * 40, chunk_bytes=(2048,) * 40, document=[f"row {i % 20}" for i in range(40)])
+    assert results.cells(rows)["clusters"][0] == 20
+    rows = rows.assign(document="book", offset=[2048 * (7 * i % 40) for i in range(40)])
+    clusters = results.cluster_of(results.check_rows(rows))
+    assert sorted(np.bincount(clusters)) == [4] * 10
+    # A stretch is one of the text, wherever its chunks stand in the table.
+    assert all(np.ptp(rows["offset"][clusters == cluster]) == 3 * 2048 for cluster in range(10))
+    # Where nothing is recorded, and of few chunks, each is a cluster of its own: the plain standard error.
+    for changed in (rows.assign(document=""), rows[:19]):
+        cell = results.cells(changed).iloc[0]
+        assert cell["clusters"] == len(changed)
+        assert cell["stderr"] == pytest.approx(cell["ratio_std"] / np.sqrt(len(changed)), rel=1e-12)
+
+
+def test_bits_follow_from_the_ratio_whatever_a_table_says() -> None:
+    rows = make_rows()
+    rows["tokens"] = [400, 0]
+    rows = results.check_rows(rows.assign(bits_per_byte=1.0, bits_per_token=1.0))
+    assert rows["bits_per_byte"].tolist() == (8 * rows["ratio"]).tolist()
+    coded_bits = 8 * rows["coded_bytes"][0] + rows["side_bits"][0]
+    assert rows["bits_per_token"][0] == pytest.approx(coded_bits / 400) and np.isnan(rows["bits_per_token"][1])
+    (cell,) = results.cells(rows).to_dict("records")
+    all_bits = (8 * rows["coded_bytes"] + rows["side_bits"]).sum()
+    assert cell["bits_per_byte"] == pytest.approx(all_bits / rows["bytes_in"].sum())
+    assert cell["bits_per_token"] == pytest.approx(all_bits / 400)
+    assert results.published()["bits_per_byte"].tolist() == (8 * results.published()["ratio"]).tolist()
+
+
+def test_rows_hold_the_bits_of_every_token_where_they_were_asked_for(tmp_path) -> None:
+    rows = make_rows().assign(token_bits=[[1.5, 2.25], [0.0]])
+    back = results.read_rows(results.write_rows(tmp_path / "rows.parquet", rows))
+    assert [list(bits) for bits in back["token_bits"]] == [[1.5, 2.25], [0.0]]
+    assert "token_bits" not in results.read_rows(results.write_rows(tmp_path / "plain.parquet", make_rows()))
+    both = pd.concat([back, results.read_rows(tmp_path / "plain.parquet").assign(step=99)])
+    assert both["token_bits"].isna().sum() == len(make_rows())
+    with pytest.raises(Error, match="token_bits"):
+        results.check_rows(make_rows().assign(token_bits="many"))

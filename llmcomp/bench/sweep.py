@@ -27,7 +27,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import save_file
-from tqdm.auto import tqdm
 
 from llmcomp import coding, pico, results
 from llmcomp.codec.segments import MAPPING_DEFAULT, OVERLAP_SHARE_DEFAULT
@@ -44,6 +43,7 @@ from llmcomp.models.graph import Graph
 from llmcomp.models.memory import MaxMemory
 from llmcomp.models.selection import select
 from llmcomp.models.suite import load_suite
+from llmcomp.progress import tqdm
 from llmcomp.scoring.background import in_background
 from llmcomp.scoring.published import MAX_TOKENS, PublishedSum, PublishedTokens
 

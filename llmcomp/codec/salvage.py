@@ -53,7 +53,10 @@ class _Scan:
         header = reader.header
         self.first = reader.position
         self.layout = Layout(
-            header.segment_bytes, tag_bytes(header.segment_bytes), header.model is not None, reader.header_check
+            header.segment_bytes,
+            tag_bytes(header.segment_bytes),
+            header.model is not None or bool(header.salt),
+            reader.header_check,
         )
         self._file = file
         self._is_salted = bool(header.salt)
@@ -107,11 +110,7 @@ class _Scan:
             n_bytes, at = _varint(raw, at)
             tag, at = _integer(raw, at, layout.tag_bytes), at + layout.tag_bytes
         size = layout.segment_bytes if n_bytes is None else n_bytes
-        if (
-            size == 0
-            or (is_last and size >= layout.segment_bytes)
-            or (tag and (tag + 2 > size or not layout.has_model))
-        ):
+        if size == 0 or (is_last and size >= layout.segment_bytes) or (tag and (tag + 2 > size or not layout.may_code)):
             return None
         frame = _Frame(size, tag, offset + at + CHECK_BYTES, tag or size, _integer(raw, at, CHECK_BYTES), is_last)
         return frame if frame.end <= self.limit else None

@@ -23,10 +23,10 @@ from typing import BinaryIO
 
 import platformdirs
 import requests
-from tqdm.auto import tqdm
 
 from llmcomp.atomic_write import written_beside
 from llmcomp.errors import DatasetError, named
+from llmcomp.progress import tqdm
 
 _BLOCK_BYTES = 1 << 20
 _RECEIVED_BLOCK_BYTES = 1 << 14  # a lost connection throws away less than this

@@ -70,7 +70,7 @@ def _shared_cache(folder: str | None) -> TokenCache:
 def _score(job: Job, cell: Cell, model: Any, cache: TokenCache, progress: bool) -> pd.DataFrame:
     data = job.datasets[cell.dataset]
     if is_baselines(model):
-        return baseline_rows(data, progress=progress)
+        return score.add_places(baseline_rows(data, progress=progress), data)
     options: dict[str, Any] = {"protocol": cell.protocol, "mapping": cell.mapping, "progress": progress}
     if cell.protocol == "lossless":
         options["verify"] = cell.verify
@@ -80,6 +80,7 @@ def _score(job: Job, cell: Cell, model: Any, cache: TokenCache, progress: bool) 
     if cell.protocol == "lossless" and len(rows) != len(data.chunks):
         raise Error(f"the score has {len(rows)} rows, expected one for each of {len(data.chunks)} chunks")
     rows = rows.assign(model=cell.model, step=cell.step, dataset=cell.dataset, modality=data.modality)
+    rows = score.add_places(rows, data)
     return add_facts(rows, job.model) if isinstance(job.model, ModelSource) else rows
 
 

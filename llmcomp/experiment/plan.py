@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from llmcomp import pico, results
 from llmcomp.checked_json import parse_object
@@ -29,14 +28,14 @@ from llmcomp.errors import Error
 from llmcomp.experiment import estimate
 from llmcomp.experiment.provenance import add_facts
 from llmcomp.models import hub, load, sources
-from llmcomp.models.adapter import ModelTraits, is_model, weights_sha256
+from llmcomp.models.adapter import ModelTraits, weights_sha256
 from llmcomp.models.engines import exact
 from llmcomp.models.lock import Lock
 from llmcomp.models.memory import MaxMemory, allowed_bytes, host_memory
-from llmcomp.models.protocol import as_model
 from llmcomp.models.selection import select
 from llmcomp.models.sources import ModelSource
 from llmcomp.models.suite import Checkpoint, is_suite, load_suite
+from llmcomp.progress import tqdm
 from llmcomp.scoring import baselines
 
 # Raised whenever the rows of the same model and chunk change for another reason than the engine's arithmetic: a
@@ -306,9 +305,9 @@ def find_models(
         one_or_several = steps if np.iterable(steps) and not isinstance(steps, str) else [steps]
         steps = [None if step is None else sources.as_step(step) for step in one_or_several]
     seen = set()
-    for name in [wanted] if isinstance(wanted, (str, os.PathLike)) or is_model(wanted) else wanted:
+    for name in [wanted] if isinstance(wanted, (str, os.PathLike)) or load.is_in_memory(wanted) else wanted:
         if not isinstance(name, (str, os.PathLike)):
-            yield as_model(name), ""
+            yield load.load_model(name), ""
             continue
         for step in steps or (None,):
             if (os.fspath(name), step) in seen:
@@ -343,33 +342,39 @@ def _lost(checkpoint: Checkpoint) -> ModelSource:
     return ModelSource(name, checkpoint.step, (), checkpoint=checkpoint)
 
 
-def find_datasets(
-    wanted: str | Sequence[Any] | Mapping[str, Any], n_chunks: int | None, chunk_bytes: int, seed: int, progress: bool
-) -> list[Any]:
-    """Data sets of names, of data sets, or of a mapping from names to the user's files: {"text": FILE}."""
+def find_datasets(wanted: Any, n_chunks: int | None, **how: Any) -> list[Any]:
+    """Data sets of names, of data sets, or of a mapping from names to the user's files and objects: {"text": FILE}.
+
+    `how`: as `load_dataset`.
+    """
     if isinstance(wanted, Mapping):
-        specs: list[Any] = [_named_file(name, path) for name, path in wanted.items()]
+        found: list[Any] = [_load_named(name, data, n_chunks, how) for name, data in wanted.items()]
     else:
         specs = [wanted] if isinstance(wanted, str) or hasattr(wanted, "chunks") else list(wanted)
-    found: list[Any] = [
-        datasets.load_dataset(str(spec), n_chunks=n_chunks, chunk_bytes=chunk_bytes, seed=seed, progress=progress)
-        if isinstance(spec, (str, os.PathLike))
-        else spec
-        for spec in specs
-    ]
+        found = [
+            datasets.load_dataset(os.fspath(spec), n_chunks, **how) if isinstance(spec, (str, os.PathLike)) else spec
+            for spec in specs
+        ]
     for data in found:
         if not (hasattr(data, "name") and hasattr(data, "chunks")):
-            raise Error(f"a {type(data).__name__} is no data set: expected a name for load_dataset, or what it returns")
+            raise Error(
+                f"a {type(data).__name__} is no data set: expected a name for load_dataset, what it returns, or a "
+                "mapping from names to data"
+            )
     for name, n_times in Counter(data.name for data in found).items():
         if n_times > 1:
             raise Error(f"{n_times} data sets are called {name!r}; it is what distinguishes their cells")
     return found
 
 
-def _named_file(name: Any, path: Any) -> str:
-    if not isinstance(name, str) or not isinstance(path, (str, os.PathLike)):
-        raise Error(f"data sets: found {name!r}: {path!r}, expected a name and the path of its files")
-    return f"{name}={os.fspath(path)}"
+def _load_named(name: Any, data: Any, n_chunks: int | None, how: Mapping[str, Any]) -> Any:
+    if not isinstance(name, str) or data is None or isinstance(data, (int, float)):
+        raise Error(f"data sets: found {name!r}: {data!r}, expected a name and the path of its files, or its data")
+    if hasattr(data, "chunks"):
+        return data
+    if isinstance(data, (str, os.PathLike)):
+        return datasets.load_dataset(f"{name}={os.fspath(data)}", n_chunks, **how)
+    return datasets.load_dataset(data, n_chunks, name=name, **how)
 
 
 def find_protocols(protocol: str | Sequence[str], mapping: str | Sequence[str] | None) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ never pile up before the driver has written them. Needs the extra `ray`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import time
@@ -77,7 +78,7 @@ class RayCluster:
 
     def _connect(self) -> None:
         try:
-            self._ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
+            self._ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = self._address or os.environ.get("RAY_ADDRESS", "")
             raise Error(f"cannot reach the Ray cluster {where}: {told(error)}") from error

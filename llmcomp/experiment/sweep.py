@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from llmcomp import pico, results
 from llmcomp.atomic_write import remove_stale_parts, write_beside
@@ -43,6 +42,7 @@ from llmcomp.models.lock import NAME as LOCK_NAME
 from llmcomp.models.lock import Lock, read_lock, write_lock
 from llmcomp.models.memory import MaxMemory, parse_memory
 from llmcomp.models.sources import ModelSource
+from llmcomp.progress import tqdm
 from llmcomp.scoring.baselines import random_models
 
 _FAILED_NAME = "failed.json"
@@ -74,6 +74,8 @@ def sweep(
     n_chunks: int | None = None,
     chunk_bytes: int = 2048,
     seed: int = 0,
+    draw: str = "spread",
+    whole: bool = False,
     engine: str = "exact",
     device: str | None = None,
     dtype: str | None = None,
@@ -104,7 +106,8 @@ def sweep(
             "log:12", "1000..8000", "last", "all" (`selection.select`).
         sizes, seeds, tokens: of a suite: which models ("70m,410m", "70m..1b"), which seeds, and instead of steps how
             many tokens seen ("2e9,2e10", "log:8"), in the words of `selection.select`.
-        datasets: names and specifications for `load_dataset`, or `Dataset`s; None: those of the suite's usual grid
+        datasets: names and specifications for `load_dataset`, `Dataset`s, or a mapping from names to files, arrays and
+            whatever else `load_dataset` takes; None: those of the suite's usual grid
             ("pythia": the published ones), else the bundled samples.
         out: the folder of results. Every finished cell is a file there and is never computed again; a file that is
             torn or belongs to other settings is set aside (".superseded"), never trusted. One sweep a folder at a time,
@@ -124,7 +127,7 @@ def sweep(
             models.lock in `out`, which every sweep writes, if it is there.
         disk: at most so many bytes ("50GB") of weights lie on the disk at once: they are downloaded into a folder of
             the sweep's own and deleted when their cells are done. In this process only.
-        n_chunks, chunk_bytes, seed: passed to `load_dataset` for names.
+        n_chunks, chunk_bytes, seed, draw, whole: passed to `load_dataset` for names and for what is no `Dataset` yet.
         engine, device, dtype, attention, cache_dir: as in `load_model`.
         verify: decode every lossless payload again and fail the cell if one is not its chunk. A cell that was finished
             without is computed again.
@@ -147,7 +150,9 @@ def sweep(
     grid.check_settings(engine, {"dtype": dtype, "attention": attention}, max_memory)
     executor = _check_executor(executor, workers, shard)
     usual_datasets, usual_protocols = grid.usual(models)
-    chosen = grid.find_datasets(datasets or usual_datasets, n_chunks, chunk_bytes, seed, progress)
+    wanted = usual_datasets if datasets is None else datasets
+    how = {"chunk_bytes": chunk_bytes, "seed": seed, "draw": draw, "whole": whole, "progress": progress}
+    chosen = grid.find_datasets(wanted, n_chunks, **how)
     pairs = grid.find_protocols(protocol or usual_protocols, mapping)
     given = {"device": device, "dtype": dtype, "attention": attention}
     options = {key: value for key, value in given.items() if value is not None}
@@ -169,7 +174,7 @@ def sweep(
         plan = grid.make_plan(found, chosen, pairs, settings)
         if limit is not None:
             limit.check(plan.sources)
-        print(plan, file=sys.stderr)
+        print(plan)
         table = plan.table()
         table.attrs |= {"costs": plan.costs()._asdict(), "lock": pinned}
         return table

@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tqdm.auto import tqdm
-
 from llmcomp.errors import Error
 from llmcomp.models import hub
 from llmcomp.models.lock import Lock, LockedRevision
@@ -20,6 +18,7 @@ from llmcomp.models.registry import find_entry
 from llmcomp.models.selection import Branches, select
 from llmcomp.models.sources import ask_revision, branches_of, is_weight_file
 from llmcomp.models.suite import Checkpoint, Rule, Suite, SuiteModel, is_suite, load_suite
+from llmcomp.progress import tqdm
 
 _LABELS_SHOWN = 6
 # Bytes a parameter; old files of small models have masks beside the weights that take about as much.

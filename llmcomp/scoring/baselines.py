@@ -32,14 +32,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import save_file
-from tqdm.auto import tqdm
 
-from llmcomp.data.datasets import IMAGE_COLUMNS, SAMPLE_RATE_HZ, Dataset
+from llmcomp.data.datasets import Dataset
+from llmcomp.data.images import IMAGE_COLUMNS
+from llmcomp.data.speech import SAMPLE_RATE_HZ
 from llmcomp.data.tokenizers import ByteTokenizer, Tokenizer
 from llmcomp.errors import Error
 from llmcomp.models.checkpoint import tensor_shapes
 from llmcomp.models.load import load_model
 from llmcomp.models.sources import ModelSource
+from llmcomp.progress import tqdm
 from llmcomp.results import ROW_COLUMNS, STREAM_CHUNK, check_rows
 from llmcomp.version import __version__
 

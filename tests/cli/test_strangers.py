@@ -87,7 +87,7 @@ def archive(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # What the model finds likely, so that it is coded and not stored.
     content = generate(model, 600, temperature=0.01)
     (tmp_path / "content").write_bytes(content)
-    path.write_bytes(compress(content, model))
+    path.write_bytes(compress(content, model, stock=False))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     hub.requests.clear()
     return path

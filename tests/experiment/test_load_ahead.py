@@ -132,7 +132,7 @@ def test_torch_weights_of_every_form_are_read_ahead(suite: Path, tmp_path: Path)
     torch = pytest.importorskip("torch", reason="the torch engine is an extra")
     from safetensors.torch import load_file, save_file
 
-    from llmcomp.models.engines.torch import read_host_weights
+    from llmcomp.models.engines.torch_weights import read_host_weights
 
     whole = load_file(suite / "step1" / "model.safetensors")
     names = sorted(whole)

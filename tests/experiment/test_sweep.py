@@ -25,6 +25,7 @@ import pytest
 from hub_server import Hub, neox_files, write_checkpoint
 
 from llmcomp import load_model, pico, results
+from llmcomp.data.datasets import load_dataset
 from llmcomp.errors import Error
 from llmcomp.experiment import plan as grid
 from llmcomp.experiment.sweep import EqualWeightsWarning, TrainingDataWarning, sweep
@@ -434,7 +435,7 @@ def test_dry_run_changes_nothing(suite: Path, tmp_path: Path, capsys: Any) -> No
     capsys.readouterr()
     table = run(suite, out, dry_run=True)
     assert table["status"].value_counts().to_dict() == {"finished": 2, "to do": 2}
-    plan = capsys.readouterr().err
+    plan = capsys.readouterr().out
     assert "4 cells, 2 finished, 2 to do" in plan
     assert "prose: 3 chunks, 600 bytes of text" in plan
 
@@ -607,3 +608,24 @@ def test_a_mapping_from_names_to_files_scores_those_files(suite: Path, tmp_path:
     assert rows["coded_bytes"].tolist() != sample["coded_bytes"].tolist()
     with pytest.raises(Error, match="expected a name and the path of its files"):
         sweep(suite, 1, {"text": 7}, tmp_path / "third", progress=False)
+
+
+def test_rows_say_how_their_chunks_were_drawn(suite: Path, tmp_path: Path) -> None:
+    content = np.random.default_rng(1).bytes(5000)
+    (tmp_path / "own.bin").write_bytes(content)
+    data = {"dna": tmp_path / "own.bin", "waves": np.arange(2000, dtype=np.int16)}
+    how: dict[str, Any] = {"chunk_bytes": 500, "n_chunks": 2, "progress": False}
+    sweep(suite, 1, data, tmp_path / "out", seed=5, baselines=True, **how)
+    sweep(suite, 1, data, tmp_path / "first", draw="first", **how)
+    sweep(suite, 1, {"pair": ["one row", "another"]}, tmp_path / "rows", whole=True, draw="first", progress=False)
+    drawn, first, whole = (results.read_rows(tmp_path / name) for name in ("out", "first", "rows"))
+    assert set(drawn["modality"]) == {"dna", "audio"}
+    assert set(drawn["draw"]) == {"spread"} and set(drawn["draw_seed"]) == {5} and set(drawn["chunk_bytes"]) == {500}
+    assert set(first["draw"]) == {"first"} and first["draw_seed"].isna().all()
+    assert first["offset"].tolist() == [0, 500] * 2
+    assert whole["bytes_in"].tolist() == [7, 7] and whole["chunk_bytes"].isna().all()
+    # What a row is of can be found again by what it says.
+    for row in drawn[(drawn["dataset"] == "dna") & (drawn["model"] == "gzip-9") & (drawn["chunk"] >= 0)].itertuples():
+        assert row.document == "own.bin"
+        chunk = content[row.offset : row.offset + 500]
+        assert chunk == load_dataset(f"dna={tmp_path / 'own.bin'}", 2, 500, 5, progress=False).chunks[row.chunk]

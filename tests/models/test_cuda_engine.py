@@ -328,9 +328,9 @@ def test_streams_of_any_length_decode_side_by_side(
 def test_archives_cross_both_ways(engine: str) -> None:
     cpu, device = (llmcomp.load_model("pico-13k", engine=engine, device=device) for device in ("cpu", "cuda"))
     data = TEXT[:250] + "Größe, ∞".encode()
-    archive = llmcomp.compress(data, cpu, segment_bytes=100)
+    archive = llmcomp.compress(data, cpu, segment_bytes=100, stock=False)
     assert not any(segment.stored for segment in ArchiveReader(io.BytesIO(archive)).segments())
-    assert llmcomp.compress(data, device, segment_bytes=100) == archive
+    assert llmcomp.compress(data, device, segment_bytes=100, stock=False) == archive
     assert llmcomp.decompress(archive, device) == llmcomp.decompress(archive, cpu) == data
     assert llmcomp.decompress(archive, device="cuda") == data
     with open_archive(io.BytesIO(archive), device="cuda") as file:
@@ -575,7 +575,7 @@ def test_without_the_cuda_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 
 
 def test_without_a_driver_or_a_device(emulated: emulated_device.Machine) -> None:
-    archive = llmcomp.compress(TEXT[:200], "pico-13k")
+    archive = llmcomp.compress(TEXT[:200], "pico-13k", stock=False)
     emulated.n_devices = 0
     with pytest.raises(Error, match=r"device 'cuda:1': no CUDA device was found \(no CUDA-capable device"):
         llmcomp.load_model("pico-13k", device="cuda:1")
@@ -700,8 +700,8 @@ def test_the_check_of_the_device_says_that_there_is_none() -> None:
 def test_a_longer_archive() -> None:
     cpu, device = llmcomp.load_model("pico-77k"), llmcomp.load_model("pico-77k", device="cuda")
     data = TEXT[:9000]
-    archive = llmcomp.compress(data, cpu, segment_bytes=3000)
-    assert llmcomp.compress(data, device, segment_bytes=3000) == archive
+    archive = llmcomp.compress(data, cpu, segment_bytes=3000, stock=False)
+    assert llmcomp.compress(data, device, segment_bytes=3000, stock=False) == archive
     assert llmcomp.decompress(archive, device) == data
 
 
@@ -743,6 +743,8 @@ def test_shapes_of_pythia(shape: str, dtype: str, engine: str) -> None:
 def test_hundreds_of_streams_at_once(engine: str) -> None:
     cpu, device = (llmcomp.load_model("pico-595k", engine=engine, device=device) for device in ("cpu", "cuda"))
     data = (TEXT * 40)[: 600 * 2048]
-    archive = llmcomp.compress(data, device, segment_bytes=2048)
+    archive = llmcomp.compress(data, device, segment_bytes=2048, stock=False)
     assert llmcomp.decompress(archive, device) == data
-    assert llmcomp.decompress(llmcomp.compress(data[:8192], device, segment_bytes=2048), cpu) == data[:8192]
+    assert (
+        llmcomp.decompress(llmcomp.compress(data[:8192], device, segment_bytes=2048, stock=False), cpu) == data[:8192]
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import random
 import struct
 import zlib
@@ -47,6 +48,8 @@ class Hostile:
         self.rng = random.Random(seed)
         self._nested = [b""]
         self._payloads: dict[bytes, bytes] = {}
+        self._streams: dict[tuple[int, bytes], bytes] = {}
+        self._contents: dict[bytes, bytes] = {}
 
     def blob(self) -> bytes:
         rng = self.rng
@@ -114,6 +117,9 @@ class Hostile:
         if rng.random() < 0.02:
             number = rng.choice((0, 1, 255, 256, (1 << 32) - 1, (1 << 64) - 1))
         kind = rng.random()
+        if kind < 0.15 and 4 < n < 1 << 20:
+            payload = self._stock(n)
+            return Frame(number, n, len(payload), payload)
         # Long ones are never coded: to decode a step at a time takes seconds.
         if has_model and kind < 0.3 and 4 < n < 100:
             payload = self._coded(n)
@@ -141,6 +147,24 @@ class Hostile:
         if rng.random() < 0.3:
             payload = rng.choice((payload[:-1], payload + b"\0", payload + b"\1", payload[::-1], b"\0"))
         return payload or b"\0"
+
+    def _stock(self, n: int) -> bytes:
+        """A payload of deflate or LZMA: right, of another length, with another end, or damaged."""
+        rng = self.rng
+        size = n if rng.random() < 0.7 else rng.choice((0, n - 1, n + 1, 1 << 16, 1 << 22))
+        kind, content = rng.choice((1, 2)), rng.choice((bytes(size), TEXT[:8] * (size // 8) + TEXT[: size % 8]))
+        if (kind, content) not in self._streams:
+            self._streams[kind, content] = _deflated(content) if kind == 1 else _lzma_coded(content)
+        stream = self._streams[kind, content]
+        payload = stream + bytes([kind, 0])
+        self._contents[payload] = content
+        if rng.random() < 0.4:
+            more, other = rng.randbytes(rng.choice((1, 5))), rng.choice((0, 1, 2, 3, 255))
+            at = rng.randrange(len(payload))
+            bent = payload[:at] + bytes([payload[at] ^ 1 << rng.randrange(8)]) + payload[at + 1 :]
+            wrong = (stream[:-1], stream + more, stream + b"\0", more + stream, stream + stream)
+            payload = rng.choice((bent, stream + bytes([other, 0]), rng.choice(wrong) + bytes([kind, 0]), payload[-2:]))
+        return payload
 
     def _laid_out(self, header: bytes, check: int, segment_bytes: int, frames: list[Frame]) -> bytes:
         rng = self.rng
@@ -175,7 +199,7 @@ class Hostile:
 
     def _content(self, frames: list[Frame]) -> bytes:
         """Right where all segments are stored or coded text from the start."""
-        known = {payload: content for content, payload in self._payloads.items()}
+        known = {payload: content for content, payload in self._payloads.items()} | self._contents
         return b"".join(frame.payload if frame.tag == 0 else known.get(frame.payload, b"") for frame in frames)
 
     def _damaged(self, blob: bytes) -> bytes:
@@ -192,6 +216,17 @@ class Hostile:
         else:
             bad[at:at] = rng.choice(self._nested)[:200]
         return bytes(bad)
+
+
+def _deflated(content: bytes) -> bytes:
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return deflate.compress(content) + deflate.flush()
+
+
+def _lzma_coded(content: bytes) -> bytes:
+    """The stream of a file of the LZMA SDK, behind its header of 13 bytes."""
+    filters = [{"id": lzma.FILTER_LZMA1, "preset": 6, "dict_size": 1 << 16}]
+    return lzma.compress(content, format=lzma.FORMAT_ALONE, filters=filters)[13:]
 
 
 def rng_tail(rng: random.Random) -> bytes:
