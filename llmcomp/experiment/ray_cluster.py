@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from tqdm.auto import tqdm
-
 from llmcomp import coding, results
 from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
@@ -30,6 +28,7 @@ from llmcomp.experiment.load_ahead import Loading
 from llmcomp.experiment.plan import ROWS_VERSION, Cell, Job, Outcome, cell_metadata, is_baselines, job_work
 from llmcomp.models.engines import exact
 from llmcomp.models.sources import ModelSource
+from llmcomp.progress import tqdm
 
 # Actors that are asked for and have no place yet; Ray starts them where and when there is one.
 _WANTED_MAX = 8
