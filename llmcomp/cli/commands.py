@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmcomp.errors import Error
+from llmcomp.errors import Error, printable
 
 # Exit status of a salvage that could not read all of the original.
 PARTLY_LOST = 3
@@ -125,11 +125,11 @@ def fit(args: argparse.Namespace) -> int:
         found = laws.to_dict()
         print_json({"laws": found, "holdout": [one.to_dict() for one in held_out]} if held_out else found)
     elif args.report:
-        print(laws.report("latex" if args.latex else "markdown"))
+        print(printable(laws.report("latex" if args.latex else "markdown")))
     else:
-        print(laws.to_latex() if args.latex else laws)
+        print(printable(laws.to_latex() if args.latex else str(laws)))
         for one in held_out:
-            print("", one.to_latex() if args.latex else one, sep="\n")
+            print("", printable(one.to_latex() if args.latex else str(one)), sep="\n")
     return 0
 
 
@@ -610,7 +610,7 @@ def print_table(table: Any, args: argparse.Namespace) -> None:
     if args.json:
         print_json(_records(table))
     else:
-        print(table.to_string(index=False, float_format="%.4g"))
+        print(printable(table.to_string(index=False, float_format="%.4g")))
 
 
 def _records(table: Any) -> list[dict[str, Any]]:

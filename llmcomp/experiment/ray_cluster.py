@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import sys
 import time
 from collections import Counter, deque
@@ -35,6 +36,7 @@ _WANTED_MAX = 8
 _CELLS_AT_ONCE = 2
 _WATCH_SECONDS = 5.0
 _STATUS_SECONDS = 60.0
+_CONNECT_SECONDS = 10.0
 # How long an actor waits for tokens that another one makes, before it makes them itself.
 _TOKENS_SECONDS = 60.0
 # Beside weights: the interpreter, chunks, tokens, a batch.
@@ -76,9 +78,12 @@ class RayCluster:
                 self._ray.shutdown()
 
     def _connect(self) -> None:
+        host, _, port = (self._address or os.environ.get("RAY_ADDRESS") or "").rpartition(":")
         try:
+            if host and port.isdecimal() and "/" not in host:  # Ray itself would wait for minutes
+                socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
             self._ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             where = self._address or os.environ.get("RAY_ADDRESS", "")
             raise Error(f"cannot reach the Ray cluster {where}: {told(error)}") from error
 
