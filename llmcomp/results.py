@@ -31,7 +31,7 @@ STREAM_CHUNK = -1  # the chunk number of a row that covers all chunks of a data 
 ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "model": ("string", "name of the model or of the baseline compressor"),
-        "params": ("Int64", "parameters of the model; null for a baseline"),
+        "params": ("Int64", "all parameters, embeddings included, tied weights once; null for a baseline"),
         "n_params_nonembedding": ("Int64", "parameters without input and output embedding; null where unknown"),
         "step": ("Int64", "training steps of the model; null where unknown or for a baseline"),
         "tokens_seen": ("Int64", "tokens that the model was trained on by then; null where no suite states them"),

@@ -39,6 +39,8 @@ PYTHON_ROOMS: dict[str, set[str]] = {
         *("errors", "version", "results", "atomic_write", "checked_json", "progress", "display"),
         *("coding", "data", "models", "codec", "scoring"),
     },
+    # llmcomp inside other libraries.
+    "adapters": {"errors", "coding", "data", "models", "codec", "scoring"},
     "law": {"errors", "atomic_write", "results"},
     "experiment": {
         *("errors", "atomic_write", "checked_json", "progress", "results", "pico"),
@@ -48,7 +50,8 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "conformance": {"errors", "version", "checked_json", "_core", "coding", "data", "models", "codec"},
     "pico.recipes": {"errors", "atomic_write", "results", "pico", "data", "llmcomp"},
     "cli": {
-        *("errors", "version", "results", "pico", "coding", "data", "models", "codec", "scoring"),
+        *("errors", "atomic_write", "progress", "version", "results", "pico"),
+        *("coding", "data", "models", "codec", "scoring"),
         *("claims", "law", "experiment", "bench", "conformance", "llmcomp"),
     },
     # The public names, each imported when it is first used.
@@ -90,6 +93,7 @@ OUTSIDE = {"Python.h": {"python"}, "numpy": {"python"}, "cuda_runtime": {"python
 TORCH_FILES = {
     "data/tokenizer_conversion.py",
     "models/engines/torch.py",
+    "adapters/trainer.py",
     "models/engines/torch_steps.py",
     "models/engines/torch_weights.py",
     "pico/train.py",

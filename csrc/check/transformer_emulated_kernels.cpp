@@ -113,6 +113,25 @@ static float codes_of_row(const float *row, size_t n_k, int8_t *codes) {
     return !is_finite ? NAN : reciprocal == 0.0f ? 0.0f : largest / 127.0f;
 }
 
+/* n rows of n_k numbers each as codes, by the device and alone. */
+static void check_codes(check_tensor_t &numbers, uint32_t n, uint32_t n_k, const lmc_cuda_codes_t &codes) {
+    uint32_t n_padded = (n_k + 15) / 16 * 16, bytes = lmc_element_bytes(numbers.dtype);
+    /* A row of zeros, and one that is not finite. */
+    memset(numbers.at((size_t)below(n) * n_k), 0, n_k * bytes);
+    if (below(2)) memset(numbers.at(below(n) * n_k + below(n_k)), 0xFF, bytes);
+    CHECK(lmc_cuda_int8_quantise(numbers.at(0), numbers.dtype, n, n_k, codes, nullptr) == cudaSuccess,
+          "a launch failed");
+    std::vector<float> row(n_k);
+    std::vector<int8_t> wanted(n_padded);
+    for (size_t i = 0; i < n; i++) {
+        for (size_t k = 0; k < n_k; k++)
+            row[k] = widened(numbers, i * n_k + k);
+        float scale = codes_of_row(row.data(), n_k, wanted.data());
+        CHECK(check_same(scale, codes.scales[i]), "row %zu", i);
+        CHECK(memcmp(wanted.data(), codes.codes + i * n_padded, n_padded) == 0, "row %zu", i);
+    }
+}
+
 /* Codes and their product by themselves; kinds as in check_product. */
 void check_code_product(uint32_t kind) {
     uint32_t n_tokens = kind == 0   ? 1 + below(8)
@@ -125,21 +144,8 @@ void check_code_product(uint32_t kind) {
     check_tensor_t output = before;
     uint32_t n_padded = (n_k + 15) / 16 * 16;
     check_memory_t codes((size_t)n_all * n_padded), scales(n_all * sizeof(float));
-    /* A row of zeros, and one that is not finite. */
-    memset(numbers.at((size_t)below(n_all) * n_k), 0, n_k * lmc_element_bytes(numbers.dtype));
-    if (below(2)) memset(numbers.at(below(n_all) * n_k + below(n_k)), 0xFF, lmc_element_bytes(numbers.dtype));
     lmc_cuda_codes_t all = {(int8_t *)codes.data, (float *)scales.data};
-    CHECK(lmc_cuda_int8_quantise(numbers.at(0), numbers.dtype, n_all, n_k, all, nullptr) == cudaSuccess,
-          "a launch failed");
-    std::vector<float> row(n_k);
-    std::vector<int8_t> wanted(n_padded);
-    for (size_t i = 0; i < n_all; i++) {
-        for (size_t k = 0; k < n_k; k++)
-            row[k] = widened(numbers, i * n_k + k);
-        float scale = codes_of_row(row.data(), n_k, wanted.data());
-        CHECK(check_same(scale, all.scales[i]), "row %zu", i);
-        CHECK(memcmp(wanted.data(), all.codes + i * n_padded, n_padded) == 0, "row %zu", i);
-    }
+    check_codes(numbers, n_all, n_k, all);
     lmc_cuda_product_t p = {};
     p.weights = all.codes + (size_t)n_tokens * n_padded;
     p.scales = all.scales + n_tokens;
@@ -151,50 +157,24 @@ void check_code_product(uint32_t kind) {
     throw_ends(p, (const float *)before.at(0));
     CHECK(lmc_cuda_int8_product(p, all, nullptr) == cudaSuccess, "a launch failed");
     long n_wrong = 0;
-    for (size_t t = 0; t < n_tokens; t++) {
-        for (size_t i = 0; i < n_rows; i++) {
-            int64_t sum = 0;
-            for (size_t k = 0; k < n_k; k++)
-                sum += all.codes[t * n_padded + k] * all.codes[(n_tokens + i) * n_padded + k];
-            float number = (float)sum * p.scales[i] * all.scales[t];
-            if (p.bias != nullptr) number += p.bias[i];
-            float other = widened(before, t * n_rows + i);
-            n_wrong += !check_same(output_alone(p, number, other, other), p.output[t * n_rows + i]);
-        }
+    for (size_t i = 0; i < (size_t)n_tokens * n_rows; i++) {
+        size_t token = i / n_rows, row = i % n_rows;
+        int64_t sum = 0;
+        for (size_t k = 0; k < n_k; k++)
+            sum += all.codes[token * n_padded + k] * all.codes[(n_tokens + row) * n_padded + k];
+        float number = (float)sum * p.scales[row] * all.scales[token], other = widened(before, i);
+        if (p.bias != nullptr) number += p.bias[row];
+        n_wrong += !check_same(output_alone(p, number, other, other), p.output[i]);
     }
     CHECK(n_wrong == 0, "%ld outputs of %u x %u over %u", n_wrong, n_tokens, n_rows, n_k);
 }
 
-/* is_long: of more features than shared memory holds at once. One norm of either kind, in place or not, with
- * gains that go around and gaps between rows, put upon what is there; or two at once. */
-void check_norm(bool is_long) {
-    uint32_t n_rows = 1 + below(9), n_features = is_long ? 2049 + below(3000) : 1 + below(300);
-    uint32_t n_outputs = 1 + below(2);
-    lmc_cuda_norm_t norm = {};
-    norm.kind = below(2) ? LMC_NORM_LAYER : LMC_NORM_RMS;
-    norm.n_rows = n_rows;
-    norm.n_features = n_features;
-    norm.stride = n_features + (n_outputs == 1 ? below(3) : 0);
-    norm.n_gains = n_outputs == 1 ? 1 + below(3) : 1;
-    norm.epsilon = 1e-5f;
-    norm.multiplier = 0.22f;
-    size_t n_gains = (size_t)norm.n_gains * n_features;
-    check_tensor_t given(LMC_FLOAT32, (size_t)n_rows * norm.stride, 2.0f), input = given;
-    check_tensor_t gains[2] = {{LMC_FLOAT32, n_gains, 1.0f}, {LMC_FLOAT32, n_gains, 1.0f}};
-    check_tensor_t biases[2] = {{LMC_FLOAT32, n_gains, 1.0f}, {LMC_FLOAT32, n_gains, 1.0f}};
-    check_tensor_t there(LMC_FLOAT32, (size_t)n_rows * norm.stride, 2.0f), outputs[2] = {there, there};
-    norm.input = (const float *)input.at(0);
-    for (uint32_t i = 0; i < n_outputs; i++) {
-        norm.gains[i] = (const float *)gains[i].at(0);
-        norm.biases[i] = (const float *)biases[i].at(0);
-        norm.outputs[i] = (float *)outputs[i].at(0);
-    }
-    norm.is_added = n_outputs == 1 && below(2);
-    bool is_in_place = n_outputs == 1 && !norm.is_added && below(2);
-    if (is_in_place) norm.outputs[0] = (float *)input.at(0);
-    CHECK(lmc_cuda_norm(norm, nullptr) == cudaSuccess, "a launch failed");
+/* Row by row and alone; given: what the input was; there: what the output was. */
+static void check_norm_rows(const lmc_cuda_norm_t &norm, uint32_t n_outputs, const check_tensor_t &given,
+                            const check_tensor_t &there) {
+    uint32_t n_features = norm.n_features;
     std::vector<float> panel((size_t)n_features * LMC_LANES), wanted(panel.size());
-    for (uint32_t row = 0; row < n_rows; row++) {
+    for (uint32_t row = 0; row < norm.n_rows; row++) {
         size_t at = (size_t)row * norm.stride, of_gains = row % norm.n_gains * n_features;
         for (uint32_t i = 0; i < n_features; i++)
             panel[i * LMC_LANES] = widened(given, at + i);
@@ -208,9 +188,39 @@ void check_norm(bool is_long) {
                 if (norm.is_added) y = fmaf(y, norm.multiplier, widened(there, at + i));
                 n_wrong += !check_same(y, norm.outputs[o][at + i]);
             }
-            CHECK(n_wrong == 0, "%ld of %u features, row %u of %u", n_wrong, n_features, row, n_rows);
+            CHECK(n_wrong == 0, "%ld of %u features, row %u of %u", n_wrong, n_features, row, norm.n_rows);
         }
     }
+}
+
+/* is_long: of more features than shared memory holds at once. One norm of either kind, in place or not, with
+ * gains that go around and gaps between rows, put upon what is there; or two at once. */
+void check_norm(bool is_long) {
+    uint32_t n_outputs = 1 + below(2);
+    lmc_cuda_norm_t norm = {};
+    norm.kind = below(2) ? LMC_NORM_LAYER : LMC_NORM_RMS;
+    norm.n_rows = 1 + below(9);
+    norm.n_features = is_long ? 2049 + below(3000) : 1 + below(300);
+    norm.stride = norm.n_features + (n_outputs == 1 ? below(3) : 0);
+    norm.n_gains = n_outputs == 1 ? 1 + below(3) : 1;
+    norm.epsilon = 1e-5f;
+    norm.multiplier = 0.22f;
+    size_t n_gains = (size_t)norm.n_gains * norm.n_features, n = (size_t)norm.n_rows * norm.stride;
+    check_tensor_t given(LMC_FLOAT32, n, 2.0f), input = given;
+    check_tensor_t gains[2] = {{LMC_FLOAT32, n_gains, 1.0f}, {LMC_FLOAT32, n_gains, 1.0f}};
+    check_tensor_t biases[2] = {{LMC_FLOAT32, n_gains, 1.0f}, {LMC_FLOAT32, n_gains, 1.0f}};
+    check_tensor_t there(LMC_FLOAT32, n, 2.0f), outputs[2] = {there, there};
+    norm.input = (const float *)input.at(0);
+    for (uint32_t i = 0; i < n_outputs; i++) {
+        norm.gains[i] = (const float *)gains[i].at(0);
+        norm.biases[i] = (const float *)biases[i].at(0);
+        norm.outputs[i] = (float *)outputs[i].at(0);
+    }
+    norm.is_added = n_outputs == 1 && below(2);
+    bool is_in_place = n_outputs == 1 && !norm.is_added && below(2);
+    if (is_in_place) norm.outputs[0] = (float *)input.at(0);
+    CHECK(lmc_cuda_norm(norm, nullptr) == cudaSuccess, "a launch failed");
+    check_norm_rows(norm, n_outputs, given, there);
 }
 
 /* Rows of any type with a gap between them, one of them spoiled. */
@@ -295,7 +305,7 @@ static lmc_softmax_rule_t random_softmax(uint32_t head_dim) {
     return {scale, LMC_SOFTMAX_EXPONENT_FLOOR / scale, below(2) ? 0.3f : 0.0f};
 }
 
-void check_attend_step() {
+static lmc_cuda_attention_t random_attention() {
     static const uint32_t head_dims[] = {3, 8, 64, 130};
     bool is_long = below(8) == 0;
     lmc_cuda_attention_t a = {};
@@ -303,53 +313,67 @@ void check_attend_step() {
     a.n_heads = a.n_kv_heads * (1 + below(is_long ? 4 : 7));
     a.head_dim = head_dims[below(is_long ? 2 : 4)];
     a.n_quads = (a.head_dim + 3) / 4;
+    a.query_head = a.head_dim;
+    a.query_row = a.n_heads * a.head_dim;
     a.n_rows = 1 + below(3);
     a.capacity = 32 * (1 + below(is_long ? 300 : 12));
     a.window = below(2) ? 1 + below(a.capacity - 1) : 0;
     a.softmax = random_softmax(a.head_dim);
-    uint32_t n_shared = a.n_heads / a.n_kv_heads,
-             n_queries = lmc_cuda_step_queries(a.n_heads, a.n_kv_heads, a.head_dim);
-    uint32_t n_parts = (n_shared + n_queries - 1) / n_queries;
-    size_t of_head = (size_t)a.capacity * a.n_quads * 4, n_outputs = (size_t)a.n_heads * a.head_dim;
-    check_memory_t keys(a.n_rows * a.n_kv_heads * of_head * sizeof(float));
-    check_memory_t values(a.n_rows * a.n_kv_heads * of_head * sizeof(float));
-    check_memory_t output(a.n_rows * n_outputs * sizeof(float));
-    check_memory_t scores((size_t)a.n_rows * a.n_kv_heads * n_parts * n_queries *
-                          lmc_cuda_score_length(a.window, a.capacity) * sizeof(float));
-    check_tensor_t queries(LMC_FLOAT32, a.n_rows * n_outputs, 1.0f);
+    return a;
+}
+
+/* Puts keys and values of a row into the device's memory, and returns its outputs. */
+static std::vector<float> attend_alone(const lmc_cuda_attention_t &a, uint32_t row, uint32_t position,
+                                       bool takes_part) {
+    uint32_t n_shared = a.n_heads / a.n_kv_heads;
+    size_t of_head = (size_t)a.capacity * a.n_quads * 4;
+    uint32_t first = a.window != 0 && position >= a.window ? position - a.window + 1 : 0;
+    std::vector<float> outputs;
+    for (uint32_t kv_head = 0; kv_head < a.n_kv_heads; kv_head++) {
+        check_ring_t ring(a.head_dim, a.capacity);
+        size_t at = (row * a.n_kv_heads + kv_head) * of_head;
+        ring.fill(first, position);
+        ring.place(a.n_quads, a.keys + at, a.values + at);
+        for (uint32_t head = kv_head * n_shared; head < (kv_head + 1) * n_shared; head++) {
+            std::vector<float> one(a.head_dim, 0.0f);
+            const float *query = a.queries + (size_t)row * a.query_row + head * a.query_head;
+            if (takes_part) one = ring.attend(a, query, position);
+            outputs.insert(outputs.end(), one.begin(), one.end());
+        }
+    }
+    return outputs;
+}
+
+void check_attend_step() {
+    lmc_cuda_attention_t a = random_attention();
+    uint32_t n_shared = a.n_heads / a.n_kv_heads;
+    uint32_t n_queries = lmc_cuda_step_queries(a.n_heads, a.n_kv_heads, a.head_dim);
+    size_t n_heads = (size_t)a.n_rows * a.n_kv_heads, n_keys = n_heads * a.capacity * a.n_quads * 4;
+    size_t n_scores = n_heads * ((n_shared + n_queries - 1) / n_queries * n_queries) *
+                      lmc_cuda_score_length(a.window, a.capacity);
+    check_memory_t keys(n_keys * sizeof(float)), values(n_keys * sizeof(float)),
+        scores(n_scores * sizeof(float));
+    check_tensor_t queries(LMC_FLOAT32, a.n_rows * a.query_row, 1.0f), output = queries;
+    a.keys = (float *)keys.data;
+    a.values = (float *)values.data;
+    a.scores = (float *)scores.data;
+    a.queries = (float *)queries.at(0);
+    a.output = (float *)output.at(0);
     std::vector<uint32_t> streams = {0, 1, 2}, positions;
     std::vector<float> wanted;
     for (uint32_t row = 0; row < a.n_rows; row++) {
         uint32_t position = a.window == 0 ? below(a.capacity) : below(3 * a.capacity);
         bool takes_part = below(5) != 0;
         positions.push_back(takes_part ? position : LMC_NO_POSITION);
-        for (uint32_t head = 0; head < a.n_heads; head += n_shared) {
-            check_ring_t ring(a.head_dim, a.capacity);
-            size_t at = (row * a.n_kv_heads + head / n_shared) * of_head;
-            uint32_t first = a.window != 0 && position >= a.window ? position - a.window + 1 : 0;
-            ring.fill(first, position);
-            ring.place(a.n_quads, (float *)keys.data + at, (float *)values.data + at);
-            for (uint32_t i = 0; i < n_shared; i++) {
-                const float *query = (const float *)queries.at(row * n_outputs + (head + i) * a.head_dim);
-                std::vector<float> one(a.head_dim, 0.0f);
-                if (takes_part) one = ring.attend(a, query, position);
-                wanted.insert(wanted.end(), one.begin(), one.end());
-            }
-        }
+        std::vector<float> one = attend_alone(a, row, position, takes_part);
+        wanted.insert(wanted.end(), one.begin(), one.end());
     }
-    a.keys = (float *)keys.data;
-    a.values = (float *)values.data;
-    a.queries = (float *)queries.at(0);
-    a.query_head = a.head_dim;
-    a.query_row = (uint32_t)n_outputs;
-    a.output = (float *)output.data;
-    a.scores = (float *)scores.data;
     a.row_streams = streams.data();
     a.row_positions = positions.data();
     CHECK(lmc_cuda_attend_step(a, nullptr) == cudaSuccess, "a launch failed");
     long n_wrong = 0;
     for (size_t i = 0; i < wanted.size(); i++)
         n_wrong += !check_same(wanted[i], a.output[i]);
-    CHECK(n_wrong == 0, "%ld outputs of %u rows, %u heads of %u, %u keys, capacity %u, window %u", n_wrong,
-          a.n_rows, a.n_heads, a.head_dim, a.n_kv_heads, a.capacity, a.window);
+    CHECK(n_wrong == 0, "%ld outputs of %u rows, %u heads of %u, %u key heads, capacity %u, window %u",
+          n_wrong, a.n_rows, a.n_heads, a.head_dim, a.n_kv_heads, a.capacity, a.window);
 }

@@ -10,70 +10,96 @@ static uint32_t below(uint32_t n) {
 
 /* One pass over sequences of unequal lengths: logits and intervals. */
 
-void check_pass(const check_model_t &model) {
-    const lmc_transformer_config_t &config = model.config;
-    uint32_t n = 1 + below(4);
-    std::vector<check_history_t> histories(n);
+/* Sequences of any length, with targets, and the logits that they shall have. */
+struct sequences_t {
+    uint32_t n, n_longest = 0, n_rows, vocab_size;
     std::vector<int32_t> tokens, targets;
-    std::vector<uint32_t> row_begin(1, 0);
+    std::vector<uint32_t> row_begin;
     std::vector<float> wanted;
-    uint32_t n_longest = 0, vocab_size = 1 + below((uint32_t)config.n_logits);
-    for (check_history_t &history : histories) {
-        uint32_t length = below((uint32_t)config.context_length + 1);
-        while (history.size() < length)
-            history.push_back(below((uint32_t)config.n_embeddings));
-        tokens.insert(tokens.end(), history.begin(), history.end());
-        row_begin.push_back((uint32_t)tokens.size());
-        n_longest = max(n_longest, length);
-        std::vector<float> logits = model.logits_of(history);
-        wanted.insert(wanted.end(), logits.begin(), logits.end());
-    }
-    uint32_t n_rows = (uint32_t)tokens.size(), n_block = 1 + below(40);
-    for (uint32_t i = 0; i < n_rows; i++)
-        targets.push_back(below(vocab_size));
-    check_cache_t cache(model, 1, n, (uint32_t)config.context_length);
-    check_work_t work(config, n_rows + below(3));
-    check_memory_t logits((size_t)max(n_rows, n_block) * config.n_logits * sizeof(float));
-    lmc_cuda_transformer_batch_t batch = {tokens.data(), row_begin.data(), nullptr, n, n_rows, n_longest};
-    uint64_t error = LMC_CUDA_NO_ERROR;
-    int status = lmc_cuda_transformer_pass(&model.placed, &batch, &cache.cache, &work.work, &error, nullptr);
-    CHECK(status == cudaSuccess, "a launch failed");
-    uint32_t n_first = below(n_rows + 1);
-    float *found = (float *)logits.data;
-    lmc_cuda_transformer_head(&model.placed, &work.work, n_first, n_rows - n_first,
-                              found + n_first * config.n_logits, nullptr);
-    lmc_cuda_transformer_head(&model.placed, &work.work, 0, n_first, found, nullptr);
-    check_logits(found, wanted.data(), n_rows, config.n_logits, "pass");
 
-    std::vector<uint64_t> start(n_rows), freq(n_rows), total(n_rows);
-    std::vector<double> log2_probabilities(n_rows);
-    lmc_cuda_transformer_sink_t sink = {
-        targets.data(), start.data(), freq.data(), total.data(), log2_probabilities.data(),
-        vocab_size,     n_block,      found};
-    lmc_cuda_transformer_log2_softmax(&model.placed, &work.work, 0, n_rows, &sink, &error, nullptr);
-    CHECK(error == LMC_CUDA_NO_ERROR, "error %llx", (unsigned long long)error);
-    for (uint32_t i = 0; i < n_rows; i++) {
-        int64_t target = targets[i];
-        double one;
-        size_t unused;
-        lmc_rows_t row = {&wanted[i * config.n_logits], 0, 1, config.n_logits, LMC_FLOAT32};
-        lmc_log2_softmax(&check_serial, &row, &target, &one, &unused);
-        CHECK(one == log2_probabilities[i], "row %u: %.17g, not %.17g", i, log2_probabilities[i], one);
+    explicit sequences_t(const check_model_t &model)
+        : n(1 + below(4)), vocab_size(1 + below((uint32_t)model.config.n_logits)), row_begin(1, 0) {
+        for (uint32_t sequence = 0; sequence < n; sequence++) {
+            uint32_t length = below((uint32_t)model.config.context_length + 1);
+            check_history_t history;
+            while (history.size() < length)
+                history.push_back(below((uint32_t)model.config.n_embeddings));
+            tokens.insert(tokens.end(), history.begin(), history.end());
+            row_begin.push_back((uint32_t)tokens.size());
+            n_longest = max(n_longest, length);
+            std::vector<float> logits = model.logits_of(history);
+            wanted.insert(wanted.end(), logits.begin(), logits.end());
+        }
+        n_rows = (uint32_t)tokens.size();
+        for (uint32_t i = 0; i < n_rows; i++)
+            targets.push_back(below(vocab_size));
     }
-    uint32_t bad = n_rows > 0 && below(3) == 0 ? below(n_rows) : UINT32_MAX;
-    if (bad != UINT32_MAX) targets[bad] = (int32_t)vocab_size;
+};
+
+static void check_log2_softmax(const check_model_t &model, const check_work_t &work,
+                               const sequences_t &sequences, const lmc_cuda_transformer_sink_t &sink) {
+    const size_t n_logits = model.config.n_logits;
+    uint64_t error = LMC_CUDA_NO_ERROR;
+    lmc_cuda_transformer_log2_softmax(&model.placed, &work.work, 0, sequences.n_rows, &sink, &error, nullptr);
+    CHECK(error == LMC_CUDA_NO_ERROR, "error %llx", (unsigned long long)error);
+    for (uint32_t i = 0; i < sequences.n_rows; i++) {
+        int64_t target = sequences.targets[i];
+        double one, found = sink.log2_probabilities[i];
+        size_t unused;
+        lmc_rows_t row = {&sequences.wanted[i * n_logits], 0, 1, n_logits, LMC_FLOAT32};
+        lmc_log2_softmax(&check_serial, &row, &target, &one, &unused);
+        CHECK(one == found, "row %u: %.17g, not %.17g", i, found, one);
+    }
+}
+
+/* One target may be none of the vocabulary. */
+static void check_intervals(const check_model_t &model, const check_work_t &work, sequences_t &sequences,
+                            const lmc_cuda_transformer_sink_t &sink) {
+    uint32_t n_rows = sequences.n_rows, bad = n_rows > 0 && below(3) == 0 ? below(n_rows) : UINT32_MAX;
+    if (bad != UINT32_MAX) sequences.targets[bad] = (int32_t)sequences.vocab_size;
+    uint64_t error = LMC_CUDA_NO_ERROR;
     lmc_cuda_transformer_intervals(&model.placed, &work.work, 0, n_rows, &sink, &error, nullptr);
     uint64_t wanted_error = bad == UINT32_MAX ? LMC_CUDA_NO_ERROR : (uint64_t)bad << 8 | LMC_ERROR_TOKEN;
     CHECK(error == wanted_error, "error %llx", (unsigned long long)error);
     for (uint32_t i = 0; i < n_rows; i++) {
         uint64_t triple[3] = {0, 0, 0};
-        int64_t target = targets[i];
+        int64_t target = sequences.targets[i];
         size_t unused;
-        lmc_rows_t row = {&wanted[i * config.n_logits], 0, 1, vocab_size, LMC_FLOAT32};
+        const float *logits = &sequences.wanted[i * model.config.n_logits];
+        lmc_rows_t row = {logits, 0, 1, sequences.vocab_size, LMC_FLOAT32};
         if (i != bad)
             lmc_intervals(&check_serial, &row, &target, nullptr, &triple[0], &triple[1], &triple[2], &unused);
-        CHECK(triple[0] == start[i] && triple[1] == freq[i] && triple[2] == total[i], "row %u", i);
+        CHECK(triple[0] == sink.start[i] && triple[1] == sink.freq[i] && triple[2] == sink.total[i], "row %u",
+              i);
     }
+}
+
+void check_pass(const check_model_t &model) {
+    const lmc_transformer_config_t &config = model.config;
+    sequences_t sequences(model);
+    uint32_t n_rows = sequences.n_rows, n_block = 1 + below(40), n_first = below(n_rows + 1);
+    check_cache_t cache(model, 1, sequences.n, (uint32_t)config.context_length);
+    check_work_t work(config, n_rows + below(3));
+    check_memory_t logits((size_t)max(n_rows, n_block) * config.n_logits * sizeof(float));
+    lmc_cuda_transformer_batch_t batch = {
+        sequences.tokens.data(), sequences.row_begin.data(), nullptr, sequences.n, n_rows,
+        sequences.n_longest};
+    uint64_t error = LMC_CUDA_NO_ERROR;
+    int status = lmc_cuda_transformer_pass(&model.placed, &batch, &cache.cache, &work.work, &error, nullptr);
+    CHECK(status == cudaSuccess && error == LMC_CUDA_NO_ERROR, "a pass failed");
+    float *found = (float *)logits.data;
+    lmc_cuda_transformer_head(&model.placed, &work.work, n_first, n_rows - n_first,
+                              found + n_first * config.n_logits, nullptr);
+    lmc_cuda_transformer_head(&model.placed, &work.work, 0, n_first, found, nullptr);
+    check_logits(found, sequences.wanted.data(), n_rows, config.n_logits, "pass");
+
+    std::vector<uint64_t> start(n_rows), freq(n_rows), total(n_rows);
+    std::vector<double> log2_probabilities(n_rows);
+    lmc_cuda_transformer_sink_t sink = {
+        sequences.targets.data(),  start.data(),         freq.data(), total.data(),
+        log2_probabilities.data(), sequences.vocab_size, n_block,     found};
+    check_log2_softmax(model, work, sequences, sink);
+    check_intervals(model, work, sequences, sink);
 }
 
 /* Streams that grow by stretches and by steps, pause, go back and start again. */
@@ -227,8 +253,37 @@ struct repeated_step_t {
     repeated_step_t(const repeated_step_t &) = delete;
 };
 
-/* A chain of decoding steps against the core's session and decoder, over any bytes, until all streams are
- * full. */
+/* Streams of any bytes as the core decodes them, one step after the other. */
+struct decoded_alone_t {
+    const check_model_t &model;
+    uint32_t vocab_size, n_positions;
+    std::vector<check_history_t> histories;
+    std::vector<lmc_decoder_t> decoders;
+    std::vector<int32_t> tokens;
+
+    void step() {
+        static lmc_search_t search;
+        for (size_t s = 0; s < tokens.size(); s++) {
+            bool takes_part = tokens[s] >= 0 && histories[s].size() < n_positions;
+            int32_t input = tokens[s];
+            tokens[s] = -1;
+            if (!takes_part) continue;
+            histories[s].push_back(input);
+            std::vector<float> logits = model.last_logits_of(histories[s]);
+            lmc_rows_t row = {logits.data(), 0, 1, vocab_size, LMC_FLOAT32};
+            size_t unused;
+            lmc_decode_step(&check_serial, &row, nullptr, &decoders[s], &search, &tokens[s], &unused);
+        }
+    }
+    void check(const std::vector<lmc_decoder_t> &found) const {
+        for (size_t s = 0; s < tokens.size(); s++)
+            CHECK(found[s].code == decoders[s].code && found[s].range == decoders[s].range &&
+                      found[s].position == decoders[s].position,
+                  "the decoder of stream %zu", s);
+    }
+};
+
+/* A chain of decoding steps against the core's session and decoder, until all streams are full. */
 void check_chain(const check_model_t &model) {
     const lmc_transformer_config_t &config = model.config;
     uint32_t n = 1 + below(5), vocab_size = 1 + below((uint32_t)config.n_logits);
@@ -237,12 +292,11 @@ void check_chain(const check_model_t &model) {
     std::vector<uint8_t> payloads(40 * n);
     for (uint8_t &one : payloads)
         one = (uint8_t)below(256);
-    std::vector<lmc_decoder_t> decoders(n), wanted_decoders(n);
-    std::vector<int32_t> tokens(n), wanted(n), log((size_t)log_steps * n);
+    std::vector<lmc_decoder_t> decoders(n);
+    std::vector<int32_t> tokens(n), log((size_t)log_steps * n);
     for (uint32_t s = 0; s < n; s++) {
         lmc_decoder_init(&decoders[s], &payloads[40 * s], below(41));
-        wanted_decoders[s] = decoders[s];
-        wanted[s] = tokens[s] = below(5) == 0 ? -1 : (int32_t)below((uint32_t)config.n_embeddings);
+        tokens[s] = below(5) == 0 ? -1 : (int32_t)below((uint32_t)config.n_embeddings);
     }
     uint32_t n_logged = 0;
     uint64_t error = LMC_CUDA_NO_ERROR;
@@ -251,16 +305,11 @@ void check_chain(const check_model_t &model) {
     check_memory_t logits(n * config.n_logits * sizeof(float));
     bool are_named = below(2);
     std::vector<uint32_t> streams = random_streams(cache.cache.n_streams, are_named);
-    lmc_cuda_transformer_chain_t chain = {are_named ? streams.data() : nullptr,
-                                          decoders.data(),
-                                          tokens.data(),
-                                          log.data(),
-                                          &n_logged,
-                                          log_steps,
-                                          n,
-                                          vocab_size};
-    std::vector<check_history_t> histories(n);
-    static lmc_search_t search;
+    const uint32_t *names = are_named ? streams.data() : nullptr;
+    lmc_cuda_transformer_chain_t chain = {
+        names, decoders.data(), tokens.data(), log.data(), &n_logged, log_steps, n, vocab_size};
+    decoded_alone_t wanted = {model,    vocab_size, cache.n_positions, std::vector<check_history_t>(n),
+                              decoders, tokens};
     repeated_step_t repeated(
         [&](cudaStream_t stream) {
             int status = lmc_cuda_transformer_decode_step(&model.placed, &cache.cache, &chain,
@@ -270,26 +319,13 @@ void check_chain(const check_model_t &model) {
         below(2));
     for (uint32_t step = 0; step < n_steps; step++) {
         repeated.launch();
-        for (uint32_t s = 0; s < n; s++) {
-            bool takes_part = wanted[s] >= 0 && histories[s].size() < cache.n_positions;
-            int32_t input = wanted[s];
-            wanted[s] = -1;
-            if (!takes_part) continue;
-            histories[s].push_back(input);
-            std::vector<float> row_logits = model.last_logits_of(histories[s]);
-            lmc_rows_t row = {row_logits.data(), 0, 1, vocab_size, LMC_FLOAT32};
-            size_t unused;
-            lmc_decode_step(&check_serial, &row, nullptr, &wanted_decoders[s], &search, &wanted[s], &unused);
-        }
-        CHECK(tokens == wanted, "step %u of %u, %u streams", step, n_steps, n);
+        wanted.step();
+        CHECK(tokens == wanted.tokens, "step %u of %u, %u streams", step, n_steps, n);
         CHECK(n_logged == min(step + 1, log_steps), "%u logged after %u", n_logged, step);
         if (step < log_steps)
-            CHECK(std::equal(wanted.begin(), wanted.end(), log.begin() + (size_t)step * n), "the log");
+            CHECK(std::equal(tokens.begin(), tokens.end(), log.begin() + (size_t)step * n), "the log");
     }
-    for (uint32_t s = 0; s < n; s++)
-        CHECK(decoders[s].code == wanted_decoders[s].code && decoders[s].range == wanted_decoders[s].range &&
-                  decoders[s].position == wanted_decoders[s].position,
-              "the decoder of stream %u", s);
+    wanted.check(decoders);
     CHECK(error == LMC_CUDA_NO_ERROR, "error %llx", (unsigned long long)error);
 }
 

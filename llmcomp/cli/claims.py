@@ -1,13 +1,15 @@
-"""The commands `verify` and `compare`: their arguments, calls and output. What they do is in llmcomp/claims."""
+"""The commands `verify`, `compare` and `fresh`: arguments, calls and output. What they do is in llmcomp/claims."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from llmcomp.cli.commands import print_json
+from llmcomp.atomic_write import write_beside
+from llmcomp.cli.commands import print_json, print_table
 from llmcomp.errors import Error
 
 
@@ -90,3 +92,30 @@ def compare(args: argparse.Namespace) -> int:
 def _name_and_step(text: str) -> tuple[str, int | None]:
     name, at, step = text.rpartition("@")
     return (name, int(step)) if at and name and step.isdecimal() else (text, None)
+
+
+def add_fresh(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="texts, in subfolders that are their categories, or without any")
+    parser.add_argument("-m", "--model", action="append", required=True, help="as for compare; repeated, one or more")
+    parser.add_argument("--not-before", metavar="DATE", help="refuse files changed before it (2026-11-01)")
+    parser.add_argument("--out", metavar="FILE.csv", help="write the table")
+
+
+def fresh(args: argparse.Namespace) -> int:
+    from llmcomp.claims.fresh_texts import fresh_texts
+    from llmcomp.models.load import load_model
+
+    options = {"device": args.device, "dtype": args.dtype, "attention": args.attention}
+    models = [load_model(*_name_and_step(text), args.engine, **options) for text in args.model]
+    table = fresh_texts(args.folder, models, not_before=_seconds(args.not_before), progress=not args.quiet)
+    if args.out:
+        write_beside(args.out, table.to_csv(index=False).encode())
+    print_table(table.drop(columns="sha256") if not args.json else table, args)
+    return 0
+
+
+def _seconds(date: str | None) -> float | None:
+    try:
+        return None if date is None else datetime.fromisoformat(date).timestamp()
+    except ValueError:
+        raise Error(f"{date!r} is no date: expected YYYY-MM-DD") from None

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmcomp.errors import Error
+from llmcomp.errors import Error, printable
 
 # Exit status of a salvage that could not read all of the original.
 PARTLY_LOST = 3
@@ -55,7 +55,7 @@ def score(args: argparse.Namespace) -> int:
     columns = ["model", "step", "dataset", "protocol", "mapping", "chunks", "bytes_in", "covered", "ratio", "stderr"]
     columns += ["bits_per_byte", "bits_per_token"]
     table = cells(rows)[columns]
-    _print_table(table.assign(adaptive_ratio=adaptive_ratio(rows)) if args.adapt else table, args)
+    print_table(table.assign(adaptive_ratio=adaptive_ratio(rows)) if args.adapt else table, args)
     return 0
 
 
@@ -111,7 +111,7 @@ def sweep(args: argparse.Namespace) -> int:
     if who["unit"] is None:
         cluster.tell_shard(args, rows.attrs["failed"])
     elif len(rows):
-        _print_table(rows[columns], args)
+        print_table(rows[columns], args)
     return _told_failures(rows.attrs["failed"])
 
 
@@ -125,11 +125,11 @@ def fit(args: argparse.Namespace) -> int:
         found = laws.to_dict()
         print_json({"laws": found, "holdout": [one.to_dict() for one in held_out]} if held_out else found)
     elif args.report:
-        print(laws.report("latex" if args.latex else "markdown"))
+        print(printable(laws.report("latex" if args.latex else "markdown")))
     else:
-        print(laws.to_latex() if args.latex else laws)
+        print(printable(laws.to_latex() if args.latex else str(laws)))
         for one in held_out:
-            print("", one.to_latex() if args.latex else one, sep="\n")
+            print("", printable(one.to_latex() if args.latex else str(one)), sep="\n")
     return 0
 
 
@@ -353,11 +353,10 @@ def _installation(args: argparse.Namespace) -> int:
 
 
 def selftest(args: argparse.Namespace) -> int:
-    from tqdm.auto import tqdm
-
     from llmcomp.conformance.cases import all_cases
     from llmcomp.conformance.selftest import COLUMNS, markdown_row, places
     from llmcomp.conformance.selftest import selftest as run_selftest
+    from llmcomp.progress import tqdm
 
     outcomes = []
     found_places = places()
@@ -396,7 +395,7 @@ def bench(args: argparse.Namespace) -> int:
         return _bench_engine(args)
     from llmcomp.bench.speed import run_benchmarks
 
-    _print_table(run_benchmarks(), args)
+    print_table(run_benchmarks(), args)
     return 0
 
 
@@ -426,7 +425,7 @@ def _bench_precision(args: argparse.Namespace) -> int:
         max_memory=args.max_memory,
         progress=not args.quiet,
     )
-    _print_table(table, args)
+    print_table(table, args)
     return 0
 
 
@@ -461,7 +460,7 @@ def _list_suites(args: argparse.Namespace) -> int:
         steps = f"{'' if listed else 'on the hub, at least '}{most}"
         rows.append([name, len(suite.models), shown, steps, suite.models[0].family, suite.models[0].licence])
     table = pd.DataFrame(rows, columns=["suite", "models", "sizes", "steps", "family", "licence"])
-    _print_table(table, args)
+    print_table(table, args)
     print(f"\nFamilies of the exact engines (folders and names of the hub, too): {', '.join(FAMILIES)}")
     print("Any other causal model of transformers runs by the torch engine; llmcomp info MODEL says which, and why.")
     return 0
@@ -481,7 +480,7 @@ def _list_models(name: str, args: argparse.Namespace) -> int:
         counts = [model.n_params, model.n_params_nonembedding]
         rows.append([model.name, model.family, *counts, list(steps) if args.json else shown, model.seed, model.data])
     columns = ["name", "family", "params", "n_params_nonembedding", "steps", "seed", "data"]
-    _print_table(pd.DataFrame(rows, columns=columns), args)
+    print_table(pd.DataFrame(rows, columns=columns), args)
     for uncertain in () if args.json else suite.uncertain:
         print(f"uncertain: {uncertain}")
     return 0
@@ -515,7 +514,7 @@ def data_list(args: argparse.Namespace) -> int:
 
     table = pd.DataFrame([dataclasses.asdict(entry) for entry in list_datasets()])
     table["path"] = ["" if path is None else str(path) for path in table["path"]]
-    _print_table(table, args)
+    print_table(table, args)
     return 0
 
 
@@ -607,11 +606,11 @@ def _told_failures(failed: list[dict[str, Any]]) -> int:
     return 1 if failed else 0
 
 
-def _print_table(table: Any, args: argparse.Namespace) -> None:
+def print_table(table: Any, args: argparse.Namespace) -> None:
     if args.json:
         print_json(_records(table))
     else:
-        print(table.to_string(index=False, float_format="%.4g"))
+        print(printable(table.to_string(index=False, float_format="%.4g")))
 
 
 def _records(table: Any) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ STANDARD_STREAM = "-"
 _BLOCK_BYTES = 1 << 20
 # Of a file's beginning gzip makes a sample to compare with, of files that are worth it. A gzip file has 18 bytes around
 # the deflate stream, where zlib's format has 6.
-_SAMPLED_BYTES, _SAMPLED_BYTES_MIN, _GZIP_FRAME_BYTES = 1 << 20, 1 << 12, 12
+_SAMPLED_BYTES, _SAMPLED_BYTES_MIN, _GZIP_FRAME_BYTES = 1 << 20, 1 << 14, 12
 
 
 class Skipped(Error):

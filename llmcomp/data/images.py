@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from llmcomp.data.decoding import decoding
 from llmcomp.data.drawing import Chunk, Found, Request, draw, key_digest
 from llmcomp.errors import DatasetError, named
+from llmcomp.progress import tqdm
 
 IMAGE_ROWS, IMAGE_COLUMNS = 32, 64
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}

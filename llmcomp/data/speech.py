@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from llmcomp.data.decoding import decoding
 from llmcomp.data.drawing import Chunk, Found, Request, key_digest
 from llmcomp.errors import DatasetError
+from llmcomp.progress import tqdm
 
 SAMPLE_RATE_HZ = 16_000
 SAMPLE_BYTES = 2

@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
-
-from tqdm.auto import tqdm
 
 from llmcomp import coding, results
 from llmcomp.data.token_cache import TokenCache
@@ -29,6 +28,7 @@ from llmcomp.experiment.load_ahead import Loading
 from llmcomp.experiment.plan import ROWS_VERSION, Cell, Job, Outcome, cell_metadata, is_baselines, job_work
 from llmcomp.models.engines import exact
 from llmcomp.models.sources import ModelSource
+from llmcomp.progress import tqdm
 
 # Actors that are asked for and have no place yet; Ray starts them where and when there is one.
 _WANTED_MAX = 8
@@ -36,6 +36,7 @@ _WANTED_MAX = 8
 _CELLS_AT_ONCE = 2
 _WATCH_SECONDS = 5.0
 _STATUS_SECONDS = 60.0
+_CONNECT_SECONDS = 10.0
 # How long an actor waits for tokens that another one makes, before it makes them itself.
 _TOKENS_SECONDS = 60.0
 # Beside weights: the interpreter, chunks, tokens, a batch.
@@ -77,9 +78,12 @@ class RayCluster:
                 self._ray.shutdown()
 
     def _connect(self) -> None:
+        host, _, port = (self._address or os.environ.get("RAY_ADDRESS") or "").rpartition(":")
         try:
+            if host and port.isdecimal() and "/" not in host:  # Ray itself would wait for minutes
+                socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
             self._ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             where = self._address or os.environ.get("RAY_ADDRESS", "")
             raise Error(f"cannot reach the Ray cluster {where}: {told(error)}") from error
 

@@ -290,7 +290,7 @@ def test_suites_are_listed_with_what_is_uncertain(capsys: pytest.CaptureFixture[
         and "uncertain: pythia-2.8b" in shown
     )
     assert main(["models", "olmo3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["n_params"] == 7_298_011_136
+    assert json.loads(capsys.readouterr().out)[0]["params"] == 7_298_011_136
     assert main(["models", "pythai"]) == 1
     assert "no suite is called 'pythai'" in capsys.readouterr().err
     assert main(["models", "one", "two"]) == 1

@@ -138,7 +138,7 @@ def test_other_vocabularies_code_any_bytes(name: str) -> None:
     with pytest.raises(llmcomp.Error, match="no step 128"):
         llmcomp.load_model(name, 128)
     entry = next(entry for entry in llmcomp.list_models() if entry.name == name)
-    assert (entry.suite, entry.params, entry.steps, entry.bundled) == ("pico-vocabularies", 224_000, (2048,), True)
+    assert (entry.suite, entry.nominal, entry.steps, entry.bundled) == ("pico-vocabularies", 224_000, (2048,), True)
 
 
 def test_recorded_ratios_of_vocabularies_name_every_model_and_modality() -> None:

@@ -51,6 +51,7 @@ def test_registry_holds_the_published_grid_and_the_bundled_suite() -> None:
     known = {entry.name: entry for entry in list_models()}
     assert set(pico.SUITE_NAMES) <= set(known)
     assert known["EleutherAI/pythia-1.4b"].params == 1_414_647_808
+    assert known["EleutherAI/pythia-1.4b"].nominal == 1_400_000_000
     # Biderman et al. 2023: 154 checkpoints a model.
     assert len(known["EleutherAI/pythia-70m"].steps) == 154
     grid = select(load_suite("pythia"))

@@ -44,7 +44,10 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": _HEADS,
     "qwen2_moe": {**_EXPERTS, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
-    "qwen3_next": {**_EXPERTS, "head_dim": 8, "num_hidden_layers": 4, "linear_num_value_heads": 4},
+    "qwen3_next": {
+        **{**_EXPERTS, "head_dim": 8, "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4},
+        **{"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    },
     "mistral": {"sliding_window": 16},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "olmoe": _EXPERTS,
@@ -84,5 +87,6 @@ def make_causal(family: str, **more: Any) -> Any:
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim == 2:
-                parameter.mul_(5)
+                # Gemma's embeddings are scaled by the root of the width: more would leave probabilities below 2^-29.
+                parameter.mul_(2 if family == "gemma" else 5)
     return module

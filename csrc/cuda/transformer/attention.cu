@@ -34,10 +34,10 @@ __device__ __forceinline__ void place_query(const lmc_cuda_attention_t &a, float
     query[feature + a.n_pairs] = high;
 }
 
-__device__ __forceinline__ void place_key(const lmc_cuda_attention_t &a, uint32_t kv_head, uint32_t feature,
-                                          uint32_t position, uint32_t slot) {
+__device__ __forceinline__ void place_key(const lmc_cuda_attention_t &a, uint32_t stream, uint32_t kv_head,
+                                          uint32_t feature, uint32_t position, uint32_t slot) {
     size_t given = (size_t)blockIdx.x * a.key_row + (size_t)kv_head * a.key_head;
-    size_t in_cache = head_offset(a, a.row_streams[blockIdx.x], kv_head);
+    size_t in_cache = head_offset(a, stream, kv_head);
     const float *key = a.new_keys + given;
     float *keys = a.keys + in_cache;
     bool is_feature = feature < a.head_dim;
@@ -56,11 +56,12 @@ __device__ __forceinline__ void place_key(const lmc_cuda_attention_t &a, uint32_
 /* One block a row; a thread has one feature of a head, or the two of a pair. */
 __global__ void lmc_place_kernel(const __grid_constant__ lmc_cuda_attention_t a) {
     uint32_t position = a.row_positions[blockIdx.x], slot = position % a.capacity;
+    uint32_t stream = a.row_streams[blockIdx.x];
     uint32_t per_head = a.n_quads * 4;
     if (position == LMC_NO_POSITION) return;
     for (uint32_t i = threadIdx.x; i < a.n_heads * per_head; i += ATTENTION_THREADS) {
         uint32_t head = i / per_head, feature = i % per_head;
-        if (head < a.n_kv_heads) place_key(a, head, feature, position, slot);
+        if (head < a.n_kv_heads) place_key(a, stream, head, feature, position, slot);
         place_query(a, a.queries + (size_t)blockIdx.x * a.query_row + (size_t)head * a.query_head, feature,
                     position);
     }
@@ -107,7 +108,7 @@ __device__ __forceinline__ bool is_seen(const lmc_cuda_attention_t &a, uint32_t 
 
 /* Where the tile of keys that begins at first_key lies in the ring. */
 template <bool IS_PLAIN>
-__device__ __forceinline__ size_t slot_of_tile(const lmc_cuda_attention_t &a, uint32_t first_key) {
+__device__ __forceinline__ uint32_t slot_of_tile(const lmc_cuda_attention_t &a, uint32_t first_key) {
     return IS_PLAIN ? first_key : first_key % a.capacity;
 }
 
@@ -116,7 +117,7 @@ template <unsigned UNITS, bool IS_PLAIN>
 __device__ __forceinline__ void score_tile(const lmc_cuda_attention_t &a, const tile_place_t &at,
                                            uint32_t first_key, uint32_t n_keys, pass_memory_t<UNITS> &memory,
                                            float (&scores)[2][4]) {
-    const float4 *block = at.keys + slot_of_tile<IS_PLAIN>(a, first_key) * a.n_quads;
+    const float4 *block = at.keys + (size_t)slot_of_tile<IS_PLAIN>(a, first_key) * a.n_quads;
 #pragma unroll
     for (unsigned i = 0; i < 8; i++)
         scores[i / 4][i % 4] = 0.0f;
@@ -244,13 +245,14 @@ __device__ __forceinline__ void value_tile(const lmc_cuda_attention_t &a, const 
     constexpr unsigned QUADS = UNITS * CHUNK_QUADS, KEYS = STAGE_QUADS / QUADS;
     bool sees_all = first_key + KEY_BLOCK - 1 <= at.position;
     if (!IS_PLAIN) sees_all = sees_all && is_seen<false>(a, first_key, at.position + KEY_BLOCK - 1);
-    const float4 *values = at.values + slot_of_tile<IS_PLAIN>(a, first_key) * a.n_quads;
+    uint32_t slot = slot_of_tile<IS_PLAIN>(a, first_key);
     for (unsigned in_tile = 0; in_tile < KEY_BLOCK && in_tile < n_keys; in_tile += KEYS) {
         __syncthreads();
         for (unsigned i = threadIdx.x; i < STAGE_QUADS; i += ATTENTION_THREADS) {
             uint32_t key = in_tile + i / QUADS, quad = i % QUADS;
             bool is_value = key < n_keys && quad < a.n_quads;
-            memory.stage[i] = is_value ? values[key * a.n_quads + quad] : make_float4(0, 0, 0, 0);
+            memory.stage[i] =
+                is_value ? at.values[(size_t)(slot + key) * a.n_quads + quad] : make_float4(0, 0, 0, 0);
         }
         __syncthreads();
         if (sees_all)

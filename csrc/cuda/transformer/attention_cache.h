@@ -5,6 +5,7 @@
 
 #include "cuda/transformer/launch.h"
 #include "cuda/coding/row_tiles.h"
+#include "cuda/coding/warp.h"
 
 static constexpr unsigned ATTENTION_THREADS = 128;
 static constexpr unsigned KEY_BLOCK = 32; /* keys of a block of the cache; keys and queries of a tile */

@@ -91,7 +91,7 @@ __device__ __forceinline__ void find_maxima(float (&maxima)[QUERIES], int32_t *o
     int32_t keys[QUERIES];
 #pragma unroll
     for (unsigned q = 0; q < QUERIES; q++) {
-        keys[q] = __reduce_max_sync(0xFFFFFFFFu, lmc_max_key(maxima[q]));
+        keys[q] = reduce_max(lmc_max_key(maxima[q]));
         if (threadIdx.x % LMC_WARP_LANES == 0) of_warps[q * WARPS + threadIdx.x / LMC_WARP_LANES] = keys[q];
     }
     __syncthreads();

@@ -4,6 +4,7 @@
 #include <cuda_pipeline_primitives.h>
 
 #include "core/int8/rule.h"
+#include "cuda/coding/warp.h"
 #include "cuda/transformer/int8_mma.h"
 #include "cuda/transformer/product_tiles.h"
 
@@ -34,7 +35,7 @@ __device__ __forceinline__ void load_four(const number_rows_t &rows, const unsig
 }
 
 __device__ __forceinline__ uint32_t largest_of_block(uint32_t magnitude, int32_t *of_warps) {
-    int32_t of_warp = __reduce_max_sync(0xFFFFFFFFu, (int32_t)magnitude); /* the sign bit is 0 */
+    int32_t of_warp = reduce_max((int32_t)magnitude); /* the sign bit is 0 */
     if (threadIdx.x % LMC_WARP_LANES == 0) of_warps[threadIdx.x / LMC_WARP_LANES] = of_warp;
     __syncthreads();
     int32_t largest = of_warps[0];

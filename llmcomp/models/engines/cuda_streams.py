@@ -8,16 +8,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from llmcomp.coding.cuda import DeviceArray
 from llmcomp.errors import Error
-
-if TYPE_CHECKING:
-    from llmcomp.models.engines.cuda import CudaModel
 
 # Rows of what a session, or a chain, reads at once before its first step.
 PREFILL_ROWS = 4096
@@ -29,6 +26,17 @@ _COMPACT_SHARE = 0.75
 # other multiplies, and processors that one's tiles leave idle are the other's.
 _HALVED_STREAMS = 512
 _ALIGNMENT = 256
+
+
+class DeviceModel(Protocol):
+    """What streams ask of a `CudaModel`."""
+
+    config: Any
+    context_length: int
+    n_logits: int
+    _module: Any
+    _device: int
+    _core: Any
 
 
 class Scratch:
@@ -70,7 +78,7 @@ def run_pass(
 class CudaSession:
     """`n_streams` independent streams of up to `n_tokens` tokens on a device; one thread at a time."""
 
-    def __init__(self, model: CudaModel, n_streams: int, n_tokens: int) -> None:
+    def __init__(self, model: DeviceModel, n_streams: int, n_tokens: int) -> None:
         if not 1 <= n_streams <= 1 << 20:
             raise Error(f"n_streams is {n_streams}; expected 1 or more")
         if not 1 <= n_tokens <= model.context_length:
@@ -196,7 +204,7 @@ class CudaSession:
 class _ChainPart:
     """Some of a chain's lanes, on a CUDA stream of their own: a `DecodingChain` whose steps begin and end apart."""
 
-    def __init__(self, model: CudaModel, n_streams: int, n_tokens: int, vocab_size: int, prefill_rows: int) -> None:
+    def __init__(self, model: DeviceModel, n_streams: int, n_tokens: int, vocab_size: int, prefill_rows: int) -> None:
         self._vocab_size = vocab_size
         self._module, self._device = module, device = model._module, model._device
         self._n_rows = max(n_streams, prefill_rows)
@@ -300,7 +308,7 @@ class DecodingChain:
     steps_max = _LOG_STEPS
 
     def __init__(
-        self, model: CudaModel, n_streams: int, n_tokens: int, vocab_size: int, n_parts: int | None = None
+        self, model: DeviceModel, n_streams: int, n_tokens: int, vocab_size: int, n_parts: int | None = None
     ) -> None:
         """`n_parts`, 1 or 2: not chosen by the number of streams."""
         self.n_streams = n_streams
