@@ -31,9 +31,9 @@ from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
 from llmcomp.experiment import folder_lock
 from llmcomp.experiment import plan as grid
-from llmcomp.experiment.claims import LEASE_SECONDS, Claims
 from llmcomp.experiment.compute import compute, compute_all, stage, told
 from llmcomp.experiment.disk import DiskLimit
+from llmcomp.experiment.leases import LEASE_SECONDS, Claims
 from llmcomp.experiment.load_ahead import LoadAhead
 from llmcomp.experiment.plan import Cell, Job, Outcome, Plan, Scorer
 from llmcomp.experiment.processes import work_in_processes

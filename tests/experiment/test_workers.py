@@ -26,7 +26,7 @@ from test_sweep import Counting, fake_rows, some_data
 from llmcomp import results
 from llmcomp.errors import Error
 from llmcomp.experiment import processes
-from llmcomp.experiment.claims import DEATHS_MAX
+from llmcomp.experiment.leases import DEATHS_MAX
 from llmcomp.experiment.sweep import sweep
 from llmcomp.scoring import score
 
