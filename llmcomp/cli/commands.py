@@ -65,7 +65,7 @@ def sweep(args: argparse.Namespace) -> int:
 
     who = {"dry_run": args.dry_run} | cluster.who_computes(args)
     with contextlib.ExitStack() as stack:
-        if args.json:  # standard output is for the table alone, not for a plan
+        if args.json or args.slurm:  # standard output is for the table or the job alone, not for a plan
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         rows = sweep(
             args.model or args.suite or "pico",
