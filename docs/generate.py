@@ -25,9 +25,10 @@ REFERENCE = {
     ],
     "Data, scores and sweeps": ["load_dataset", "score", "sweep", "published", "read_rows", "bits_by_position"],
     "Scaling laws": ["fit_scaling_law", "compare_forms", "fit_joint", "compare_shares", "plot_all"],
+    "Claims": ["compare", "verify"],
     "Errors": ["Error", "CorruptArchive", "ModelMismatch", "DatasetError"],
 }
-OTHERS = "Comparisons and certificates"
+OTHERS = "Others"
 _SECTIONS = ("Args:", "Returns:", "Raises:", "Yields:")
 
 

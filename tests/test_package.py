@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -64,3 +65,25 @@ def test_a_source_tree_tells_its_own_version(tmp_path: Path, monkeypatch: pytest
     assert find_version(tmp_path / "llmcomp") == "9.8.7"
     project.write_text('[project]\nname = "other"\nversion = "9.8.7"\n')
     assert find_version(tmp_path / "llmcomp") == f"installed {DISTRIBUTION}"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="setup.py asks for a compiler by its Unix name")
+def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--build-lib",
+        str(tmp_path),
+        "--build-temp",
+        str(tmp_path),
+    ]
+    environment = {**os.environ, "CC": "false", "LLMCOMP_CUDA": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "llmcomp needs a C compiler to be built, and false is none that runs"
+    )
+    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
