@@ -57,7 +57,8 @@ def measure(job: str, folder: Path) -> tuple[float, float]:
         f"from llmcomp.law.fit import fit_scaling_law; folder = Path(sys.argv[1]); {job}"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    tell = "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    # Not ru_maxrss, which a process has from its parent.
+    tell = "; print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
     answer = subprocess.run([sys.executable, "-c", code + tell, folder], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, int(answer.stdout.split()[-1]) / 1024

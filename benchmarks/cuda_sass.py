@@ -130,7 +130,7 @@ def rows(arch: str, cuobjdump: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tools", type=Path, help="the folder of cuobjdump and nvdisasm")
-    parser.add_argument("--arch", default=setup_words("CUDA_TARGETS")[-1])
+    parser.add_argument("--arch", default="90")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     cuobjdump = shutil.which("cuobjdump", path=str(arguments.tools) if arguments.tools else None)

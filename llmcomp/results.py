@@ -40,6 +40,7 @@ ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "seed": ("Int64", "seed of the training run; null where no suite states it"),
         "dataset": ("string", "name of the data set"),
         "modality": ("string", "text, image, speech, or the name that its owner gave it"),
+        "data_sha256": ("string", 'of the first chunk, 16 digits: tells data of one name apart; "" if not recorded'),
         "draw": ("string", 'how chunks were chosen: spread (by draw_seed, over all) or first; "" where not recorded'),
         "draw_seed": ("Int64", "seed of what was drawn; null where nothing was, or not recorded"),
         "chunk_bytes": ("Int64", "bytes that chunks were cut to; null for whole documents, or where not recorded"),
@@ -73,7 +74,7 @@ ROW_COLUMNS: Mapping[str, tuple[str, str]] = MappingProxyType(
 # What tells one cell from another. Backend and version do not: equal cells from two of them are the same cell twice.
 CELL_KEY = (
     "model", "params", "step", "dataset", "modality", "protocol", "mapping",
-    "draw", "draw_seed", "chunk_bytes", "engine", "device", "dtype", "attention", "weights_sha256",
+    "data_sha256", "draw", "draw_seed", "chunk_bytes", "engine", "device", "dtype", "attention", "weights_sha256",
 )  # fmt: skip
 
 # Columns that say where a row was made and how fast. With the exact engines all others are the same, to the last bit,
@@ -114,7 +115,8 @@ _ADDED: Mapping[str, Any] = {
     "attention": "", "batch_rows": pd.NA,
     "n_params_nonembedding": pd.NA, "tokens_seen": pd.NA, "flops": math.nan, "flops_exact": math.nan, "seed": pd.NA,
     "commit": "",
-    "draw": "", "draw_seed": pd.NA, "chunk_bytes": pd.NA, "document": "", "offset": pd.NA, "clusters": pd.NA,
+    "data_sha256": "", "draw": "", "draw_seed": pd.NA, "chunk_bytes": pd.NA,
+    "document": "", "offset": pd.NA, "clusters": pd.NA,
 }  # fmt: skip
 # Fewer clusters say too little of how they differ.
 _CLUSTERS_MIN = 10
@@ -672,7 +674,7 @@ def published(baseline: bool = False) -> pd.DataFrame:
         dtype="",
         attention="",
         weights_sha256="",
-        **{name: _ADDED[name] for name in ("draw", "draw_seed", "clusters")},
+        **{name: _ADDED[name] for name in ("data_sha256", "draw", "draw_seed", "clusters")},
         chunk_bytes=2048,
         **{name: _ADDED[name] for name in CELL_FACTS},
         unit="chunk",

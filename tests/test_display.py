@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,11 @@ def comparison() -> Any:
 
 def archive(tmp_path: Any) -> Any:
     path = tmp_path / "a.llmc"
-    path.write_bytes(llmcomp.compress(b"what is kept " * 40, "pico-13k"))
+    path.write_bytes(llmcomp.compress(PROSE, "pico-13k"))
     return info(path)
 
 
+PROSE = (Path(__file__).parent.parent / "README.md").read_bytes()[:1500]
 MAKERS = {
     "data set": lambda _: llmcomp.load_dataset("text", 40),
     "model": lambda _: llmcomp.load_model("pico-13k", 128),
@@ -71,7 +73,7 @@ def test_what_matters_is_in_it(tmp_path: Any) -> None:
     assert all(word in model for word in ("pico-595k", "step 512", "726,144", "595,072", "exact"))
     assert "40" in repr(llmcomp.load_dataset("text", 40)) and "81,920" in repr(llmcomp.load_dataset("text", 40))
     about = archive(tmp_path)
-    assert f"ratio {about.ratio:.4g}" in repr(about) and "pico-13k" in repr(about) and "520" in repr(about)
+    assert f"ratio {about.ratio:.4g}" in repr(about) and "pico-13k" in repr(about) and "1,500" in repr(about)
     assert "streams 7" in repr(llmcomp.Encoder(7))
 
 

@@ -284,7 +284,7 @@ def test_the_module_needs_no_torch_and_no_figures():
 
 ADDED_IN_2 = ["attention", "batch_rows"]
 ADDED_IN_3 = ["n_params_nonembedding", "tokens_seen", "flops", "flops_exact", "seed", "commit"]
-ADDED_IN_4 = ["draw", "draw_seed", "chunk_bytes", "document", "offset"]
+ADDED_IN_4 = ["data_sha256", "draw", "draw_seed", "chunk_bytes", "document", "offset"]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from llmcomp.scoring.score import score
 
 
 @register_model("llmcomp")
-class LlmcompLM(LM):  # type: ignore[misc]
+class LlmcompLM(LM):
     """model_args: pretrained (what `load_model` takes; or a model), step, engine, device."""
 
     def __init__(

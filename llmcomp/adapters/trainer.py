@@ -71,7 +71,7 @@ def as_own_tokenizer(tokenizer: Any) -> AnyTokenizer:
         return Tokenizer.from_bytes(backend.to_str().encode())
     if not hasattr(tokenizer, "encode_bytes"):
         raise Error(f'a {type(tokenizer).__name__} is no fast tokenizer: expected one of transformers, or "bytes"')
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def in_memory_model(module: Any, tokenizer: AnyTokenizer, step: int | None = None) -> TorchModel:

@@ -10,30 +10,25 @@ spread would make every difference look surer than it is.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llmcomp.codec.segments import as_chunks
 from llmcomp.data.datasets import load_dataset
 from llmcomp.display import Shown
 from llmcomp.errors import Error
 from llmcomp.models.load import load_model
+from llmcomp.results import check_rows, cluster_of
 from llmcomp.scoring.score import score
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# With fewer documents than this, their chunks in order, as so many stretches or more, are the clusters.
-DOCUMENTS_MIN = 10
 # Fewer clusters have an interval that says nothing.
 CLUSTERS_MIN = 5
-# Where a chunk lies in its document, as data sets write their sources.
-_PLACE = re.compile(r"\s+(?:bytes|samples|row)\s+\d.*$")
 
 
 @dataclass(frozen=True, repr=False)
@@ -153,18 +148,8 @@ def compare(
         dataset = load_dataset(dataset, n_chunks, chunk_bytes, seed, progress)
     models = [load_model(model, device=device) for model in (a, b)]
     options: dict[str, Any] = {"mapping": mapping, "overlap": overlap, "progress": progress}
-    documents = documents_of(dataset)
     rows_a, rows_b = (score(dataset, model, **options) for model in models)
-    return compare_rows(rows_a, rows_b, documents, level=level)
-
-
-def documents_of(dataset: Any) -> list[str]:
-    """The document that each chunk is of: what the data set says, by its `documents` or `sources`; else each is one."""
-    chunks = as_chunks(getattr(dataset, "chunks", dataset))
-    documents = getattr(dataset, "documents", None)
-    if not documents:
-        documents = [_PLACE.sub("", source) for source in getattr(dataset, "sources", None) or ()]
-    return list(documents) if len(documents) == len(chunks) else [str(number) for number in range(len(chunks))]
+    return compare_rows(rows_a, rows_b, level=level)
 
 
 def compare_rows(
@@ -176,29 +161,28 @@ def compare_rows(
     """
     if not 0 < level < 1:
         raise Error(f"level {level} is not between 0 and 1")
-    both = a.merge(b, on="chunk", suffixes=("_a", "_b"), validate="one_to_one").sort_values("chunk")
-    if len(both) == 0 or not len(a) == len(b) == len(both) or (both["bytes_in_a"] != both["bytes_in_b"]).any():
+    a, b = (check_rows(rows).sort_values("chunk", ignore_index=True) for rows in (a, b))
+    same = len(a) == len(b) and (a["chunk"] == b["chunk"]).all() and (a["bytes_in"] == b["bytes_in"]).all()
+    if not len(a) or not same or a["chunk"].duplicated().any():
         raise Error(f"rows of {len(a)} and {len(b)} chunks are not of the same data: expected the same chunks in both")
-    if documents is None:
-        told = a.sort_values("chunk")["document"] if "document" in a.columns else [""] * len(a)
-        documents = [document or str(number) for number, document in enumerate(told)]
-    else:
-        documents = [documents[number] for number in both["chunk"]]
-    n_bytes = both["bytes_in_a"].to_numpy(np.float64)
-    bits_a, bits_b = (8 * n_bytes * both[f"ratio_{side}"].to_numpy(np.float64) for side in "ab")
-    clusters, unit = _clusters(documents)
+    told = list(a["document"]) if documents is None else [documents[number] for number in a["chunk"]]
+    # Where documents are not told, each chunk is one.
+    named = [document or f"chunk {number}" for document, number in zip(told, a["chunk"], strict=True)]
+    n_bytes = a["bytes_in"].to_numpy(np.float64)
+    bits_a, bits_b = (8 * n_bytes * rows["ratio"].to_numpy(np.float64) for rows in (a, b))
+    clusters, unit = _clusters(a, named)
     difference, stderr = _ratio_of_sums(bits_a - bits_b, n_bytes, clusters)
     n_clusters = int(clusters.max()) + 1
     low, high, p_value = _interval(difference, stderr, n_clusters, level)
     won = np.bincount(clusters, bits_a) < np.bincount(clusters, bits_b)
-    tokens_a, tokens_b = (float(both[f"tokens_{side}"].sum()) for side in "ab")
+    tokens_a, tokens_b = (float(rows["tokens"].sum()) for rows in (a, b))
     return Comparison(
         a=_label(a),
         b=_label(b),
         dataset=str(a["dataset"].iloc[0]),
         bytes_in=int(n_bytes.sum()),
-        chunks=len(both),
-        documents=len(set(documents)),
+        chunks=len(a),
+        documents=len(set(named)),
         bits_per_byte_a=float(bits_a.sum() / n_bytes.sum()),
         bits_per_byte_b=float(bits_b.sum() / n_bytes.sum()),
         bits_per_token_a=float(bits_a.sum() / tokens_a),
@@ -220,19 +204,14 @@ def _label(rows: pd.DataFrame) -> str:
     return f"{name} step{int(step)}" if rows["step"].notna().iloc[0] else str(name)
 
 
-def _clusters(documents: Iterable[str]) -> tuple[npt.NDArray[np.int64], str]:
-    """The number of each chunk's cluster, and what clusters are."""
-    names = list(documents)
-    _, numbers = np.unique(names, return_inverse=True)
-    n_documents, n = int(numbers.max()) + 1, len(names)
-    if n_documents == n or n_documents >= DOCUMENTS_MIN:
-        return numbers.astype(np.int64), "documents"
-    # About as many stretches as chunks in each: neighbours are alike over some way, and an interval needs clusters.
-    n_clusters = min(n, max(DOCUMENTS_MIN, math.isqrt(n)))
-    order = np.argsort(numbers, kind="stable")
-    clusters = np.empty(n, np.int64)
-    clusters[order] = np.arange(n) * n_clusters // n
-    return clusters, "stretches" if n_clusters < n else "chunks"
+def _clusters(rows: pd.DataFrame, documents: list[str]) -> tuple[npt.NDArray[np.int64], str]:
+    """The number of each chunk's cluster (`results.cluster_of`), and what clusters are."""
+    places = rows[["chunk", "offset"]].assign(document=documents)
+    clusters = np.unique(cluster_of(places), return_inverse=True)[1].astype(np.int64)
+    n_clusters, n_documents = int(clusters.max()) + 1, len(set(documents))
+    if n_clusters == n_documents:
+        return clusters, "documents"
+    return clusters, "stretches" if n_clusters < len(rows) else "chunks"
 
 
 def _ratio_of_sums(

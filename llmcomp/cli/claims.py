@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcomp.atomic_write import write_beside
-from llmcomp.cli.commands import print_json, print_table
+from llmcomp.cli.commands import chunk_options, print_json, print_table
 from llmcomp.errors import Error
 
 
@@ -17,7 +17,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="*", metavar="FILE", help="each one document; or --dataset")
     predictor = parser.add_mutually_exclusive_group(required=True)
     predictor.add_argument("-m", "--model", help="a model, as for score")
-    predictor.add_argument("--command", metavar="WORDS", dest="words", help="a command that speaks the line protocol")
+    predictor.add_argument("--command", metavar="WORDS", dest="program", help="a command that speaks the line protocol")
     predictor.add_argument(
         "--callable",
         metavar="WHERE",
@@ -34,8 +34,8 @@ def verify(args: argparse.Namespace) -> int:
     from llmcomp.claims.verify import verify
 
     predictor: Recipe
-    if args.words is not None:
-        words = shlex.split(args.words)
+    if args.program is not None:
+        words = shlex.split(args.program)
         if not words:
             raise Error("the command is empty")
         predictor = CommandPredictor(tuple(words))
@@ -61,7 +61,7 @@ def _data(args: argparse.Namespace) -> Any:
     if bool(getattr(args, "file", ())) == bool(args.dataset):
         raise Error("expected files or --dataset, one of the two")
     if args.dataset:
-        return load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, progress=not args.quiet)
+        return load_dataset(args.dataset, **chunk_options(args))
     try:
         return [Path(file).read_bytes() for file in args.file]
     except OSError as error:

@@ -45,7 +45,7 @@ def score(args: argparse.Namespace) -> int:
     from llmcomp.results import cells, write_rows
     from llmcomp.scoring.score import adaptive_ratio, score
 
-    data = load_dataset(args.dataset, **_chunk_options(args))
+    data = load_dataset(args.dataset, **chunk_options(args))
     model, protocol = _model(args.model, args), args.protocol or "lossless"
     options = {"verify": args.verify, "max_memory": args.max_memory, "progress": not args.quiet, "adapt": args.adapt}
     options["token_bits"] = args.token_bits
@@ -65,7 +65,7 @@ def sweep(args: argparse.Namespace) -> int:
 
     who = {"dry_run": args.dry_run} | cluster.who_computes(args)
     with contextlib.ExitStack() as stack:
-        if args.json:  # standard output is for the table alone, not for a plan
+        if args.json or args.slurm:  # standard output is for the table or the job alone, not for a plan
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         rows = sweep(
             args.model or args.suite or "pico",
@@ -74,7 +74,7 @@ def sweep(args: argparse.Namespace) -> int:
             args.out,
             protocol=args.protocol,
             mapping=args.mapping,
-            **_chunk_options(args),
+            **chunk_options(args),
             engine=args.engine,
             device=args.device,
             dtype=args.dtype,
@@ -534,14 +534,14 @@ def data_fetch(args: argparse.Namespace) -> int:
 def data_manifest(args: argparse.Namespace) -> int:
     from llmcomp.data.datasets import load_dataset, write_manifest
 
-    write_manifest(load_dataset(args.dataset, **_chunk_options(args)), args.file)
+    write_manifest(load_dataset(args.dataset, **chunk_options(args)), args.file)
     return 0
 
 
 def data_check(args: argparse.Namespace) -> int:
     from llmcomp.data.datasets import check_manifest, load_dataset
 
-    check_manifest(load_dataset(args.dataset, **_chunk_options(args)), args.file)
+    check_manifest(load_dataset(args.dataset, **chunk_options(args)), args.file)
     return 0
 
 
@@ -549,7 +549,7 @@ def data_inspect(args: argparse.Namespace) -> int:
     from llmcomp.data.datasets import load_dataset
     from llmcomp.data.inspection import inspect
 
-    found = inspect(load_dataset(args.dataset, **_chunk_options(args)))
+    found = inspect(load_dataset(args.dataset, **chunk_options(args)))
     if args.json:
         print_json(found.to_dict())
     else:
@@ -594,7 +594,7 @@ def _archive_model(name: str, args: argparse.Namespace, decompress: bool) -> Any
     return NamedModel(name, args.step, args.engine, {key: value for key, value in given.items() if value is not None})
 
 
-def _chunk_options(args: argparse.Namespace) -> dict[str, Any]:
+def chunk_options(args: argparse.Namespace) -> dict[str, Any]:
     """What a command line says of chunks, in the words of `load_dataset`."""
     found = {"n_chunks": args.chunks, "chunk_bytes": args.chunk_bytes, "seed": args.seed, "draw": args.draw}
     return found | {"whole": args.whole, "progress": not args.quiet}

@@ -76,9 +76,11 @@ def _score(job: Job, cell: Cell, model: Any, cache: TokenCache, progress: bool) 
         options["verify"] = cell.verify
     if job.scorer is None:
         options |= {"max_memory": job.max_memory, "token_cache": cache}
-    rows = (job.scorer or score.score)(list(data.chunks), model, **options)
-    if cell.protocol == "lossless" and len(rows) != len(data.chunks):
-        raise Error(f"the score has {len(rows)} rows, expected one for each of {len(data.chunks)} chunks")
+    chunks = list(data.chunks)[cell.first :]
+    rows = (job.scorer or score.score)(chunks, model, **options)
+    if cell.protocol == "lossless" and len(rows) != len(chunks):
+        raise Error(f"the score has {len(rows)} rows, expected one for each of {len(chunks)} chunks")
+    rows = rows.assign(chunk=rows["chunk"] + cell.first)
     rows = rows.assign(model=cell.model, step=cell.step, dataset=cell.dataset, modality=data.modality)
     rows = score.add_places(rows, data)
     return add_facts(rows, job.model) if isinstance(job.model, ModelSource) else rows

@@ -25,7 +25,7 @@ from llmcomp.checked_json import parse_object
 from llmcomp.data import datasets
 from llmcomp.data.mappings import get_mapping
 from llmcomp.errors import Error
-from llmcomp.experiment import estimate
+from llmcomp.experiment import estimate, parts
 from llmcomp.experiment.provenance import add_facts
 from llmcomp.models import hub, load, sources
 from llmcomp.models.adapter import ModelTraits, weights_sha256
@@ -71,7 +71,8 @@ Scorer = Callable[..., pd.DataFrame]
 class Cell:
     """One model at one step, one data set, one protocol and mapping.
 
-    `key` is the canonical JSON of everything that decides the rows; `path` is the file that holds key and rows.
+    `key` is the canonical JSON of everything that decides the rows; `path` is the file that holds key and rows. Chunks
+    that were scored with another number of them make cells of their own (`parts`).
     """
 
     model: str
@@ -83,6 +84,11 @@ class Cell:
     path: Path
     n_bytes: int
     verify: bool = False
+    # Chunks `first` to `stop` - 1 are taken of the file, which may hold more; None: all of them.
+    first: int = 0
+    stop: int | None = None
+    digests: tuple[bytes, ...] = field(default=(), compare=False, repr=False)
+    data: str = ""
 
     @property
     def stem(self) -> str:
@@ -106,7 +112,8 @@ class Outcome(NamedTuple):
 
 def cell_metadata(cell: Cell, n_rows: int) -> dict[str, str]:
     """What a cell's file says of itself beside the rows."""
-    return {KEY: cell.key, N_ROWS: str(n_rows)} | ({VERIFIED: "true"} if cell.verify else {})
+    of_cell = {KEY: cell.key, N_ROWS: str(n_rows)} | ({VERIFIED: "true"} if cell.verify else {})
+    return of_cell | (parts.metadata(cell.digests, cell.data) if cell.digests else {})
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ class Plan:
             lines.append(f"  data      {data.name}: {len(data.chunks)} chunks, {n_bytes:,} bytes of {data.modality}")
         if self.set_aside:
             names = ", ".join(path.name for path in self.set_aside[:3])
-            lines.append(f"  set aside {len(self.set_aside)} files that are damaged or of other settings: {names}")
+            lines.append(f"  set aside {len(self.set_aside)} files that are damaged or superseded: {names}")
         costs = self.costs()
         if costs.download_bytes:
             lines.append(f"  download  {estimate.in_bytes(costs.download_bytes)} of {costs.n_downloads} checkpoints")
@@ -405,7 +412,8 @@ def make_plan(
     by_name = {data.name: data for data in chosen}
     sizes = {data.name: sum(map(len, data.chunks)) for data in chosen}
     digests = {name: _chunks_sha256(data.chunks) for name, data in by_name.items()}
-    there, paths = _files_by_key_digest(settings.out), dict[str, Path]()
+    chunks = {name: parts.chunk_digests(data.chunks) for name, data in by_name.items()}
+    there, paths, files = _files_by_key_digest(settings.out), dict[str, Path](), _files_by_stem(settings.out)
     for model, reason in found:
         to_do = []
         labels = [("lossless", "")] if is_baselines(model) else pairs
@@ -419,15 +427,18 @@ def make_plan(
             verify = settings.verify and protocol == "lossless" and not is_baselines(model)
             cell = _cell(settings.out, key, sizes[name], verify, _place(model, key))
             # Copies of one checkpoint in two folders are the same cell.
+            cell = replace(cell, digests=chunks[name], data=chunks[name][0].hex())
             cell = _as_it_lies_there(replace(cell, path=paths.setdefault(cell.key, cell.path)), there)
-            plan.cells.append(cell)
-            plan.models[cell] = model
-            if reason:
-                plan.failed.append(Outcome(cell, None, reason))
-            elif is_finished(cell):
-                plan.finished.add(cell)
-            else:
-                to_do.append(cell)
+            whole = bool(reason) or is_baselines(model) or is_finished(cell)
+            for part in [cell] if whole else _in_parts(cell, key, data.chunks, files):
+                plan.cells.append(part)
+                plan.models[part] = model
+                if reason:
+                    plan.failed.append(Outcome(part, None, reason))
+                elif is_finished(part):
+                    plan.finished.add(part)
+                else:
+                    to_do.append(part)
         if to_do:
             needed = {cell.dataset: by_name[cell.dataset] for cell in to_do}
             how = (settings.engine, settings.options, settings.scorer, settings.max_memory)
@@ -535,6 +546,41 @@ def _as_it_lies_there(cell: Cell, there: Mapping[str, list[Path]]) -> Cell:
     return cell
 
 
+def _files_by_stem(out: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in sorted(out.glob("*.parquet")):
+        found.setdefault(_stem(path), []).append(path)
+    return found
+
+
+def _in_parts(
+    cell: Cell, key: Mapping[str, Any], chunks: Sequence[bytes], files: Mapping[str, Sequence[Path]]
+) -> list[Cell]:
+    """The cell as the files that hold its first chunks, and a cell of those that are left."""
+    there = [part for path in files.get(cell.stem, ()) if (part := _read_part(path)) is not None]
+    found, at = [], 0
+    for part, stop in parts.cover(there, parts.settings_of(dict(key)), cell.digests, cell.verify):
+        is_cut = stop < part.first + len(part.digests)
+        n_bytes = sum(map(len, chunks[at:stop]))
+        found.append(
+            replace(cell, key=part.key, path=part.path, n_bytes=n_bytes, first=at, stop=stop if is_cut else None)
+        )
+        at = stop
+    if not found:
+        return [cell]
+    if at < len(chunks):
+        left = {**key, "first_chunk": at, "n_chunks": len(chunks) - at, "dataset_sha256": _chunks_sha256(chunks[at:])}
+        text = json.dumps(left, sort_keys=True, separators=(",", ":"))
+        name = f"{cell.stem}_{len(chunks) - at}chunks_{_sha256(text)[:_KEY_DIGITS]}.parquet"
+        path, n_bytes = cell.path.with_name(name), sum(map(len, chunks[at:]))
+        found.append(replace(cell, key=text, path=path, n_bytes=n_bytes, first=at, digests=cell.digests[at:]))
+    return found
+
+
+def _read_part(path: Path) -> parts.Part | None:
+    return parts.read_part(path, KEY, N_ROWS, VERIFIED)
+
+
 def _chunks_sha256(chunks: Sequence[bytes]) -> str:
     digest = hashlib.sha256()
     for chunk in chunks:
@@ -563,16 +609,22 @@ def finished_rows(cell: Cell, model: Any = None) -> pd.DataFrame | None:
         rows = results.read_rows(cell.path) if is_finished(cell) else None
     except Error:
         return None
+    if rows is not None and cell.stop is not None:
+        rows = rows[rows["chunk"] < cell.stop].reset_index(drop=True)
     return add_facts(rows, model) if rows is not None and isinstance(model, ModelSource) else rows
 
 
 def _others(plan: Plan) -> list[Path]:
-    """Files of these cells with other settings, and files under their names that are torn or foreign."""
+    """Files under the names of these cells that are torn or foreign, or whose rows could not be told from theirs: of
+    another version's arithmetic, or not verified. Files of other settings stay."""
     finished = {cell.path for cell in plan.finished}
     # A checkpoint that cannot be looked up now may well be what an older file was made with.
     failed = {outcome.cell for outcome in plan.failed}
     cells = [cell for cell in plan.cells if cell not in failed]
-    stems, digests = {cell.stem for cell in cells}, {_key_digest(cell.path) for cell in cells}
+    digests = {_key_digest(cell.path) for cell in cells}
+    stems: dict[str, list[Cell]] = {}
+    for cell in cells:
+        stems.setdefault(cell.stem, []).append(cell)
     older: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
         older.setdefault(_older_stem(key := json.loads(cell.key)), []).append(key)
@@ -580,8 +632,18 @@ def _others(plan: Plan) -> list[Path]:
         path
         for path in sorted(plan.out.glob("*.parquet"))
         if path not in finished
-        and (_stem(path) in stems or _key_digest(path) in digests or _is_superseded(path, older.get(_stem(path), ())))
+        and (
+            _key_digest(path) in digests
+            or any(_is_in_the_way(path, cell, cell in plan.finished) for cell in stems.get(_stem(path), ()))
+            or _is_superseded(path, older.get(_stem(path), ()))
+        )
     ]
+
+
+def _is_in_the_way(path: Path, cell: Cell, is_done: bool) -> bool:
+    ignored = ("arithmetic", "source") if cell.model == BASELINES else ("arithmetic",)
+    to_do = None if is_done else range(cell.first, cell.first + len(cell.digests))
+    return parts.is_in_the_way(_read_part(path), json.loads(cell.key), cell.data, to_do, ignored)
 
 
 def _is_superseded(path: Path, keys: Sequence[Mapping[str, Any]]) -> bool:

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 from llmcomp import coding
 from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
-from llmcomp.experiment.claims import DEATHS_MAX, Claims
 from llmcomp.experiment.compute import told
+from llmcomp.experiment.leases import DEATHS_MAX, Claims
 from llmcomp.experiment.plan import Cell, Job, is_finished
 from llmcomp.experiment.workers import claim_name, work_through
 from llmcomp.models.memory import MaxMemory

@@ -22,8 +22,8 @@ from llmcomp import coding, results
 from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
 from llmcomp.experiment import estimate
-from llmcomp.experiment.claims import DEATHS_MAX
 from llmcomp.experiment.compute import compute_cell, stage, told
+from llmcomp.experiment.leases import DEATHS_MAX
 from llmcomp.experiment.load_ahead import Loading
 from llmcomp.experiment.plan import ROWS_VERSION, Cell, Job, Outcome, cell_metadata, is_baselines, job_work
 from llmcomp.models.engines import exact

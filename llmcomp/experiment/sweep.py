@@ -31,9 +31,9 @@ from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
 from llmcomp.experiment import folder_lock
 from llmcomp.experiment import plan as grid
-from llmcomp.experiment.claims import LEASE_SECONDS, Claims
 from llmcomp.experiment.compute import compute, compute_all, stage, told
 from llmcomp.experiment.disk import DiskLimit
+from llmcomp.experiment.leases import LEASE_SECONDS, Claims
 from llmcomp.experiment.load_ahead import LoadAhead
 from llmcomp.experiment.plan import Cell, Job, Outcome, Plan, Scorer
 from llmcomp.experiment.processes import work_in_processes
@@ -109,8 +109,9 @@ def sweep(
         datasets: names and specifications for `load_dataset`, `Dataset`s, or a mapping from names to files, arrays and
             whatever else `load_dataset` takes; None: those of the suite's usual grid
             ("pythia": the published ones), else the bundled samples.
-        out: the folder of results. Every finished cell is a file there and is never computed again; a file that is
-            torn or belongs to other settings is set aside (".superseded"), never trusted. One sweep a folder at a time,
+        out: the folder of results. Every finished cell is a file there and is never computed again; with more chunks
+            only those that are new are. Other settings lie beside each other; a file that is torn, or of an older
+            version's arithmetic, is set aside (".superseded"), never trusted. One sweep a folder at a time,
             or any number of workers with the same settings.
         executor: None: in this process; "ray" or a `RayCluster`; or any object with `submit(function, argument)` that
             returns a future with `add_done_callback` and `result`: its task is one model at one step. Only this process
@@ -395,7 +396,7 @@ def _table(plan: Plan, unit: str | None) -> pd.DataFrame:
     finished = [cell for cell in plan.cells if cell in plan.finished]
     if unit is None or not finished:
         table = results.empty_rows()
-    elif unit == "cell":
+    elif unit == "cell" and all(cell.stop is None for cell in finished):
         try:
             table = results.read_cells([cell.path for cell in finished])
         except Error:
@@ -405,6 +406,7 @@ def _table(plan: Plan, unit: str | None) -> pd.DataFrame:
         if damaged := [cell.path for cell in finished if rows[cell] is None]:
             raise _Damaged(damaged)
         table = pd.concat(rows.values(), ignore_index=True)
+        table = results.cells(table) if unit == "cell" else table
     _warn_of_equal_weights(plan, table)
     columns = ("model", "step", "dataset", "protocol", "mapping")
     table.attrs["failed"] = [

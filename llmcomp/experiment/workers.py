@@ -1,7 +1,7 @@
 """Workers that share nothing but the folder of results: each claims a cell, computes it and writes its file, until
 every cell is finished or has failed. Tasks of an array job, processes of one machine, any mix that comes and goes.
 
-What a claim is, is claims.py's business; what a cell is worth, compute.py's.
+What a claim is, is leases.py's business; what a cell is worth, compute.py's.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from llmcomp import results
 from llmcomp.data.token_cache import TokenCache
-from llmcomp.experiment.claims import DEATHS_MAX, Claims
 from llmcomp.experiment.compute import compute_cell, stage, told
+from llmcomp.experiment.leases import DEATHS_MAX, Claims
 from llmcomp.experiment.load_ahead import Loading
 from llmcomp.experiment.plan import Cell, Job, Outcome, cell_metadata, is_finished, job_work
 from llmcomp.models.sources import ModelSource

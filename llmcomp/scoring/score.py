@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,7 @@ def add_places(rows: pd.DataFrame, dataset: Any) -> pd.DataFrame:
     numbers = rows["chunk"].astype(int)
     return rows.assign(
         draw=getattr(dataset, "draw", ""),
+        data_sha256=hashlib.sha256(chunks[0]).hexdigest()[:16] if (chunks := getattr(dataset, "chunks", ())) else "",
         draw_seed=_column(getattr(dataset, "seed", None), rows),
         chunk_bytes=_column(getattr(dataset, "chunk_bytes", None), rows),
         document=[documents[i] if 0 <= i < len(documents) else "" for i in numbers],

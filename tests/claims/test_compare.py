@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from tiny_models import TRAINING_TEXT, TinyModel
 
 import llmcomp
 from llmcomp import Error
-from llmcomp.claims.compare import compare_rows, documents_of
+from llmcomp.claims.compare import compare_rows
 from llmcomp.cli.main import main
 
 CHUNK = 2048
@@ -23,12 +22,13 @@ CHUNK = 2048
 
 def rows_of(bits: np.ndarray, name: str, n_bytes: np.ndarray | None = None) -> pd.DataFrame:
     n_bytes = np.full(len(bits), CHUNK) if n_bytes is None else n_bytes
-    return pd.DataFrame(
-        {
-            "model": name, "step": pd.NA, "dataset": "simulated", "chunk": range(len(bits)), "bytes_in": n_bytes,
-            "ratio": bits / (8 * n_bytes), "tokens": 600,
-        }
-    )  # fmt: skip
+    columns = {
+        "model": name, "params": 1, "step": pd.NA, "dataset": "simulated", "modality": "text", "protocol": "published",
+        "mapping": "ascii", "chunk": range(len(bits)), "bytes_in": n_bytes, "bytes_scored": n_bytes, "tokens": 600,
+        "ideal_bits": bits, "coded_bytes": pd.NA, "side_bits": 0, "ratio": bits / (8 * n_bytes), "seconds": 0.0,
+        "engine": "", "backend": "", "device": "", "dtype": "", "weights_sha256": "", "version": "",
+    }  # fmt: skip
+    return pd.DataFrame(columns)
 
 
 def planted(
@@ -36,9 +36,9 @@ def planted(
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """Documents that differ from one another, and in how much better a is on them (`effect` bits a byte on average)."""
     documents = np.repeat(np.arange(n_documents), n_chunks)
-    hardness = rng.normal(2, 0.5, n_documents)[documents]
+    hardness = rng.normal(4, 0.5, n_documents)[documents]
     gain = rng.normal(effect, 0.05, n_documents)[documents] + rng.normal(0, 0.02, len(documents))
-    base = 8 * CHUNK * 0 + CHUNK * hardness
+    base = CHUNK * hardness
     return rows_of(base + CHUNK * gain, "a"), rows_of(base, "b"), [f"d{number}" for number in documents]
 
 
@@ -117,12 +117,19 @@ def test_bits_are_those_of_score() -> None:
 
 
 def test_documents_are_what_the_data_set_says() -> None:
-    text = llmcomp.load_dataset("text", 3)
-    assert len(set(documents_of(text))) == 1
-    speech = llmcomp.load_dataset("speech", 3)
-    assert all(any(source.startswith(d) for d in documents_of(speech)) for source in speech.sources)
-    given = SimpleNamespace(chunks=[b"a", b"b", b"c"], documents=("x", "x", "y"))
-    assert documents_of(given) == ["x", "x", "y"]
+    text = llmcomp.load_dataset("text", 6, 256)
+    assert (found := llmcomp.compare(TinyModel(), TinyModel(), text, progress=False)).documents == 1
+    assert found.unit == "chunks" and found.clusters == 6
+
+
+def test_stretches_are_of_neighbours_in_the_document_however_chunks_were_drawn() -> None:
+    rng = np.random.default_rng(8)
+    gain = np.convolve(rng.normal(0, 1, 500), np.ones(100) / 100, "valid")[:400]
+    drawn = rng.permutation(400)
+    a, b = rows_of(4000 + CHUNK * gain[drawn], "a"), rows_of(np.full(400, 4000.0), "b")
+    in_order = compare_rows(rows_of(4000 + CHUNK * gain, "a"), b, ["book"] * 400)
+    found = compare_rows(a.assign(document="book", offset=drawn * CHUNK), b)
+    assert found.unit == "stretches" and found.stderr == pytest.approx(in_order.stderr)
 
 
 @pytest.mark.parametrize("level", [0, 1, -1, math.nan])

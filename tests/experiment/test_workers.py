@@ -26,7 +26,7 @@ from test_sweep import Counting, fake_rows, some_data
 from llmcomp import results
 from llmcomp.errors import Error
 from llmcomp.experiment import processes
-from llmcomp.experiment.claims import DEATHS_MAX
+from llmcomp.experiment.leases import DEATHS_MAX
 from llmcomp.experiment.sweep import sweep
 from llmcomp.scoring import score
 
@@ -323,7 +323,7 @@ def test_workers_and_a_sweep_alone_do_not_share_a_folder(
 def test_workers_with_other_settings_are_refused_while_others_work(
     suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone, a worker sets files of other settings aside as every sweep does; beside others that would undo work."""
+    """Alone, a worker sets files of another arithmetic aside as every sweep does; beside others it would undo work."""
     sweep(suite, 1, some_data(), tmp_path, shard=0, scorer=Counting(), progress=False)
     code = f"""
         import sys
@@ -332,7 +332,8 @@ def test_workers_with_other_settings_are_refused_while_others_work(
         from test_sweep import Counting, some_data
         from llmcomp.experiment import sweep as module
         module._PATIENCE_SECONDS = 0.1
-        module.sweep(Path({str(suite)!r}), 1, some_data(2), Path({str(tmp_path)!r}), shard=1, progress=False)
+        module.grid.ROWS_VERSION = 99
+        module.sweep(Path({str(suite)!r}), 1, some_data(), Path({str(tmp_path)!r}), shard=1, progress=False)
     """
 
     def meanwhile(chunks: list[bytes], model: Any, protocol: str, mapping: str, **_: Any) -> pd.DataFrame:
@@ -343,7 +344,8 @@ def test_workers_with_other_settings_are_refused_while_others_work(
 
     sweep(suite, (1, 2), some_data(), tmp_path, shard=0, scorer=meanwhile, progress=False)
     assert len(list(tmp_path.glob("*.parquet"))) == 4
-    sweep(suite, 1, some_data(2), tmp_path, shard=0, scorer=Counting(), progress=False)
+    monkeypatch.setattr("llmcomp.experiment.plan.ROWS_VERSION", 99)
+    sweep(suite, 1, some_data(), tmp_path, shard=0, scorer=Counting(), progress=False)
     assert len(list(tmp_path.glob("*.superseded"))) == 2
 
 

@@ -47,7 +47,8 @@ class Hostile:
     def __init__(self, seed: int):
         self.rng = random.Random(seed)
         self._nested = [b""]
-        self._payloads: dict[bytes, bytes] = {}
+        self._mixing = 0
+        self._payloads: dict[tuple[bool, bytes], bytes] = {}
         self._streams: dict[tuple[int, bytes], bytes] = {}
         self._contents: dict[bytes, bytes] = {}
 
@@ -66,7 +67,7 @@ class Hostile:
 
     def _header(self, version: int, segment_bytes: int) -> tuple[bytes, int, bool]:
         rng = self.rng
-        has_model = rng.random() < 0.8
+        has_model, self._mixing = rng.random() < 0.8, 0
         flags = int(has_model) if rng.random() < 0.98 else rng.randrange(256)
         out = (
             b"\x89LMC" + bytes([version, flags]) + (rng.choice((b"s" * 16, rng.randbytes(16))) if version > 1 else b"")
@@ -78,7 +79,8 @@ class Hostile:
             mapping = rng.choice((0, 0, 0, 1, 2, 3)) if mapping == 0 else mapping
             out += bytes([arithmetic, engine, mapping])
             if version > 1:
-                out += bytes([0 if rng.random() < 0.98 else rng.randrange(256)])
+                self._mixing = rng.choice((0, 1)) if rng.random() < 0.98 else rng.randrange(256)
+                out += bytes([self._mixing])
             context = rng.choice((1, 2, 8, 32))
             overlap = rng.randrange(context)
             for value in (context, overlap, 256, 0):
@@ -139,11 +141,16 @@ class Hostile:
         rng = self.rng
         at = rng.randrange(40)
         content = TEXT[at : at + min(n, 4000)]
-        if content not in self._payloads:
-            coded = compress(content, MODEL, overlap=2, salt=b"", segment_bytes=max(16, len(content)))
+        is_alone = self._mixing == 0 or rng.random() < 0.3
+        if (is_alone, content) not in self._payloads:
+            options = {"overlap": 2, "segment_bytes": max(16, len(content)), "mix": not is_alone, "stock": False}
+            coded = compress(content, MODEL, salt=b"s" * 16, **options)
             segment = next(iter(ArchiveReader(io.BytesIO(coded)).segments()), None)
-            self._payloads[content] = b"x" if segment is None or segment.stored else segment.payload
-        payload = self._payloads[content]
+            self._payloads[is_alone, content] = b"x" if segment is None or segment.stored else segment.payload
+        payload = self._payloads[is_alone, content]
+        if is_alone and self._mixing:
+            payload += bytes([3, 0])
+        self._contents[payload] = content
         if rng.random() < 0.3:
             payload = rng.choice((payload[:-1], payload + b"\0", payload + b"\1", payload[::-1], b"\0"))
         return payload or b"\0"
@@ -199,7 +206,7 @@ class Hostile:
 
     def _content(self, frames: list[Frame]) -> bytes:
         """Right where all segments are stored or coded text from the start."""
-        known = {payload: content for content, payload in self._payloads.items()} | self._contents
+        known = self._contents
         return b"".join(frame.payload if frame.tag == 0 else known.get(frame.payload, b"") for frame in frames)
 
     def _damaged(self, blob: bytes) -> bytes:

@@ -264,7 +264,7 @@ __device__ __forceinline__ void value_tile(const lmc_cuda_attention_t &a, const 
 
 /* Five blocks a multiprocessor leave enough registers for what more than plain attention needs. */
 template <unsigned UNITS, bool IS_PLAIN>
-__global__ void __launch_bounds__(ATTENTION_THREADS, IS_PLAIN || UNITS > 1 ? 0 : 5)
+__global__ void __launch_bounds__(ATTENTION_THREADS, IS_PLAIN || UNITS > 1 ? 0 : 5 - BLOCKS_FEWER)
     lmc_attend_pass_kernel(const __grid_constant__ lmc_cuda_attention_t a, const uint32_t *row_begin,
                            uint32_t n_stretches, uint32_t n_tiles) {
     __shared__ pass_memory_t<UNITS> memory;

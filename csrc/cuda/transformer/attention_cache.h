@@ -10,6 +10,13 @@
 static constexpr unsigned ATTENTION_THREADS = 128;
 static constexpr unsigned KEY_BLOCK = 32; /* keys of a block of the cache; keys and queries of a tile */
 static constexpr float SCORE_LOWEST = -INFINITY;
+/* For newer devices the compiler takes more registers and would spill: so many blocks fewer shall fit a
+ * multiprocessor. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+static constexpr unsigned BLOCKS_FEWER = 1;
+#else
+static constexpr unsigned BLOCKS_FEWER = 0;
+#endif
 
 /* Features of a head in the cache, with those that fill up the last quad. */
 static __device__ __forceinline__ size_t padded_features(const lmc_cuda_attention_t &a) {

@@ -210,13 +210,16 @@ __device__ __forceinline__ void weigh_values(const lmc_cuda_attention_t &a, cons
     }
 }
 
+/* Blocks that shall fit a multiprocessor: 7 leave a thread 72 registers, in which all LOADS of a batch can
+ * wait: 112 KiB on the way. More queries have more chains. */
+constexpr unsigned blocks_of_step(unsigned n_queries) {
+    return n_queries == 1 ? 7 : (n_queries == 2 ? 6 : 5) - BLOCKS_FEWER;
+}
+
 /* A block has its queries and stages of values in shared memory, and the scores there or, of more keys than
- * fit, in its part of a.scores. 7 blocks a multiprocessor leave a thread 72 registers, in which all LOADS of
- * a batch can wait: 112 KiB on the way. More queries have more chains. */
+ * fit, in its part of a.scores. */
 template <unsigned FEATURES, unsigned QUERIES, bool IS_PLAIN, bool ARE_SHARED>
-__global__ void __launch_bounds__(ATTENTION_THREADS, QUERIES == 1   ? 7
-                                                     : QUERIES == 2 ? 6
-                                                                    : 5)
+__global__ void __launch_bounds__(ATTENTION_THREADS, blocks_of_step(QUERIES))
     lmc_attend_step_kernel(const __grid_constant__ lmc_cuda_attention_t a, uint32_t n_keys_of_stage,
                            uint32_t apart) {
     LMC_DYNAMIC_SHARED(float4, step_memory);

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from llmcomp.errors import Error
-from llmcomp.experiment import claims as module
-from llmcomp.experiment.claims import DEATHS_MAX, Claims
+from llmcomp.experiment import leases as module
+from llmcomp.experiment.leases import DEATHS_MAX, Claims
 
 LEASE = 0.6
 
@@ -89,7 +89,7 @@ def test_many_threads_take_each_cell_once(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from llmcomp.experiment.claims import Claims
+from llmcomp.experiment.leases import Claims
 with Claims(Path({out!r})) as claims:
     assert claims.take("cell", lambda: False)
     print("taken", flush=True)
