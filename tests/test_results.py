@@ -407,3 +407,45 @@ def test_rows_hold_the_bits_of_every_token_where_they_were_asked_for(tmp_path) -
     assert both["token_bits"].isna().sum() == len(make_rows())
     with pytest.raises(Error, match="token_bits"):
         results.check_rows(make_rows().assign(token_bits="many"))
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 1000])
+def test_cells_of_parts_are_those_of_the_whole(tmp_path, monkeypatch, batch_rows):
+    """Chunks of a cell in several files, streams beside chunks, missing values: read in parts of any length."""
+    monkeypatch.setattr(results, "_BATCH_ROWS", batch_rows)
+    for number, sizes in enumerate([(500, 700), (350, 360, 371), (900,)]):
+        chunks = range(3 * number, 3 * number + len(sizes))
+        rows = [
+            make_rows(coded_bytes=(size, 1)).iloc[:1].assign(chunk=chunk)
+            for size, chunk in zip(sizes, chunks, strict=True)
+        ]
+        results.write_rows(tmp_path / f"{number}.parquet", pd.concat(rows))
+    stream = make_rows(model="gzip", params=pd.NA, step=pd.NA, tokens=pd.NA, ideal_bits=float("nan"), mapping="")
+    results.write_rows(tmp_path / "stream.parquet", stream.iloc[:1].assign(chunk=results.STREAM_CHUNK))
+    results.write_rows(tmp_path / "empty.parquet", results.empty_rows())
+    whole = results.cells(results.read_rows(tmp_path))
+    pd.testing.assert_frame_equal(results.read_cells(tmp_path), whole, rtol=1e-13)
+    path, n_rows = results.merge_rows(tmp_path, tmp_path.parent / f"merged-{batch_rows}.parquet")
+    assert n_rows == 7
+    pd.testing.assert_frame_equal(results.read_cells([path]), whole, rtol=1e-13)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 1000])
+def test_a_chunk_twice_is_found_without_holding_all(tmp_path, monkeypatch, batch_rows):
+    monkeypatch.setattr(results, "_BATCH_ROWS", batch_rows)
+    results.write_rows(tmp_path / "a.parquet", make_rows())
+    results.write_rows(tmp_path / "b.parquet", make_rows().iloc[1:])
+    for read in (results.read_cells, lambda folder: results.merge_rows(folder, tmp_path.parent / "merged.parquet")):
+        with pytest.raises(Error, match="more than once"):
+            read(tmp_path)
+    assert not (tmp_path.parent / "merged.parquet").exists()
+
+
+def test_the_damaged_one_of_several_files_is_named(tmp_path):
+    for name in ("a", "b", "c"):
+        results.write_rows(tmp_path / f"{name}.parquet", make_rows(model=name))
+    table = pq.read_table(tmp_path / "b.parquet")
+    at = table.column_names.index("ratio")
+    pq.write_table(table.set_column(at, table.schema.field("ratio"), pa.array([0.5, 0.5])), tmp_path / "b.parquet")
+    with pytest.raises(Error, match=r"b\.parquet: rows: ratio differs from its bits"):
+        results.read_cells(tmp_path)

@@ -224,7 +224,7 @@ class Plan:
     def _memory_bytes(self) -> list[int]:
         """Of each model in float32; while it is at work, the next one is read as it is stored."""
         after = [source.weight_bytes for source in self.sources[1:]] + [0]
-        return [4 * estimate.count_params(one) + next_ for one, next_ in zip(self.sources, after, strict=True)]
+        return [4 * estimate.count_params(one) + next_ for one, next_ in zip(self.sources, after, strict=False)]
 
     def _time(self) -> str:
         """Work is parameters times bytes; its speed is that of the finished cells, else of a matrix product here."""

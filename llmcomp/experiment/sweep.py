@@ -150,6 +150,8 @@ def sweep(
     """
     grid.check_settings(engine, {"dtype": dtype, "attention": attention}, max_memory)
     executor = _check_executor(executor, workers, shard)
+    if unit not in ("chunk", "cell", None):
+        raise Error(f"unit is {unit!r}, expected 'chunk', 'cell' or None")
     usual_datasets, usual_protocols = grid.usual(models)
     wanted = usual_datasets if datasets is None else datasets
     how = {"chunk_bytes": chunk_bytes, "seed": seed, "draw": draw, "whole": whole, "progress": progress}
