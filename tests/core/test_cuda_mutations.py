@@ -106,7 +106,7 @@ ENGINE = {
     "an RMSNorm has a mean": Mutation(ROWS, "means[row] = 0.0f;", "means[row] = norm.input[0];"),
     "gains of one head for all": Mutation(ROWS, "row % norm.n_gains * norm.n_features;", "0;"),
     "the norm is not multiplied on its way to the state": Mutation(
-        ROWS, "lmc_fma(y, norm.multiplier,", "lmc_fma(y, 1.0f,"
+        ROWS, "bias[i]), norm.multiplier, output[i]);", "bias[i]), 1.0f, output[i]);"
     ),
     "codes of another input are multiplied": Mutation(GRAPH, "if (!has_codes)", "if (false)"),
     "every layer has the positions of the first": Mutation(GRAPH, "f.model.cosines[kind]", "f.model.cosines[0]"),

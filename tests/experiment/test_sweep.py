@@ -592,7 +592,7 @@ def test_a_grid_from_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monke
     assert len(table) == 12
     assert hub.downloads("model.safetensors") == 0
     n_bytes = len(neox_files(1)["model.safetensors"]) + len(neox_files(1)["tokenizer.json"])
-    assert f"{6 * n_bytes / 1000:.1f} kB of 6 checkpoints" in capsys.readouterr().err
+    assert f"{6 * n_bytes / 1000:.1f} kB of 6 checkpoints" in capsys.readouterr().out
     with pytest.warns(EqualWeightsWarning, match="org/a step 2 and org/a step 3"):
         rows = sweep(["org/a", "org/b"], **asked)
     assert rows.attrs["failed"] == []

@@ -46,7 +46,7 @@ def test_sizes_agree_everywhere(name: str, capsys: pytest.CaptureFixture[str]) -
 def test_an_axis_says_which_parameters() -> None:
     from llmcomp.law.style import PARAMS_LABEL
 
-    assert "embeddings included" in PARAMS_LABEL
+    assert "total" in PARAMS_LABEL
 
 
 def test_the_torch_engine_counts_alike() -> None:
