@@ -184,7 +184,7 @@ def test_what_pandas_once_wrote_beside_the_columns_is_not_read(tmp_path, pandas)
 
 def test_more_rows_than_a_cell_has_are_not_read(tmp_path, monkeypatch):
     path = results.write_rows(tmp_path / "rows.parquet", make_rows())
-    monkeypatch.setattr(results, "_ROWS_MAX", 1)
+    monkeypatch.setattr("llmcomp.results.files._ROWS_MAX", 1)
     with pytest.raises(Error, match=r"rows.parquet: 2 rows, expected at most 1"):
         results.read_rows(path)
 
@@ -412,7 +412,7 @@ def test_rows_hold_the_bits_of_every_token_where_they_were_asked_for(tmp_path) -
 @pytest.mark.parametrize("batch_rows", [1, 3, 1000])
 def test_cells_of_parts_are_those_of_the_whole(tmp_path, monkeypatch, batch_rows):
     """Chunks of a cell in several files, streams beside chunks, missing values: read in parts of any length."""
-    monkeypatch.setattr(results, "_BATCH_ROWS", batch_rows)
+    monkeypatch.setattr("llmcomp.results.files._BATCH_ROWS", batch_rows)
     for number, sizes in enumerate([(500, 700), (350, 360, 371), (900,)]):
         chunks = range(3 * number, 3 * number + len(sizes))
         rows = [
@@ -432,7 +432,7 @@ def test_cells_of_parts_are_those_of_the_whole(tmp_path, monkeypatch, batch_rows
 
 @pytest.mark.parametrize("batch_rows", [1, 1000])
 def test_a_chunk_twice_is_found_without_holding_all(tmp_path, monkeypatch, batch_rows):
-    monkeypatch.setattr(results, "_BATCH_ROWS", batch_rows)
+    monkeypatch.setattr("llmcomp.results.files._BATCH_ROWS", batch_rows)
     results.write_rows(tmp_path / "a.parquet", make_rows())
     results.write_rows(tmp_path / "b.parquet", make_rows().iloc[1:])
     for read in (results.read_cells, lambda folder: results.merge_rows(folder, tmp_path.parent / "merged.parquet")):

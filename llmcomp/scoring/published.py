@@ -2,7 +2,7 @@
 
 The computation behind "Compression Scaling Laws for Transformer Compressors Across Modalities" (R. Bharadwaj, 2025),
 repeated so that its numbers can be checked. Nothing is coded by it and nothing could be decoded. Its 75 ratios are in
-results.py, its random baseline is in baselines.py.
+results/cells.py, its random baseline is in baselines.py.
 """
 
 from __future__ import annotations

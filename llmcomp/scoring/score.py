@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-# What `adapt` adds to a row; results.py's columns are the model's own.
+# What `adapt` adds to a row; the columns of results are the model's own.
 ADAPTIVE_COLUMNS = ("adaptive_ideal_bits", "adaptive_coded_bytes", "adaptive_ratio")
 # How much is scored between two updates of the progress bar.
 _SCORE_BATCH_BYTES = 1 << 18

@@ -68,7 +68,7 @@ def test_large_results_are_fitted_cell_by_cell(
     assert main(["fit", str(tmp_path / "out"), "--json"]) == 0
     whole = json.loads(capsys.readouterr().out)
     monkeypatch.setattr("llmcomp.cli.commands._ROWS_HELD", 17)
-    monkeypatch.setattr("llmcomp.results._BATCH_ROWS", 5)
+    monkeypatch.setattr("llmcomp.results.files._BATCH_ROWS", 5)
     assert main(["fit", str(tmp_path / "out"), "--json"]) == 0
     captured = capsys.readouterr()
     assert "18 chunks are read cell by cell" in captured.err
