@@ -1,5 +1,5 @@
 """The commands of `llmcomp`: parsed arguments in, calls out, results printed. No logic: what a command does is in the
-module that it calls, imported when the command runs."""
+module that it calls, imported when the command runs. A function a command: the file is as long as there are many."""
 
 from __future__ import annotations
 

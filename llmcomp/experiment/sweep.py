@@ -29,7 +29,7 @@ from llmcomp import pico, results
 from llmcomp.atomic_write import remove_stale_parts, write_beside
 from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
-from llmcomp.experiment import folder_lock
+from llmcomp.experiment import choices, folder_lock
 from llmcomp.experiment import plan as grid
 from llmcomp.experiment.compute import compute, compute_all, stage, told
 from llmcomp.experiment.disk import DiskLimit
@@ -152,17 +152,17 @@ def sweep(
     executor = _check_executor(executor, workers, shard)
     if unit not in ("chunk", "cell", None):
         raise Error(f"unit is {unit!r}, expected 'chunk', 'cell' or None")
-    usual_datasets, usual_protocols = grid.usual(models)
+    usual_datasets, usual_protocols = choices.usual(models)
     wanted = usual_datasets if datasets is None else datasets
     how = {"chunk_bytes": chunk_bytes, "seed": seed, "draw": draw, "whole": whole, "progress": progress}
-    chosen = grid.find_datasets(wanted, n_chunks, **how)
-    pairs = grid.find_protocols(protocol or usual_protocols, mapping)
+    chosen = choices.find_datasets(wanted, n_chunks, **how)
+    pairs = choices.find_protocols(protocol or usual_protocols, mapping)
     given = {"device": device, "dtype": dtype, "attention": attention}
     options = {key: value for key, value in given.items() if value is not None}
     has_others = (executor, workers, shard) != (None, None, None)
     settings = grid.Settings(Path(out), engine, options, scorer, verify, max_memory, _disk_bytes(disk, has_others))
     pinned = _read_lock(lock, settings.out)
-    found = list(grid.find_models(models, grid.Choice(sizes, steps, seeds, tokens), cache_dir, pinned, progress))
+    found = list(choices.find_models(models, choices.Choice(sizes, steps, seeds, tokens), cache_dir, pinned, progress))
     limit = None if settings.disk_bytes is None else DiskLimit(settings.out, settings.disk_bytes)
     if limit is not None:
         found = [(limit.place(item) if isinstance(item, ModelSource) else item, reason) for item, reason in found]
