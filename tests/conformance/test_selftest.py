@@ -7,7 +7,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import platform
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import emulated_device
@@ -97,6 +99,20 @@ def test_logits_of_synthetic_models_are_logits(name: str) -> None:
     assert np.isfinite(logits).all()
     assert 0.1 < logits.std() < 100
     assert np.abs(logits[:, 1:] - logits[:, :-1]).max(axis=-1).min() > 0.01
+
+
+def test_the_backends_are_those_of_the_processor() -> None:
+    """As the kernel tells them: a compiler whose library knows no processor would leave only `serial`."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    if platform.machine() != "x86_64" or not flags:
+        pytest.skip("asks Linux on x86-64")
+    expected = ["serial"]
+    if {"avx2", "fma", "f16c"} <= flags:
+        expected.append("avx2")
+        if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
+            expected.append("avx512")
+    assert llmcomp.backends() == tuple(expected)
 
 
 def few_cases(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
