@@ -94,7 +94,7 @@ def colours(n: int) -> list[Any]:
 
 def label_of(axis: Any) -> str:
     """What an axis of a law is called in a figure, with its letter."""
-    return f"{axis.label} {axis.letter}"
+    return PARAMS_LABEL if axis.column == "params" else f"{axis.label} {axis.letter}"
 
 
 def title_of(cells: pd.DataFrame) -> str:

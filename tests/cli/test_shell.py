@@ -159,13 +159,13 @@ def test_progress_moves_and_tells_the_ratio(tmp_path: Path) -> None:
     arguments.append(str(path))
     bars = "".join(part for _, part in on_a_terminal("compress", *arguments))
     shares = [int(share) for share in re.findall(r"(\d+)%\|", bars)]
-    assert shares[0] == 0 and len(set(shares)) > 4
+    assert shares[0] == 0 and len(set(shares)) > 2
     archive = tmp_path / "text.llmc"
     ratio = archive.stat().st_size / path.stat().st_size
     bars = "".join(part for _, part in on_a_terminal("decompress", "-k", "-f", "-T", "1", str(archive)))
     ratios = {float(found) for found in RATIO.findall(bars)}
     assert ratios == {round(ratio, 3)}
-    assert len(set(re.findall(r"(\d+)%\|", bars))) > 4
+    assert len(set(re.findall(r"(\d+)%\|", bars))) > 2
 
 
 def test_no_bar_is_drawn_where_nobody_looks(tmp_path: Path) -> None:
