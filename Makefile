@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cu') setup.py pyproject.toml
 C_FILES := $(shell find csrc -name '*.[ch]' -o -name '*.cu' -o -name '*.cpp')
 
-.PHONY: help demo test check check-slow check-oldest bench fuzz-archives fuzz-inputs clean format
+
+.PHONY: man help demo test check check-slow check-oldest bench fuzz-archives fuzz-inputs clean format docs wheels release-check
 help:
 	@echo "make demo        install into $(VENV) and run the main job on the bundled models and samples"
 	@echo "make test        install with the test extra and run the tests"
@@ -17,7 +18,11 @@ help:
 	@echo "make fuzz-inputs FUZZ_INPUTS (100000) damaged files of each kind that llmcomp reads"
 	@echo "make bench       the benchmarks"
 	@echo "make fuzz-archives  a million readings of archives with hostile fields"
+	@echo "make man         build/llmcomp.1, the man page"
 	@echo "make format      rewrite the sources in the house style"
+	@echo "make docs        the documentation site into build/docs; a warning is an error"
+	@echo "make wheels      the wheels and the sdist of a release into dist"
+	@echo "make release-check  what a release has to be: wheels, versions, changelog, conformance, documentation"
 	@echo "make clean       remove what was built"
 
 $(BIN)/python:
@@ -71,10 +76,36 @@ bench: $(VENV)/.installed-test
 fuzz-archives: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/fuzz_archives.py
 
+man: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python -m llmcomp.cli.man_page build/llmcomp.1
+
 format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(C_FILES)
+
+$(VENV)/.installed-docs: $(VENV)/.installed pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
+
+build/release/.installed: release/requirements.txt
+	$(PYTHON) -m venv build/release
+	build/release/bin/pip install --quiet --requirement $<
+	@touch $@
+
+wheels: build/release/.installed
+	rm -rf dist
+	build/release/bin/python release/build_wheels.py
+	build/release/bin/python -m build --quiet --sdist
+
+release-check: build/release/.installed docs
+	build/release/bin/python release/check.py
+	PYTHON=$(PYTHON) release/try_wheel.sh dist/*manylinux*$(shell uname -m).whl
 
 clean:
 	rm -rf build dist *.egg-info llmcomp/*.so demo-results

@@ -4,10 +4,15 @@ llmcomp._cuda is built where nvcc is found (CUDA_HOME, else PATH), and left out 
 LLMCOMP_CUDA=0 leaves it out, LLMCOMP_CUDA=1 makes it an error to be without it.
 """
 
+import functools
 import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
+import sys
+import sysconfig
 from glob import glob
 from pathlib import Path
 
@@ -27,24 +32,31 @@ EXACT = [
     "-fvisibility=hidden",
     "-pthread",
 ]
-WARNINGS = ["-Wall", "-Wextra", "-Wno-missing-field-initializers"]
-X86_64 = platform.machine() in ("x86_64", "AMD64")
+WARNINGS = ["-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Werror=implicit-function-declaration"]
+# Of the Python that is built for, which a cross build names in _PYTHON_HOST_PLATFORM; a fat Python builds for this one.
+MACHINE = sysconfig.get_platform().rpartition("-")[2].replace("universal2", platform.machine()).lower()
+X86_64, AARCH64 = MACHINE in ("x86_64", "amd64"), MACHINE in ("aarch64", "arm64")
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c".split()
 FLAGS_BY_SUFFIX = {
     "_avx2.c": ["-mavx2", "-mfma", "-mf16c"] if X86_64 else [],
     "_avx512.c": AVX512 if X86_64 else [],
     "_avx512vnni.c": [*AVX512, "-mavx512vnni"] if X86_64 else [],
-    "_neondot.c": ["-march=armv8.2-a+dotprod"] if platform.machine() in ("aarch64", "arm64") else [],
+    "_neondot.c": ["-march=armv8.2-a+dotprod"] if AARCH64 else [],
 }
-# Machine code for these; PTX of the last one, which the driver compiles for newer devices.
-CUDA_TARGETS = ["80", "90"]
+# One module for every Python from 3.11 on, by the stable ABI: 3.10's has no buffers, a free-threaded Python has none.
+STABLE_ABI = sys.version_info >= (3, 11) and not sysconfig.get_config_var("Py_GIL_DISABLED")
+LIMITED_API = [("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else []
 CUDA_EXACT = ["-std=c++17", "-O3", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true"]
 CUDA_HOST = "-fPIC,-fvisibility=hidden,-ffp-contract=off"
+ADVICE = "install one (apt install gcc, xcode-select --install) or a wheel (pip install llmcomp-exact)"
 CUDA_MODULE = glob("csrc/python/cuda_*.c")
 # What the device's part needs of the core on the host: statuses, and the tables that go with a model's weights.
 CUDA_CORE = [
     *(f"csrc/core/{name}.c" for name in ("base/status", "coding/intervals", "coding/rows_serial")),
-    *(f"csrc/core/transformer/{name}.c" for name in ("config", "forward", "kernels_serial", "position_tables")),
+    *(
+        f"csrc/core/transformer/{name}.c"
+        for name in ("config", "forward", "linear_map", "kernels_serial", "position_tables")
+    ),
 ]
 
 
@@ -67,15 +79,28 @@ def toolkit_of(nvcc: Path) -> Path:
     return Path(tops[0]).resolve() if tops else nvcc.resolve().parent.parent
 
 
+@functools.cache
+def cuda_targets() -> list[str]:
+    """Machine code for these, and PTX of the last, which the driver compiles for newer devices. LLMCOMP_CUDA_TARGETS
+    ("75 80 ... 120" for a wheel), else the devices of this machine, else 90."""
+    found = os.environ.get("LLMCOMP_CUDA_TARGETS", "").split()
+    if not found and shutil.which("nvidia-smi"):
+        ask = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        told = subprocess.run(ask, capture_output=True, text=True, check=False)
+        found = re.findall(r"^(\d+\.\d)$", told.stdout, re.MULTILINE)
+    return sorted({target.replace(".", "") for target in found}, key=int) or ["90"]
+
+
 def cuda_extension(nvcc: Path) -> Extension:
     toolkit = toolkit_of(nvcc)
-    targets = " ".join([*(f"sm_{arch}" for arch in CUDA_TARGETS), f"compute_{CUDA_TARGETS[-1]}"])
+    targets = " ".join([*(f"sm_{arch}" for arch in cuda_targets()), f"compute_{cuda_targets()[-1]}"])
     return Extension(
         "llmcomp._cuda",
         sources=sorted([*CUDA_MODULE, *CUDA_CORE]),
         depends=sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/cuda/*/*.cu")),
         include_dirs=["csrc", "csrc/include", str(toolkit / "include")],
-        define_macros=[("LMC_CUDA_TARGETS", f'"{targets}"')],
+        define_macros=[("LMC_CUDA_TARGETS", f'"{targets}"'), *LIMITED_API],
+        py_limited_api=STABLE_ABI,
         extra_compile_args=EXACT + WARNINGS,
         library_dirs=[str(toolkit / "lib64"), str(toolkit / "lib")],
         libraries=["cudart_static", "dl", "rt", "pthread", "stdc++"],
@@ -85,6 +110,13 @@ def cuda_extension(nvcc: Path) -> Extension:
 
 class BuildExact(build_ext):
     """Compiles each file with the flags of its instruction set; a kernel never runs where it was not meant to."""
+
+    def run(self) -> None:
+        compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
+        ask = [shutil.which(compiler) or "false", "--version"]
+        if os.name == "posix" and subprocess.run(ask, capture_output=True, check=False).returncode:
+            raise SystemExit(f"llmcomp needs a C compiler to be built, and {compiler} is none that runs: {ADVICE}")
+        super().run()
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name == "llmcomp._cuda":
@@ -106,8 +138,9 @@ class BuildExact(build_ext):
         if target.exists() and target.stat().st_mtime > max(Path(path).stat().st_mtime for path in inputs):
             return str(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_TARGETS]
-        codes.append(f"-gencode=arch=compute_{CUDA_TARGETS[-1]},code=compute_{CUDA_TARGETS[-1]}")
+        last = cuda_targets()[-1]
+        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda_targets()]
+        codes += [f"-gencode=arch=compute_{last},code=compute_{last}", "-Xfatbin=-compress-all"]
         command = [
             str(NVCC),
             *CUDA_EXACT,
@@ -132,7 +165,14 @@ core = Extension(
     sources=sorted({*glob("csrc/core/*/*.c"), *glob("csrc/dispatch/*.c"), *glob("csrc/python/*.c")} - {*CUDA_MODULE}),
     depends=sorted(glob("csrc/**/*.h", recursive=True)),
     include_dirs=["csrc", "csrc/include", numpy.get_include()],
+    define_macros=LIMITED_API,
+    py_limited_api=STABLE_ABI,
     extra_compile_args=EXACT + WARNINGS,
+    libraries=["m"] if os.name == "posix" else [],
     extra_link_args=["-pthread"],
 )
-setup(cmdclass={"build_ext": BuildExact}, ext_modules=[core, *([cuda_extension(NVCC)] if NVCC else [])])
+setup(
+    cmdclass={"build_ext": BuildExact},
+    ext_modules=[core, *([cuda_extension(NVCC)] if NVCC else [])],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},
+)

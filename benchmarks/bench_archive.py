@@ -2,9 +2,11 @@
 
     python benchmarks/bench_archive.py [FILE] [--bytes 1000000] [--model pico-595k] [--overlaps] [--segments]
 
-FILE is by default enwik8.head of LLMCOMP_TEST_DATA or ../shared/data, else the bundled text sample. A row is made in
-a process of its own, so that the memory is that row's (the interpreter and the libraries included); a row's times are
-wall clock and processor seconds of compressing and decompressing, without starting and loading. The output is Markdown.
+The programs zpaq and 7z are measured where they are installed (Debian: apt-get install zpaq p7zip-full); a program's
+row has the program's own processor time and memory, with starting it. FILE is by default enwik8.head of
+LLMCOMP_TEST_DATA or ../shared/data, else the bundled text sample. A row is made in a process of its own, so that the
+memory is that row's (the interpreter and the libraries included); a row's times are wall clock and processor seconds of
+compressing and decompressing, without starting and loading. The output is Markdown.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import json
 import lzma
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -52,6 +56,45 @@ def general_coders() -> dict[str, Callable[[], Coder]]:
     }
 
 
+# By name: the program, and its arguments to compress IN to OUT and to give IN's bytes back in the folder BACK.
+PROGRAMS = {
+    "zpaq -m5": ("zpaq", ["a", "OUT", "IN", "-m5", "-t1"], ["x", "OUT", "-to", "BACK/", "-t1"]),
+    "7z -m0=ppmd:o=16": ("7z", ["a", "-m0=ppmd:o=16", "-mmt=1", "OUT", "IN"], ["x", "OUT", "-oBACK", "-mmt=1"]),
+}
+
+
+def program_coder(name: str) -> Coder:
+    program, *both = PROGRAMS[name]
+    suffix = {"zpaq": ".zpaq", "7z": ".7z"}[program]
+
+    def run(arguments: list[str], folder: str) -> None:
+        # Programs store the path that they are given: a bare one, from inside the folder.
+        places = {"IN": "in", "OUT": f"out{suffix}", "BACK/": "back/", "-oBACK": "-oback"}
+        command = [program, *(places.get(argument, argument) for argument in arguments)]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def compress(data: bytes) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "in").write_bytes(data)
+            run(both[0], folder)
+            return (Path(folder) / f"out{suffix}").read_bytes()
+
+    def decompress(blob: bytes) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / f"out{suffix}").write_bytes(blob)
+            run(both[1], folder)
+            (found,) = (path for path in (Path(folder) / "back").rglob("*") if path.is_file())
+            return found.read_bytes()
+
+    return compress, decompress
+
+
+def processor_seconds() -> float:
+    """Of this process and of the programs that it has run."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
 def llmcomp_coder(model_name: str, options: dict[str, Any]) -> tuple[Coder, Any]:
     import llmcomp
 
@@ -60,7 +103,8 @@ def llmcomp_coder(model_name: str, options: dict[str, Any]) -> tuple[Coder, Any]
 
 
 def ideal_bits(data: bytes, blob: bytes, model: Any) -> float:
-    """Bits of the integer model over all segments of the archive, without any byte of coding or format."""
+    """Bits of the integer model over all segments of an archive without mixing or stock codecs, without any byte of
+    coding or format."""
     from llmcomp.codec.container import ArchiveReader
     from llmcomp.codec.segments import SegmentCodec
 
@@ -77,6 +121,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     model = None
     if job["name"] in general_coders():
         encode, decode = general_coders()[job["name"]]()
+    elif job["name"] in PROGRAMS:
+        encode, decode = program_coder(job["name"])
     else:
         (encode, decode), model = llmcomp_coder(job["model"], job["options"])
     row: dict[str, Any] = {"name": job["name"]}
@@ -85,16 +131,17 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         work.append(("decompress", decode))
     content = data
     for verb, function in work:
-        wall, processor = time.perf_counter(), time.process_time()
+        wall, processor = time.perf_counter(), processor_seconds()
         content = function(content)
-        row[verb] = (time.perf_counter() - wall, time.process_time() - processor)
-        row[f"{verb}_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        row[verb] = (time.perf_counter() - wall, processor_seconds() - processor)
+        of = resource.RUSAGE_CHILDREN if job["name"] in PROGRAMS else resource.RUSAGE_SELF
+        row[f"{verb}_memory"] = resource.getrusage(of).ru_maxrss * 1024
         if verb == "compress":
             blob = content
     if job["decode"] and content != data:
         raise SystemExit(f"{job['name']}: the round trip gave other bytes")
     row["coded_bytes"] = len(blob)
-    if model is not None:
+    if model is not None and job["options"].get("mix") is False:
         row["overhead"] = 8 * len(blob) / ideal_bits(data, blob, model) - 1
     return row
 
@@ -103,7 +150,10 @@ def jobs_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     base = {"file": str(arguments.file), "n_bytes": arguments.bytes, "model": arguments.model, "options": {}}
     base["decode"] = not arguments.no_decode
     jobs = [{**base, "name": name} for name in general_coders()]
+    jobs += [{**base, "name": name} for name, (program, *_) in PROGRAMS.items() if shutil.which(program)]
     jobs.append({**base, "name": arguments.model})
+    alone = {"mix": False, "stock": False}
+    jobs.append({**base, "name": f"{arguments.model} alone", "options": alone})
     if arguments.overlaps:
         jobs += [
             {**base, "name": f"{arguments.model}, overlap {k}", "options": {"overlap": k}}
@@ -112,7 +162,7 @@ def jobs_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if arguments.segments:
         jobs += [
             {**base, "name": f"{arguments.model}, segments of {n >> 10} KiB", "options": {"segment_bytes": n}}
-            for n in (1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 17, 1 << 18, 1 << 20)
+            for n in (1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 17, 1 << 18, 1 << 20)  # the last: --solid
         ]
     return jobs
 
@@ -160,7 +210,7 @@ def main() -> None:
     print("| | bytes | ratio | MB/s in | MB/s out | CPU s in | CPU s out | MiB in | MiB out | above ideal bits |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for job in jobs_of(arguments):
-        if arguments.only_archive and job["name"] in general_coders():
+        if arguments.only_archive and (job["name"] in general_coders() or job["name"] in PROGRAMS):
             continue
         command = [sys.executable, __file__, "--job", json.dumps(job)]
         result = subprocess.run(command, check=True, stdout=subprocess.PIPE)

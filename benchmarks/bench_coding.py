@@ -211,15 +211,6 @@ def measure(n_rows: int, n_repeats: int, clock_name: str) -> dict[str, object]:
         )
         contenders["intervals float32, 2 threads"] = (two_threads(contenders["intervals float32"][0]), n_rows)
     times = median_times(contenders, n_repeats, clock)
-
-    ideal = softmax_bits(logits, tokens)
-    code_bits = llmcomp.code_length(logits, tokens)
-    excess = {
-        "code length - softmax": float((code_bits - ideal).mean()),
-        "payload - code length": (8 * len(llmcomp.encode(logits, tokens)) - float(code_bits.sum())) / n_rows,
-        "constriction - softmax": (constriction_pass(probabilities, peer_tokens) - ideal[:n_sized].sum()) / n_sized,
-        "deepmind - softmax": (deepmind_pass(probabilities, peer_tokens) - ideal[:n_sized].sum()) / n_sized,
-    }
     return {
         "machine": platform.processor() or platform.machine(),
         "date": date.today().isoformat(),
@@ -228,9 +219,24 @@ def measure(n_rows: int, n_repeats: int, clock_name: str) -> dict[str, object]:
         "load_average": os.getloadavg()[0],
         "n_rows": n_rows,
         "n_repeats": n_repeats,
-        "bits_per_token": float(ideal.mean()),
+        "bits_per_token": float(softmax_bits(logits, tokens).mean()),
         "microseconds_a_row": times,
-        "excess_bits_per_token": excess,
+        "excess_bits_per_token": measure_excess(logits, tokens, probabilities, peer_tokens),
+    }
+
+
+def measure_excess(
+    logits: np.ndarray, tokens: np.ndarray, probabilities: np.ndarray, peer_tokens: np.ndarray
+) -> dict[str, float]:
+    """Bits a token above what the softmax needs; of the peers on their rows."""
+    n_rows, n_sized = len(tokens), len(peer_tokens)
+    ideal = softmax_bits(logits, tokens)
+    code_bits = llmcomp.code_length(logits, tokens)
+    return {
+        "code length - softmax": float((code_bits - ideal).mean()),
+        "payload - code length": (8 * len(llmcomp.encode(logits, tokens)) - float(code_bits.sum())) / n_rows,
+        "constriction - softmax": (constriction_pass(probabilities, peer_tokens) - ideal[:n_sized].sum()) / n_sized,
+        "deepmind - softmax": (deepmind_pass(probabilities, peer_tokens) - ideal[:n_sized].sum()) / n_sized,
     }
 
 

@@ -131,13 +131,22 @@ def main() -> None:
         seconds = measure(work, args.rounds, clock)
         n_published = sum(len(published_tokens(chunk, other.tokenizer)[0]) for chunk in chunks)
     counts = {"exact": n_tokens, "torch": n_tokens, "published loop": n_published}
-    lines = [
+    lines = report(args, exact.n_params, difference, counts, seconds)
+    print("\n".join(lines))
+    if args.out is not None:
+        args.out.write_text("\n".join(lines) + "\n")
+
+
+def report(
+    args: argparse.Namespace, n_params: int, difference: float, counts: dict[str, int], seconds: dict[str, float]
+) -> list[str]:
+    return [
         "# A Pythia-70m-shaped model on a CPU",
         "",
         f"`python benchmarks/bench_pythia.py --chunks {args.chunks} --rounds {args.rounds} --threads {args.threads} "
         f"--clock {args.clock}`, {date.today().isoformat()}",
         "",
-        f"Random weights ({exact.n_params:,} parameters, float32), the first {args.chunks} chunks of enwik8, "
+        f"Random weights ({n_params:,} parameters, float32), the first {args.chunks} chunks of enwik8, "
         f"{args.threads} thread(s), backend {backend_in_use()}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, {args.clock} clock, medians of {args.rounds} interleaved rounds.",
         "",
@@ -151,9 +160,6 @@ def main() -> None:
             for name, taken in seconds.items()
         ),
     ]
-    print("\n".join(lines))
-    if args.out is not None:
-        args.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -63,8 +63,9 @@ run_build() {
     "$PYTHON" -c 'from llmcomp.coding.cuda import cuda_info; info = cuda_info(); print(info); assert info["devices"]'
 }
 run_coder() { tests tests/coding/test_cuda.py -m "not slow"; }
-run_engine() { tests tests/models/test_cuda_engine.py -m "not slow"; }
-run_slow() { tests tests/coding/test_cuda.py tests/models/test_cuda_engine.py -m slow; }
+ENGINE_TESTS=(tests/models/test_cuda_engine.py tests/models/test_cuda_families.py)
+run_engine() { tests "${ENGINE_TESTS[@]}" -m "not slow"; }
+run_slow() { tests tests/coding/test_cuda.py "${ENGINE_TESTS[@]}" -m slow; }
 run_bench_cuda() { "$PYTHON" benchmarks/bench_cuda.py --out "$OUT/bench_cuda.md"; }
 run_bench_cuda_engine() {
     "$PYTHON" benchmarks/bench_cuda_engine.py --streams 512,2048 --out "$OUT/bench_cuda_engine.md"
@@ -80,10 +81,10 @@ run_sweep() {
 # writes what ours read.
 CODER_CASES="every_token or (streams_equal and ([2- or [257-)) or errors_name or one_stream or large_vocabularies or graph"
 ENGINE_CASES="logits_are_those or 16_bits or intervals_are or softmax_of or steps_are or split_into or start_stop \
-or side_by_side or after_the_end"
+or side_by_side or after_the_end or windows_keep or contexts_of or gpt2-plain or olmo-clipped or gemma2-small or phi-norms"
 sanitize() {
-    local tool=$1 file=tests/coding/test_cuda.py cases=$CODER_CASES filter=() help
-    if [ "$2" = engine ]; then file=tests/models/test_cuda_engine.py cases=$ENGINE_CASES; fi
+    local tool=$1 files=(tests/coding/test_cuda.py) cases=$CODER_CASES filter=() help
+    if [ "$2" = engine ]; then files=("${ENGINE_TESTS[@]}") cases=$ENGINE_CASES; fi
     # Into a variable: a pipe that grep -q closes early would count as failed.
     help=$(compute-sanitizer --help 2>&1) || { echo "compute-sanitizer cannot be run: $help"; return 1; }
     if [ "$tool" != initcheck ]; then
@@ -91,7 +92,7 @@ sanitize() {
         if [[ $help == *--kernel-name* ]]; then filter=(--kernel-name kns=lmc_); fi
     fi
     compute-sanitizer --tool "$tool" ${filter[@]+"${filter[@]}"} --target-processes all --error-exitcode 9 \
-        "$PYTHON" -m pytest -p no:cacheprovider "$file" -m "not slow" -x -q -k "$cases"
+        "$PYTHON" -m pytest -p no:cacheprovider "${files[@]}" -m "not slow" -x -q -k "$cases"
 }
 
 # Three kernels: intervals, a product, a step's attention.

@@ -2,10 +2,10 @@
 
     python benchmarks/cuda_sass.py [--tools FOLDER] [--arch 90] [--out FILE.md]
 
-Compiles csrc/cuda with the flags of setup.py and counts, for each kernel: instructions in all, in its hottest stretch,
-and of some kinds. The hottest stretch is the loop with the most of the kernel's own work in it (products, fma,
-conversions), or, where that work is not in a loop, the longest stretch without a branch. `cuobjdump` is asked of the
-PATH, or of --tools. MEMBAR is counted in the whole kernel. Counts are no times.
+Compiles csrc/cuda with the flags of setup.py and counts, for each kernel: registers, instructions in all, in its
+hottest stretch, and of some kinds. The hottest stretch is the loop with the most of the kernel's own work in it
+(products, fma, conversions), or, where that work is not in a loop, the longest stretch without a branch. `cuobjdump` is
+asked of the PATH, or of --tools. MEMBAR is counted in the whole kernel. Counts are no times.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 # What is looked at: part of a kernel's mangled name, its source, and the instruction that its work is made of.
 KERNELS = {
-    "scores of a step's keys": ("attend_step_kernel", "transformer/attention.cu", "FFMA"),
-    "values of a step": ("attend_step_kernel", "transformer/attention.cu", "FADD"),
+    "scores of a step's keys": ("attend_step_kernel", "transformer/attention_step.cu", "FFMA"),
+    "values of a step": ("attend_step_kernel", "transformer/attention_step.cu", "FADD"),
+    "attention of a pass": ("attend_pass_kernel", "transformer/attention.cu", "FFMA"),
+    "products": ("product_kernel", "transformer/product.cu", "FFMA"),
+    "norms": ("norm_kernel", "transformer/rows.cu", "FADD"),
     "intervals": ("intervals_kernel", "coding/coding.cu", "F2I"),
     "decoding": ("decode_kernel", "coding/coding.cu", "F2I"),
     "8-bit products": ("code_product_kernel", "transformer/product_int8.cu", "IMMA"),
@@ -45,17 +48,22 @@ def setup_words(name: str) -> list[str]:
     return scope[name]
 
 
-def machine_code(source: str, arch: str, cuobjdump: str) -> dict[str, list[Instruction]]:
-    """By mangled name."""
+def machine_code(source: str, arch: str, cuobjdump: str) -> dict[str, tuple[int, list[Instruction]]]:
+    """Registers and instructions by mangled name."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = f"{folder}/kernels.cubin"
         flags = [*setup_words("CUDA_EXACT"), f"-arch=sm_{arch}", "-cubin", "-Icsrc", "-Icsrc/include"]
         subprocess.run(["nvcc", *flags, f"csrc/cuda/{source}", "-o", cubin], cwd=ROOT, check=True)
-        told = subprocess.run([cuobjdump, "--dump-sass", cubin], capture_output=True, text=True, check=True).stdout
-    kernels: dict[str, list[Instruction]] = {}
+        told, usage = (
+            subprocess.run([cuobjdump, option, cubin], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-sass", "--dump-resource-usage")
+        )
+    registers = {name: int(n) for name, n in re.findall(r"Function (\S+):\s+REG:(\d+)", usage)}
+    kernels: dict[str, tuple[int, list[Instruction]]] = {}
     for line in told.splitlines():
         if found := re.search(r"Function : (\S+)", line):
-            code = kernels.setdefault(found[1], [])
+            code: list[Instruction] = []
+            kernels[found[1]] = registers[found[1]], code
         elif found := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)([^;]*);", line):
             code.append(Instruction(int(found[1], 16), found[2], found[3]))
     return kernels
@@ -84,22 +92,27 @@ def stretches(code: list[Instruction]) -> list[list[Instruction]]:
 
 def parameters(name: str) -> str:
     """The template's, as far as they tell one kernel from another."""
-    dtype = re.search(r"lmc_dtype(?:_t)?(\d)E", name)
-    if dtype:
-        return ("float32", "float16", "bfloat16")[int(dtype[1])]
-    return ", ".join(re.findall(r"L[ij](\d+)E", name)) or "-"
+    words = re.findall(r"L[ijb](\d+)E", name)
+    if dtype := re.search(r"lmc_dtype(?:_t)?(\d)E", name):
+        words.append(("float32", "float16", "bfloat16")[int(dtype[1])])
+    if norm := re.search(r"lmc_norm(?:_t)?(\d)E", name):
+        words.append(("LayerNorm", "RMSNorm")[int(norm[1])])
+    if "element_copy" in name:
+        words.append("by elements")
+    return ", ".join(words) or "-"
 
 
 def rows(arch: str, cuobjdump: str) -> list[str]:
     lines = [
-        f"| sm_{arch} | parameters | instructions | before the first load | hottest stretch | {' | '.join(KINDS)} |",
-        "|---|---|---|---|---|" + "---|" * len(KINDS),
+        f"| sm_{arch} | parameters | registers | instructions | before the first load | hottest stretch | "
+        f"{' | '.join(KINDS)} |",
+        "|---|---|---|---|---|---|" + "---|" * len(KINDS),
     ]
-    compiled: dict[str, dict[str, list[Instruction]]] = {}
+    compiled: dict[str, dict[str, tuple[int, list[Instruction]]]] = {}
     for what, (kernel, source, work) in KERNELS.items():
         if source not in compiled:
             compiled[source] = machine_code(source, arch, cuobjdump)
-        for name, code in sorted(compiled[source].items()):
+        for name, (registers, code) in sorted(compiled[source].items()):
             if kernel not in name:
                 continue
             hottest = max(stretches(code), key=lambda part: (sum(one.kind == work for one in part), -len(part)))
@@ -108,7 +121,8 @@ def rows(arch: str, cuobjdump: str) -> list[str]:
                 at for at, one in enumerate(code) if one.kind == "LDGSTS" or (one.kind == "LDG" and ".128" in one.text)
             )
             cells = [str(whole[kind] if kind == "MEMBAR" else counts[kind]) for kind in KINDS]
-            cells = [what, parameters(name), str(len(code)), str(next(loads, "-")), str(len(hottest)), *cells]
+            numbers = [registers, len(code), next(loads, "-"), len(hottest)]
+            cells = [what, parameters(name), *map(str, numbers), *cells]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -116,7 +130,7 @@ def rows(arch: str, cuobjdump: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tools", type=Path, help="the folder of cuobjdump and nvdisasm")
-    parser.add_argument("--arch", default=setup_words("CUDA_TARGETS")[-1])
+    parser.add_argument("--arch", default="90")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     cuobjdump = shutil.which("cuobjdump", path=str(arguments.tools) if arguments.tools else None)

@@ -10,6 +10,8 @@ from llmcomp.errors import CorruptArchive, DatasetError, Error, ModelMismatch
 from llmcomp.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from llmcomp.claims.compare import compare
+    from llmcomp.claims.verify import verify
     from llmcomp.codec.archive import open as open
     from llmcomp.codec.compress import compress, decompress
     from llmcomp.codec.sampling import generate
@@ -60,6 +62,8 @@ _MODULE_OF = {
     "bits_by_position": "scoring.position",
     **dict.fromkeys(("compare_forms", "fit_scaling_law"), "law.fit"),
     **dict.fromkeys(("compare_shares", "fit_joint"), "law.joint"),
+    "compare": "claims.compare",
+    "verify": "claims.verify",
     "generate": "codec.sampling",
     "load_dataset": "data.datasets",
     "open": "codec.archive",
@@ -78,6 +82,7 @@ __all__ = [
     "backends",
     "bits_by_position",
     "code_length",
+    "compare",
     "compare_forms",
     "compare_shares",
     "compress",
@@ -99,6 +104,7 @@ __all__ = [
     "sweep",
     "use_backend",
     "use_threads",
+    "verify",
 ]
 
 
@@ -113,4 +119,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULE_OF})
+    return sorted({*__all__, "__version__", "open", "plot"})

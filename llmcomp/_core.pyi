@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 VOCAB_SIZE_MAX: int
+COMPILER: str
 
 def backend_names() -> tuple[str, ...]: ...
 def set_override(backend: str | None, n_threads: int, /) -> None: ...

@@ -30,6 +30,11 @@ def named(name: Any) -> str:
     return name if isinstance(name, str) and name.isprintable() and 0 < len(name) <= _SHOWN_CHARACTERS else shown(name)
 
 
+def printable(text: str) -> str:
+    """Lines with names from files as a terminal may show them: control characters as their escapes."""
+    return "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in text.split("\n"))
+
+
 def shown(value: Any) -> str:
     """A value from a file as a message shows it: its representation, shortened."""
     if isinstance(value, (str, bytes)):

@@ -10,26 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from real_data import DATA, needs_data
+from result_rows import make_rows
+from scipy import stats
 
 from llmcomp import results
 from llmcomp.errors import Error
-
-
-def make_rows(coded_bytes=(500, 700), protocol="lossless", chunk_bytes=(2048, 1024), **changes):
-    """Two rows of one cell; a published one has bits but no payload."""
-    n_rows = len(coded_bytes)
-    ideal_bits = [8.0 * coded - 3 for coded in coded_bytes]
-    side_bits = [8] * n_rows if protocol == "lossless" else [0] * n_rows
-    bits = [8 * c + s for c, s in zip(coded_bytes, side_bits, strict=True)] if protocol == "lossless" else ideal_bits
-    columns = {
-        "model": "pico-13k", "params": 47_000, "step": 128, "dataset": "d", "modality": "text", "protocol": protocol,
-        "mapping": "bytes", "chunk": list(range(n_rows)), "bytes_in": list(chunk_bytes),
-        "bytes_scored": list(chunk_bytes), "tokens": [600] * n_rows, "ideal_bits": ideal_bits,
-        "coded_bytes": list(coded_bytes) if protocol == "lossless" else pd.NA, "side_bits": side_bits,
-        "ratio": [b / (8 * n) for b, n in zip(bits, chunk_bytes, strict=True)], "seconds": 0.25, "engine": "exact",
-        "backend": "serial", "device": "cpu", "dtype": "float16", "weights_sha256": "ab", "version": "0.1",
-    }  # fmt: skip
-    return pd.DataFrame(columns | changes)
 
 
 def test_empty_rows_have_every_column_in_its_dtype():
@@ -199,7 +184,7 @@ def test_what_pandas_once_wrote_beside_the_columns_is_not_read(tmp_path, pandas)
 
 def test_more_rows_than_a_cell_has_are_not_read(tmp_path, monkeypatch):
     path = results.write_rows(tmp_path / "rows.parquet", make_rows())
-    monkeypatch.setattr(results, "_ROWS_MAX", 1)
+    monkeypatch.setattr("llmcomp.results.files._ROWS_MAX", 1)
     with pytest.raises(Error, match=r"rows.parquet: 2 rows, expected at most 1"):
         results.read_rows(path)
 
@@ -299,9 +284,13 @@ def test_the_module_needs_no_torch_and_no_figures():
 
 ADDED_IN_2 = ["attention", "batch_rows"]
 ADDED_IN_3 = ["n_params_nonembedding", "tokens_seen", "flops", "flops_exact", "seed", "commit"]
+ADDED_IN_4 = ["data_sha256", "draw", "draw_seed", "chunk_bytes", "document", "offset"]
 
 
-@pytest.mark.parametrize(("version", "lacking"), [(b"1", ADDED_IN_2 + ADDED_IN_3), (b"2", ADDED_IN_3)])
+@pytest.mark.parametrize(
+    ("version", "lacking"),
+    [(b"1", ADDED_IN_2 + ADDED_IN_3 + ADDED_IN_4), (b"2", ADDED_IN_3 + ADDED_IN_4), (b"3", ADDED_IN_4)],
+)
 def test_files_of_older_formats_are_read(tmp_path, version, lacking):
     """They lack columns, and are written as the releases of their time wrote them."""
     path = results.write_rows(tmp_path / "rows.parquet", make_rows())
@@ -313,11 +302,12 @@ def test_files_of_older_formats_are_read(tmp_path, version, lacking):
         name: dtype for name, (dtype, _) in results.ROW_COLUMNS.items()
     }
     for name in lacking:
-        assert (rows[name] == "").all() if name in ("attention", "commit") else rows[name].isna().all()
+        is_text = results.ROW_COLUMNS[name][0] == "string"
+        assert (rows[name] == "").all() if is_text else rows[name].isna().all()
     (cell,) = results.cells(rows).to_dict("records")
     assert cell["commit"] == "" and pd.isna(cell["tokens_seen"])
-    pq.write_table(table.replace_schema_metadata({b"llmcomp.rows": b"4"}), path)
-    with pytest.raises(Error, match="found format 4, expected format 1 or 2 or 3"):
+    pq.write_table(table.replace_schema_metadata({b"llmcomp.rows": b"5"}), path)
+    with pytest.raises(Error, match="found format 5, expected format 1 or 2 or 3 or 4"):
         results.read_rows(path)
 
 
@@ -348,3 +338,114 @@ def test_a_pipe_among_the_results_is_an_error(tmp_path):
     os.mkfifo(tmp_path / "rows.parquet")
     with pytest.raises(Error, match=r"rows\.parquet: not a regular file"):
         results.read_rows(tmp_path)
+
+
+def intervals_that_hold(documents, rng, n_runs=100):
+    """The shares of 95 % intervals of t that hold the mean, 0.3: by the clusters, and by chunks taken for independent.
+
+    Chunks have the article that they are of in common (a standard deviation of 0.04), and noise of their own (0.03).
+    """
+    n = len(documents)
+    order = rng.permutation(n)  # as drawn chunks lie in a table
+    tables = []
+    for run in range(n_runs):
+        ratio = np.repeat(rng.normal(0.3, 0.04, n // 8), 8) + rng.normal(0, 0.03, n)
+        where = {"document": np.array(documents)[order], "offset": 2048 * order, "step": run}
+        tables.append(make_rows(np.round(ratio[order] * 2048), chunk_bytes=(2048,) * n, side_bits=0, **where))
+    rows = pd.concat(tables)
+    cells = results.cells(rows.assign(ratio=rows["coded_bytes"] / 2048))
+    held = []
+    for error, df in ((cells["stderr"], cells["clusters"] - 1), (cells["ratio_std"] / np.sqrt(n), n - 1)):
+        held.append((abs(cells["mean_ratio"] - 0.3) < error * stats.t.ppf(0.975, np.asarray(df, float))).mean())
+    return held
+
+
+def test_intervals_know_that_neighbours_resemble_one_another():
+    rng = np.random.default_rng(11)
+    # One long text, and 32 pictures with 8 crops each.
+    for documents in (["book"] * 256, [f"picture {i // 8}" for i in range(256)]):
+        by_clusters, by_chunks = intervals_that_hold(documents, rng)
+        assert by_clusters > 0.9
+        assert by_chunks < 0.75
+
+
+def test_clusters_are_documents_or_stretches_of_neighbours():
+    rows = make_rows((500,) * 40, chunk_bytes=(2048,) * 40, document=[f"row {i % 20}" for i in range(40)])
+    assert results.cells(rows)["clusters"][0] == 20
+    rows = rows.assign(document="book", offset=[2048 * (7 * i % 40) for i in range(40)])
+    clusters = results.cluster_of(results.check_rows(rows))
+    assert sorted(np.bincount(clusters)) == [4] * 10
+    # A stretch is one of the text, wherever its chunks stand in the table.
+    assert all(np.ptp(rows["offset"][clusters == cluster]) == 3 * 2048 for cluster in range(10))
+    # Where nothing is recorded, and of few chunks, each is a cluster of its own: the plain standard error.
+    for changed in (rows.assign(document=""), rows[:19]):
+        cell = results.cells(changed).iloc[0]
+        assert cell["clusters"] == len(changed)
+        assert cell["stderr"] == pytest.approx(cell["ratio_std"] / np.sqrt(len(changed)), rel=1e-12)
+
+
+def test_bits_follow_from_the_ratio_whatever_a_table_says() -> None:
+    rows = make_rows()
+    rows["tokens"] = [400, 0]
+    rows = results.check_rows(rows.assign(bits_per_byte=1.0, bits_per_token=1.0))
+    assert rows["bits_per_byte"].tolist() == (8 * rows["ratio"]).tolist()
+    coded_bits = 8 * rows["coded_bytes"][0] + rows["side_bits"][0]
+    assert rows["bits_per_token"][0] == pytest.approx(coded_bits / 400) and np.isnan(rows["bits_per_token"][1])
+    (cell,) = results.cells(rows).to_dict("records")
+    all_bits = (8 * rows["coded_bytes"] + rows["side_bits"]).sum()
+    assert cell["bits_per_byte"] == pytest.approx(all_bits / rows["bytes_in"].sum())
+    assert cell["bits_per_token"] == pytest.approx(all_bits / 400)
+    assert results.published()["bits_per_byte"].tolist() == (8 * results.published()["ratio"]).tolist()
+
+
+def test_rows_hold_the_bits_of_every_token_where_they_were_asked_for(tmp_path) -> None:
+    rows = make_rows().assign(token_bits=[[1.5, 2.25], [0.0]])
+    back = results.read_rows(results.write_rows(tmp_path / "rows.parquet", rows))
+    assert [list(bits) for bits in back["token_bits"]] == [[1.5, 2.25], [0.0]]
+    assert "token_bits" not in results.read_rows(results.write_rows(tmp_path / "plain.parquet", make_rows()))
+    both = pd.concat([back, results.read_rows(tmp_path / "plain.parquet").assign(step=99)])
+    assert both["token_bits"].isna().sum() == len(make_rows())
+    with pytest.raises(Error, match="token_bits"):
+        results.check_rows(make_rows().assign(token_bits="many"))
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 1000])
+def test_cells_of_parts_are_those_of_the_whole(tmp_path, monkeypatch, batch_rows):
+    """Chunks of a cell in several files, streams beside chunks, missing values: read in parts of any length."""
+    monkeypatch.setattr("llmcomp.results.files._BATCH_ROWS", batch_rows)
+    for number, sizes in enumerate([(500, 700), (350, 360, 371), (900,)]):
+        chunks = range(3 * number, 3 * number + len(sizes))
+        rows = [
+            make_rows(coded_bytes=(size, 1)).iloc[:1].assign(chunk=chunk)
+            for size, chunk in zip(sizes, chunks, strict=True)
+        ]
+        results.write_rows(tmp_path / f"{number}.parquet", pd.concat(rows))
+    stream = make_rows(model="gzip", params=pd.NA, step=pd.NA, tokens=pd.NA, ideal_bits=float("nan"), mapping="")
+    results.write_rows(tmp_path / "stream.parquet", stream.iloc[:1].assign(chunk=results.STREAM_CHUNK))
+    results.write_rows(tmp_path / "empty.parquet", results.empty_rows())
+    whole = results.cells(results.read_rows(tmp_path))
+    pd.testing.assert_frame_equal(results.read_cells(tmp_path), whole, rtol=1e-13)
+    path, n_rows = results.merge_rows(tmp_path, tmp_path.parent / f"merged-{batch_rows}.parquet")
+    assert n_rows == 7
+    pd.testing.assert_frame_equal(results.read_cells([path]), whole, rtol=1e-13)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 1000])
+def test_a_chunk_twice_is_found_without_holding_all(tmp_path, monkeypatch, batch_rows):
+    monkeypatch.setattr("llmcomp.results.files._BATCH_ROWS", batch_rows)
+    results.write_rows(tmp_path / "a.parquet", make_rows())
+    results.write_rows(tmp_path / "b.parquet", make_rows().iloc[1:])
+    for read in (results.read_cells, lambda folder: results.merge_rows(folder, tmp_path.parent / "merged.parquet")):
+        with pytest.raises(Error, match="more than once"):
+            read(tmp_path)
+    assert not (tmp_path.parent / "merged.parquet").exists()
+
+
+def test_the_damaged_one_of_several_files_is_named(tmp_path):
+    for name in ("a", "b", "c"):
+        results.write_rows(tmp_path / f"{name}.parquet", make_rows(model=name))
+    table = pq.read_table(tmp_path / "b.parquet")
+    at = table.column_names.index("ratio")
+    pq.write_table(table.set_column(at, table.schema.field("ratio"), pa.array([0.5, 0.5])), tmp_path / "b.parquet")
+    with pytest.raises(Error, match=r"b\.parquet: rows: ratio differs from its bits"):
+        results.read_cells(tmp_path)

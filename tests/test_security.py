@@ -17,7 +17,17 @@ FORBIDDEN_CALLS = {"system", "popen", "read_pickle", "exec_module", "run_path", 
 FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "yaml", "code", "getpass"}
 # Calls that must say how: name -> (keyword, value).
 MUST_SAY = {("torch", "load"): ("weights_only", True), ("np", "load"): ("allow_pickle", False)}
-READERS_OF_STANDARD_INPUT = {"cli/commands.py", "codec/files.py"}
+# A question at a terminal, data from a pipe; and what `verify` starts, which its parent writes to.
+READERS_OF_STANDARD_INPUT = {"cli/commands.py", "codec/files.py", "claims/worker.py"}
+# `verify` runs the predictor that its caller names (SECURITY.md): from the caller's own module, and from the caller's
+# own objects, which it sends to a process that it starts. So does `sweep` with its workers. Nothing of that comes from
+# a file or an archive.
+OF_THE_CALLER = {
+    "claims/predictors.py: call of spec.loader.exec_module",
+    "claims/verify.py: import of pickle",
+    "claims/worker.py: import of pickle",
+    "experiment/processes.py: import of pickle",
+}
 
 
 def dotted(node: ast.expr) -> tuple[str, ...]:
@@ -51,14 +61,14 @@ def faults(source: str) -> Iterator[str]:
 
 def test_the_package_makes_no_such_call() -> None:
     found = [
-        f"{path.relative_to(ROOT)}: {fault}"
+        f"{path.relative_to(PACKAGE).as_posix()}: {fault}"
         for path in sorted(PACKAGE.rglob("*.py"))
         for fault in faults(path.read_text())
     ]
-    assert found == []
+    assert set(found) == OF_THE_CALLER
 
 
-def test_standard_input_is_read_in_two_places() -> None:
+def test_standard_input_is_read_in_three_places() -> None:
     readers = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")

@@ -404,7 +404,7 @@ static size_t decode_archive(codec_t *codec, reader_t reader, uint8_t **content)
     }
     size_t tail_at = reader.at;
     take(&reader, n_segments > 0 ? (n_segments - 1) / 256 * 6 : 0);
-    if (integer(&reader, 8) != n_content) die("the trailer tells of another size");
+    if (integer(&reader, 8) != n_content) die("the trailer states another size");
     take(&reader, 16);
     if (crc32_of(header->check, reader.bytes + tail_at, reader.at - tail_at) != integer(&reader, 4))
         die("the trailer is damaged");

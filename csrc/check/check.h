@@ -52,7 +52,7 @@ static inline void *check_malloc(size_t n_bytes) {
 /* Every usable backend, and the emulated AVX-512 one where that is built; NULL past the end. */
 const lmc_backend_t *check_backend(size_t index);
 
-/* One case of tests/golden/coding.bin; tests/support/golden_coding.py tells the layout. All memory is the
+/* One case of tests/golden/coding.bin; tests/support/golden_coding.py has the layout. All memory is the
  * case's. */
 typedef struct golden_case {
     lmc_dtype_t dtype;

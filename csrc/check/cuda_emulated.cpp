@@ -135,56 +135,80 @@ static void check_intervals() {
           (unsigned long long)expected_error);
 }
 
-/* The payloads of some steps, by the device's encoders and by the core's. */
-static void check_streams() {
-    uint32_t n = 1 + random_below(4), n_steps = 1 + random_below(6), vocab_size = random_vocab_size();
-    size_t capacity = (n_steps + 2) * LMC_STEP_BYTES_MAX;
+/* Some steps of n streams, of which each step skips some. */
+struct steps_t {
+    uint32_t n, n_steps, vocab_size;
+    std::vector<rows_t> rows;
+    std::vector<std::vector<int64_t>> tokens;
+    std::vector<std::vector<uint8_t>> active;
+};
+
+/* Their payloads, by the device's encoders and by the core's. */
+static std::vector<std::vector<uint8_t>> encode_steps(steps_t &steps) {
+    uint32_t n = steps.n;
+    size_t capacity = (steps.n_steps + 2) * LMC_STEP_BYTES_MAX;
     std::vector<uint8_t> bytes(n * capacity), expected_bytes(n * capacity);
     std::vector<lmc_encoder_t> encoders(n), expected(n);
-    std::vector<uint64_t> triple(3 * n), offsets(1, 0);
-    std::vector<rows_t> steps;
-    std::vector<std::vector<int64_t>> tokens(n_steps);
-    std::vector<std::vector<uint8_t>> active;
+    std::vector<uint64_t> triple(3 * n);
     uint64_t error;
     lmc_cuda_error_clear(&error, nullptr);
     lmc_cuda_encoders_begin(encoders.data(), n, bytes.data(), capacity, nullptr);
     for (uint32_t i = 0; i < n; i++)
         lmc_encoder_init(&expected[i], &expected_bytes[i * capacity], capacity);
-    for (uint32_t step = 0; step < n_steps; step++) {
-        steps.emplace_back(vocab_size, 1, n, 0);
-        active.push_back(random_mask(n));
-        for (uint32_t i = 0; i < n; i++)
-            tokens[step].push_back(random_below(vocab_size));
-        lmc_cuda_tokens_t on_device = {tokens[step].data(), 0, 8, 8};
-        lmc_cuda_intervals(&steps[step].on_device, &on_device, active[step].data(), &triple[0], &triple[n],
+    for (uint32_t step = 0; step < steps.n_steps; step++) {
+        const uint8_t *active = steps.active[step].data();
+        lmc_cuda_tokens_t on_device = {steps.tokens[step].data(), 0, 8, 8};
+        lmc_cuda_intervals(&steps.rows[step].on_device, &on_device, active, &triple[0], &triple[n],
                            &triple[2 * n], &error, nullptr);
-        lmc_cuda_encoders_put(encoders.data(), n, &triple[0], &triple[n], &triple[2 * n], active[step].data(),
-                              &error, nullptr);
+        lmc_cuda_encoders_put(encoders.data(), n, &triple[0], &triple[n], &triple[2 * n], active, &error,
+                              nullptr);
         for (uint32_t i = 0; i < n; i++) {
             size_t unused;
-            if (active[step][i])
+            if (active[i])
                 lmc_encoder_put(&expected[i], 1, &triple[i], &triple[n + i], &triple[2 * n + i], &unused);
         }
     }
     lmc_cuda_encoders_end(encoders.data(), n, nullptr);
-    std::vector<uint8_t> payloads;
+    CHECK(error == LMC_CUDA_NO_ERROR, "error %llx", (unsigned long long)error);
+    std::vector<std::vector<uint8_t>> payloads;
     for (uint32_t i = 0; i < n; i++) {
         lmc_encoder_end(&expected[i]);
         bool is_same = encoders[i].n_bytes == expected[i].n_bytes &&
                        memcmp(encoders[i].bytes, expected[i].bytes, expected[i].n_bytes) == 0;
-        CHECK(is_same, "stream %u of %u after %u steps", i, n, n_steps);
-        payloads.insert(payloads.end(), encoders[i].bytes, encoders[i].bytes + encoders[i].n_bytes);
-        offsets.push_back(payloads.size());
+        CHECK(is_same, "stream %u of %u after %u steps", i, n, steps.n_steps);
+        payloads.emplace_back(encoders[i].bytes, encoders[i].bytes + encoders[i].n_bytes);
+    }
+    return payloads;
+}
+
+static void check_streams() {
+    steps_t steps = {1 + random_below(4), 1 + random_below(6), random_vocab_size(), {}, {}, {}};
+    uint32_t n = steps.n;
+    for (uint32_t step = 0; step < steps.n_steps; step++) {
+        steps.rows.emplace_back(steps.vocab_size, 1, n, 0);
+        steps.active.push_back(random_mask(n));
+        steps.tokens.emplace_back();
+        for (uint32_t i = 0; i < n; i++)
+            steps.tokens[step].push_back(random_below(steps.vocab_size));
+    }
+    std::vector<uint8_t> bytes;
+    std::vector<uint64_t> offsets(1, 0);
+    for (const auto &payload : encode_steps(steps)) {
+        bytes.insert(bytes.end(), payload.begin(), payload.end());
+        offsets.push_back(bytes.size());
     }
     std::vector<lmc_decoder_t> decoders(n);
     std::vector<int32_t> decoded(n);
-    lmc_cuda_decoders_begin(decoders.data(), n, payloads.data(), offsets.data(), nullptr);
-    for (uint32_t step = 0; step < n_steps; step++) {
-        lmc_cuda_decode_step(&steps[step].on_device, active[step].data(), decoders.data(), decoded.data(),
+    uint64_t error;
+    lmc_cuda_error_clear(&error, nullptr);
+    lmc_cuda_decoders_begin(decoders.data(), n, bytes.data(), offsets.data(), nullptr);
+    for (uint32_t step = 0; step < steps.n_steps; step++) {
+        const std::vector<uint8_t> &active = steps.active[step];
+        lmc_cuda_decode_step(&steps.rows[step].on_device, active.data(), decoders.data(), decoded.data(),
                              &error, nullptr);
         for (uint32_t i = 0; i < n; i++) {
-            int32_t wanted = active[step][i] ? (int32_t)tokens[step][i] : TOKEN_INACTIVE;
-            CHECK(decoded[i] == wanted, "token %d instead of %d of %u", decoded[i], wanted, vocab_size);
+            int32_t wanted = active[i] ? (int32_t)steps.tokens[step][i] : TOKEN_INACTIVE;
+            CHECK(decoded[i] == wanted, "token %d instead of %d of %u", decoded[i], wanted, steps.vocab_size);
         }
     }
     CHECK(error == LMC_CUDA_NO_ERROR, "error %llx", (unsigned long long)error);

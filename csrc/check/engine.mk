@@ -1,5 +1,6 @@
 # The exact engine's check in the variants of check.mk, which includes this file; each runs with the coder's check.
-CHECK_ENGINE := $(patsubst csrc/%.c,%,$(wildcard csrc/core/*/*.c csrc/dispatch/*.c)) check/engine_check
+CHECK_ENGINE := $(patsubst csrc/%.c,%,$(wildcard csrc/core/*/*.c csrc/dispatch/*.c)) \
+	check/engine_check check/transformer_cases
 
 # 1 variant, 2 compiler, 3 flags
 define check_engine_variant

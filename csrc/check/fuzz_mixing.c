@@ -7,8 +7,11 @@
 #include "llmcomp/coder.h"
 #include "llmcomp/mixing.h"
 
+/* Smaller ones, by -D, make many more executions a second: 24 tokens have contexts of every order. */
+#ifndef TOKENS_MAX
 #define TOKENS_MAX 64
 #define VOCAB_SIZE_MAX 130
+#endif
 
 /* The rows of a few positions, one after the other and from the start again. */
 typedef struct rows_source {

@@ -1,5 +1,6 @@
-/* Configurations for the checks of the exact engine, in C and C++: GPT-NeoX's, from which others differ by a
- * switch or two. */
+/* Models for the checks of the exact engine, in C and C++: GPT-NeoX's configuration, from which others differ
+ * by a switch or two, and the written cases, whose weights come from a generator and whose logits have a
+ * hash. */
 #ifndef LLMCOMP_CHECK_TRANSFORMER_CASES_H
 #define LLMCOMP_CHECK_TRANSFORMER_CASES_H
 
@@ -28,5 +29,35 @@ static inline int check_is_layer_gain(int slot) {
     const int gains[] = {LMC_LAYER_SLOTS(CHECK_IS_GAIN) 0};
     return gains[slot];
 }
+
+/* Sequences of a case, and its tokens a sequence at most. */
+enum { CHECK_SEQUENCES = 5, CHECK_TOKENS = 37, CHECK_TOKENS_MAX = 330 };
+/* Where the generator begins; weights come first, then tokens. */
+#define CHECK_CASE_SEED 1
+
+/* hash: of the logits [CHECK_SEQUENCES][n_tokens][n_logits]. */
+typedef struct check_case {
+    const char *name;
+    lmc_transformer_config_t sizes; /* as check_neox_config wants them, and what is simply another number */
+    size_t rotary_dims;
+    void (*change)(lmc_transformer_config_t *config); /* NULL: GPT-NeoX */
+    size_t n_tokens;
+    lmc_dtype_t dtype;
+    uint64_t hash;
+} check_case_t;
+extern const check_case_t check_cases[];
+extern const size_t check_n_cases;
+
+lmc_transformer_config_t check_case_config(const check_case_t *c);
+/* layers: room for those of the config. */
+lmc_transformer_weights_t check_case_weights(const check_case_t *c, uint64_t *random,
+                                             const lmc_transformer_config_t *config,
+                                             lmc_transformer_layer_t *layers);
+void check_case_weights_free(const lmc_transformer_config_t *config,
+                             const lmc_transformer_weights_t *weights);
+/* FNV-1a over the bits of n numbers. */
+uint64_t check_case_hash(const float *values, size_t n);
+/* [CHECK_SEQUENCES][n_tokens] */
+void check_case_tokens(const check_case_t *c, uint64_t *random, int64_t *tokens);
 
 #endif

@@ -1,7 +1,6 @@
 /* The exact engine's CUDA sources as they are, on the emulated device of emulated/cuda_runtime.h and against
- * the serial backend, bit for bit: transformer_emulated SEED N_CASES. Every case makes a small model of any
- * shape and computes it in one pass, in pieces, in steps of streams that come and go, and in a chain of
- * decoding steps. */
+ * the serial backend, bit for bit: transformer_emulated SEED N_CASES. First the written cases and each switch
+ * by itself, then N_CASES of everything at random. */
 #include <cuda_runtime.h>
 
 #include "transformer_emulated.h"
@@ -10,511 +9,39 @@ static uint32_t below(uint32_t n) {
     return check_below(n);
 }
 
-/* Products and norms by themselves, in sizes that a small model does not reach. */
-
-static float widened(const check_tensor_t &tensor, size_t i) {
-    float wide;
-    lmc_transformer_kernels_serial.widen(tensor.at(i), tensor.dtype, 1, &wide);
-    return wide;
-}
-
-/* kind 0: few tokens; 1: more, for which the large tile is too large; 2: the large tile, one or more. On one
- * processor lmc_cuda_product chooses by the sizes alone. */
-static void check_product(uint32_t kind) {
-    static const uint32_t k_units[] = {1, 4, 8, 64};
-    uint32_t n_tokens = kind == 0   ? 1 + below(8)
-                        : kind == 1 ? 20 + below(40)
-                                    : 65 + below(64) + 128 * below(2);
-    uint32_t n_rows = kind < 2 ? 1 + below(150) : 65 + below(64) + 128 * below(2);
-    uint32_t unit = k_units[below(4)], n_k = unit * (1 + below(unit == 64 ? 2 : 130 / unit));
-    check_tensor_t weights((lmc_dtype_t)below(LMC_DTYPE_COUNT), (size_t)n_rows * n_k, 0.5f);
-    check_tensor_t input(LMC_FLOAT32, (size_t)n_tokens * n_k, 1.0f), bias(LMC_FLOAT32, n_rows, 1.0f);
-    check_tensor_t first(LMC_FLOAT32, (size_t)n_tokens * n_rows, 1.0f), output = first;
-    bool has_bias = below(2), has_first = below(2), is_in_place = below(2);
-    lmc_cuda_product_t p = {};
-    p.weights = weights.at(0);
-    p.dtype = weights.dtype;
-    p.input = (const float *)input.at(0);
-    p.bias = has_bias ? (const float *)bias.at(0) : nullptr;
-    p.addends[0] = has_first ? (const float *)first.at(0) : nullptr;
-    p.addends[1] = is_in_place ? (const float *)output.at(0) : nullptr;
-    p.output = (float *)output.at(0);
-    p.n_tokens = n_tokens;
-    p.n_rows = n_rows;
-    p.n_k = n_k;
-    p.with_gelu = below(2);
-    CHECK(lmc_cuda_product(p, nullptr) == cudaSuccess, "a launch failed");
-    long n_wrong = 0;
-    for (size_t t = 0; t < n_tokens; t++) {
-        for (size_t i = 0; i < n_rows; i++) {
-            float chain = 0.0f;
-            for (size_t k = 0; k < n_k; k++)
-                chain = fmaf(widened(weights, i * n_k + k), widened(input, t * n_k + k), chain);
-            if (has_bias) chain += widened(bias, i);
-            if (p.with_gelu) chain = lmc_gelu(chain);
-            if (has_first) chain += widened(first, t * n_rows + i);
-            if (is_in_place) chain += widened(first, t * n_rows + i);
-            n_wrong += !check_same(chain, p.output[t * n_rows + i]);
-        }
-    }
-    CHECK(n_wrong == 0, "%ld outputs of %u x %u over %u, type %d", n_wrong, n_tokens, n_rows, n_k,
-          weights.dtype);
-}
-
-/* A row as codes, in other words than rule.h: FORMAT.md, section 4.7. */
-static float codes_of_row(const float *row, size_t n_k, int8_t *codes) {
-    float largest = 0.0f;
-    bool is_finite = true;
-    for (size_t k = 0; k < n_k; k++) {
-        is_finite = is_finite && isfinite(row[k]);
-        largest = max(largest, fabsf(row[k]));
-    }
-    float reciprocal = !is_finite || largest < 0x1p-100f ? 0.0f : 127.0f / largest;
-    for (size_t k = 0; k < n_k; k++)
-        codes[k] = reciprocal == 0.0f ? 0 : (int8_t)nearbyintf(row[k] * reciprocal);
-    return !is_finite ? NAN : reciprocal == 0.0f ? 0.0f : largest / 127.0f;
-}
-
-/* Codes and their product by themselves; kinds as in check_product. */
-static void check_code_product(uint32_t kind) {
-    uint32_t n_tokens = kind == 0   ? 1 + below(8)
-                        : kind == 1 ? 20 + below(40)
-                                    : 65 + below(64) + 128 * below(2);
-    uint32_t n_rows = kind < 2 ? 1 + below(150) : 65 + below(64) + 128 * below(2);
-    uint32_t n_k = 1 + below(below(3) == 0 ? 900 : 150), n_all = n_tokens + n_rows;
-    check_tensor_t numbers((lmc_dtype_t)below(LMC_DTYPE_COUNT), (size_t)n_all * n_k, 2.0f);
-    check_tensor_t bias(LMC_FLOAT32, n_rows, 1.0f), before(LMC_FLOAT32, (size_t)n_tokens * n_rows, 1.0f);
-    check_tensor_t output = before;
-    uint32_t n_padded = (n_k + 15) / 16 * 16;
-    check_memory_t codes((size_t)n_all * n_padded), scales(n_all * sizeof(float));
-    /* A row of zeros, and one that is not finite. */
-    memset(numbers.at((size_t)below(n_all) * n_k), 0, n_k * lmc_element_bytes(numbers.dtype));
-    if (below(2)) memset(numbers.at(below(n_all) * n_k + below(n_k)), 0xFF, lmc_element_bytes(numbers.dtype));
-    lmc_cuda_codes_t all = {(int8_t *)codes.data, (float *)scales.data};
-    CHECK(lmc_cuda_int8_quantise(numbers.at(0), numbers.dtype, n_all, n_k, all, nullptr) == cudaSuccess,
-          "a launch failed");
-    std::vector<float> row(n_k);
-    std::vector<int8_t> wanted(n_padded);
-    for (size_t i = 0; i < n_all; i++) {
-        for (size_t k = 0; k < n_k; k++)
-            row[k] = widened(numbers, i * n_k + k);
-        float scale = codes_of_row(row.data(), n_k, wanted.data());
-        CHECK(check_same(scale, all.scales[i]), "row %zu", i);
-        CHECK(memcmp(wanted.data(), all.codes + i * n_padded, n_padded) == 0, "row %zu", i);
-    }
-    lmc_cuda_product_t p = {};
-    p.weights = all.codes + (size_t)n_tokens * n_padded;
-    p.scales = all.scales + n_tokens;
-    p.bias = below(2) ? (const float *)bias.at(0) : nullptr;
-    p.addends[1] = below(2) ? (const float *)output.at(0) : nullptr;
-    p.output = (float *)output.at(0);
-    p.n_tokens = n_tokens;
-    p.n_rows = n_rows;
-    p.n_k = n_k;
-    p.with_gelu = below(2);
-    CHECK(lmc_cuda_int8_product(p, all, nullptr) == cudaSuccess, "a launch failed");
-    long n_wrong = 0;
-    for (size_t t = 0; t < n_tokens; t++) {
-        for (size_t i = 0; i < n_rows; i++) {
-            int64_t sum = 0;
-            for (size_t k = 0; k < n_k; k++)
-                sum += all.codes[t * n_padded + k] * all.codes[(n_tokens + i) * n_padded + k];
-            float number = (float)sum * p.scales[i] * all.scales[t];
-            if (p.bias != nullptr) number += p.bias[i];
-            if (p.with_gelu) number = lmc_gelu(number);
-            if (p.addends[1] != nullptr) number += widened(before, t * n_rows + i);
-            n_wrong += !check_same(number, p.output[t * n_rows + i]);
-        }
-    }
-    CHECK(n_wrong == 0, "%ld outputs of %u x %u over %u", n_wrong, n_tokens, n_rows, n_k);
-}
-
-/* is_long: of more features than shared memory holds at once. */
-static void check_norm(bool is_long) {
-    uint32_t n_rows = 1 + below(9), n_features = is_long ? 2049 + below(3000) : 1 + below(300);
-    check_tensor_t input(LMC_FLOAT32, (size_t)n_rows * n_features, 2.0f);
-    check_tensor_t gains[2] = {{LMC_FLOAT32, n_features, 1.0f}, {LMC_FLOAT32, n_features, 1.0f}};
-    check_tensor_t biases[2] = {{LMC_FLOAT32, n_features, 1.0f}, {LMC_FLOAT32, n_features, 1.0f}};
-    check_tensor_t outputs[2] = {input, input};
-    uint32_t n_outputs = 1 + below(2);
-    lmc_cuda_norm_t norm = {};
-    norm.input = (const float *)input.at(0);
-    norm.n_rows = n_rows;
-    norm.n_features = n_features;
-    norm.epsilon = 1e-5f;
-    for (uint32_t i = 0; i < n_outputs; i++) {
-        norm.gains[i] = (const float *)gains[i].at(0);
-        norm.biases[i] = (const float *)biases[i].at(0);
-        norm.outputs[i] = (float *)outputs[i].at(0);
-    }
-    CHECK(lmc_cuda_norm(norm, nullptr) == cudaSuccess, "a launch failed");
-    std::vector<float> panel((size_t)n_features * LMC_LANES), wanted(panel.size());
-    for (uint32_t row = 0; row < n_rows; row++) {
-        for (uint32_t i = 0; i < n_features; i++)
-            panel[i * LMC_LANES] = norm.input[(size_t)row * n_features + i];
-        for (uint32_t o = 0; o < n_outputs; o++) {
-            const lmc_norm_rule_t rule = {LMC_NORM_LAYER, norm.epsilon};
-            lmc_transformer_kernels_serial.normalise(rule, panel.data(), n_features, norm.gains[o],
-                                                     norm.biases[o], wanted.data());
-            long n_wrong = 0;
-            for (uint32_t i = 0; i < n_features; i++)
-                n_wrong += !check_same(wanted[i * LMC_LANES], norm.outputs[o][(size_t)row * n_features + i]);
-            CHECK(n_wrong == 0, "%ld of %u features, row %u of %u", n_wrong, n_features, row, n_rows);
-        }
-    }
-}
-
-/* Rows of any type with a gap between them, one of them spoiled. */
-static void check_softmax() {
-    /* Half of the rows end at, before or after a block of 64. */
-    uint32_t n_rows = 1 + below(20), n = below(2) ? 1 + below(400) : 64 * (1 + below(6)) + below(3) - 1,
-             gap = below(9);
-    check_tensor_t logits((lmc_dtype_t)below(LMC_DTYPE_COUNT), (size_t)n_rows * (n + gap), 12.0f);
-    uint32_t bytes = lmc_element_bytes(logits.dtype), bad = below(2 * n_rows);
-    std::vector<int64_t> targets(n_rows);
-    for (int64_t &target : targets)
-        target = below(n);
-    if (bad < n_rows && below(2)) targets[bad] = n;
-    if (bad < n_rows && targets[bad] < (int64_t)n) memset(logits.at(bad * (n + gap) + below(n)), 0x7F, bytes);
-    if (bad < n_rows && targets[bad] < (int64_t)n && logits.dtype == LMC_FLOAT32)
-        memset(logits.at(bad * (n + gap) + below(n)), 0xFF, bytes);
-    std::vector<double> found(n_rows, 7.0);
-    lmc_cuda_rows_t rows = {logits.at(0), 0, (int64_t)(n + gap) * bytes, n_rows, n_rows, n, logits.dtype};
-    lmc_cuda_tokens_t tokens = {targets.data(), 0, 8, 8};
-    uint64_t error = LMC_CUDA_NO_ERROR, wanted_error = LMC_CUDA_NO_ERROR;
-    CHECK(lmc_cuda_log2_softmax(&rows, &tokens, found.data(), 3, &error, nullptr) == cudaSuccess,
-          "a launch failed");
-    for (uint32_t i = n_rows; i-- > 0;) {
-        double wanted = 0.0;
-        size_t unused;
-        lmc_rows_t row = {logits.at((size_t)i * (n + gap)), 0, 1, n, logits.dtype};
-        lmc_status_t status = lmc_log2_softmax(&check_serial, &row, &targets[i], &wanted, &unused);
-        if (status != LMC_OK) wanted_error = (uint64_t)(i + 3) << 8 | status;
-        CHECK(status == LMC_OK ? found[i] == wanted : found[i] != found[i], "row %u: %.17g, not %.17g", i,
-              found[i], wanted);
-    }
-    CHECK(error == wanted_error, "error %llx", (unsigned long long)error);
-}
-
-/* One pass over sequences of unequal lengths: logits and intervals. */
-
-static void check_pass(const check_model_t &model) {
-    const lmc_transformer_config_t &config = model.config;
-    uint32_t n = 1 + below(4);
-    std::vector<check_history_t> histories(n);
-    std::vector<int32_t> tokens, targets;
-    std::vector<uint32_t> row_begin(1, 0);
-    std::vector<float> wanted;
-    uint32_t n_longest = 0, vocab_size = 1 + below((uint32_t)config.n_logits);
-    for (check_history_t &history : histories) {
-        uint32_t length = below((uint32_t)config.context_length + 1);
-        while (history.size() < length)
-            history.push_back(below((uint32_t)config.n_embeddings));
-        tokens.insert(tokens.end(), history.begin(), history.end());
-        row_begin.push_back((uint32_t)tokens.size());
-        n_longest = max(n_longest, length);
-        std::vector<float> logits = model.logits_of(history);
-        wanted.insert(wanted.end(), logits.begin(), logits.end());
-    }
-    uint32_t n_rows = (uint32_t)tokens.size(), n_block = 1 + below(40);
-    for (uint32_t i = 0; i < n_rows; i++)
-        targets.push_back(below(vocab_size));
-    check_cache_t cache(model, 1, n, (uint32_t)config.context_length);
-    check_work_t work(config, n_rows + below(3));
-    check_memory_t logits((size_t)max(n_rows, n_block) * config.n_logits * sizeof(float));
-    lmc_cuda_transformer_batch_t batch = {tokens.data(), row_begin.data(), nullptr, n, n_rows, n_longest};
-    uint64_t error = LMC_CUDA_NO_ERROR;
-    int status = lmc_cuda_transformer_pass(&model.placed, &batch, &cache.cache, &work.work, &error, nullptr);
-    CHECK(status == cudaSuccess, "a launch failed");
-    uint32_t n_first = below(n_rows + 1);
-    float *found = (float *)logits.data;
-    lmc_cuda_transformer_head(&model.placed, &work.work, n_first, n_rows - n_first,
-                              found + n_first * config.n_logits, nullptr);
-    lmc_cuda_transformer_head(&model.placed, &work.work, 0, n_first, found, nullptr);
-    check_logits(found, wanted.data(), n_rows, config.n_logits, "pass");
-
-    std::vector<uint64_t> start(n_rows), freq(n_rows), total(n_rows);
-    std::vector<double> log2_probabilities(n_rows);
-    lmc_cuda_transformer_sink_t sink = {
-        targets.data(), start.data(), freq.data(), total.data(), log2_probabilities.data(),
-        vocab_size,     n_block,      found};
-    lmc_cuda_transformer_log2_softmax(&model.placed, &work.work, 0, n_rows, &sink, &error, nullptr);
-    CHECK(error == LMC_CUDA_NO_ERROR, "error %llx", (unsigned long long)error);
-    for (uint32_t i = 0; i < n_rows; i++) {
-        int64_t target = targets[i];
-        double one;
-        size_t unused;
-        lmc_rows_t row = {&wanted[i * config.n_logits], 0, 1, config.n_logits, LMC_FLOAT32};
-        lmc_log2_softmax(&check_serial, &row, &target, &one, &unused);
-        CHECK(one == log2_probabilities[i], "row %u: %.17g, not %.17g", i, log2_probabilities[i], one);
-    }
-    uint32_t bad = n_rows > 0 && below(3) == 0 ? below(n_rows) : UINT32_MAX;
-    if (bad != UINT32_MAX) targets[bad] = (int32_t)vocab_size;
-    lmc_cuda_transformer_intervals(&model.placed, &work.work, 0, n_rows, &sink, &error, nullptr);
-    uint64_t wanted_error = bad == UINT32_MAX ? LMC_CUDA_NO_ERROR : (uint64_t)bad << 8 | LMC_ERROR_TOKEN;
-    CHECK(error == wanted_error, "error %llx", (unsigned long long)error);
-    for (uint32_t i = 0; i < n_rows; i++) {
-        uint64_t triple[3] = {0, 0, 0};
-        int64_t target = targets[i];
-        size_t unused;
-        lmc_rows_t row = {&wanted[i * config.n_logits], 0, 1, vocab_size, LMC_FLOAT32};
-        if (i != bad)
-            lmc_intervals(&check_serial, &row, &target, nullptr, &triple[0], &triple[1], &triple[2], &unused);
-        CHECK(triple[0] == start[i] && triple[1] == freq[i] && triple[2] == total[i], "row %u", i);
-    }
-}
-
-/* Streams that grow by stretches and by steps, pause, go back and start again. */
-
-/* Stretches for some of the streams, each in any piece; logits of their last rows. */
-static void extend(const check_model_t &model, check_cache_t &cache,
-                   std::vector<check_history_t> &histories) {
-    const lmc_transformer_config_t &config = model.config;
-    std::vector<uint32_t> streams, row_begin(1, 0);
-    std::vector<int32_t> tokens;
-    uint32_t n_longest = 0;
-    for (uint32_t s = (uint32_t)histories.size(); s-- > 0;) {
-        uint32_t room = cache.n_positions - (uint32_t)histories[s].size();
-        if (room == 0 || below(2) == 0) continue;
-        uint32_t length = 1 + below(room);
-        for (uint32_t i = 0; i < length; i++) {
-            histories[s].push_back(below((uint32_t)config.n_embeddings));
-            tokens.push_back((int32_t)histories[s].back());
-        }
-        streams.push_back(s);
-        row_begin.push_back((uint32_t)tokens.size());
-        n_longest = max(n_longest, length);
-    }
-    uint32_t n_rows = (uint32_t)tokens.size(), n_stretches = (uint32_t)streams.size();
-    check_work_t work(config, n_rows);
-    lmc_cuda_transformer_batch_t batch = {tokens.data(), row_begin.data(), streams.data(),
-                                          n_stretches,   n_rows,           n_longest};
-    uint64_t error = LMC_CUDA_NO_ERROR;
-    lmc_cuda_transformer_pass(&model.placed, &batch, &cache.cache, &work.work, &error, nullptr);
-    CHECK(error == LMC_CUDA_NO_ERROR, "error %llx", (unsigned long long)error);
-    for (uint32_t i = 0; i < n_stretches; i++) {
-        check_memory_t logits(config.n_logits * sizeof(float));
-        lmc_cuda_transformer_head(&model.placed, &work.work, row_begin[i + 1] - 1, 1, (float *)logits.data,
-                                  nullptr);
-        check_logits((float *)logits.data, model.last_logits_of(histories[streams[i]]).data(), 1,
-                     config.n_logits, "stretch");
-        CHECK(cache.cache.positions[streams[i]] == histories[streams[i]].size(), "position of %u",
-              streams[i]);
-    }
-}
-
-/* 0 ... n - 1, in a random order where they are to be named. */
-static std::vector<uint32_t> random_streams(uint32_t n, bool are_named) {
-    std::vector<uint32_t> streams(n);
-    for (uint32_t i = 0; i < n; i++)
-        streams[i] = i;
-    for (uint32_t i = n; are_named && i > 1; i--)
-        std::swap(streams[i - 1], streams[below(i)]);
-    return streams;
-}
-
-static void step(const check_model_t &model, check_cache_t &cache, std::vector<check_history_t> &histories) {
-    const lmc_transformer_config_t &config = model.config;
-    uint32_t n = 1 + below((uint32_t)histories.size());
-    std::vector<int32_t> tokens(n);
-    uint64_t error = LMC_CUDA_NO_ERROR, wanted_error = LMC_CUDA_NO_ERROR;
-    std::vector<uint8_t> takes_part(n);
-    bool are_named = below(2);
-    std::vector<uint32_t> streams = random_streams((uint32_t)histories.size(), are_named);
-    for (uint32_t row = n; row-- > 0;) {
-        check_history_t &history = histories[streams[row]];
-        tokens[row] = below(4) == 0 ? -1 - (int32_t)below(2) : (int32_t)below((uint32_t)config.n_embeddings);
-        takes_part[row] = tokens[row] >= 0 && history.size() < cache.n_positions;
-        if (takes_part[row]) history.push_back(tokens[row]);
-        if (below(20) != 0 || takes_part[row]) continue;
-        tokens[row] = (int32_t)config.n_embeddings + (int32_t)below(2);
-        wanted_error = (uint64_t)row << 8 | LMC_ERROR_TOKEN;
-    }
-    check_work_t work(config, n);
-    check_memory_t logits(n * config.n_logits * sizeof(float));
-    float *found = (float *)logits.data;
-    lmc_cuda_transformer_step(&model.placed, &cache.cache, n, are_named ? streams.data() : nullptr,
-                              tokens.data(), found, &work.work, &error, nullptr);
-    CHECK(error == wanted_error, "error %llx", (unsigned long long)error);
-    for (uint32_t row = 0; row < n; row++) {
-        const check_history_t &history = histories[streams[row]];
-        CHECK(cache.cache.positions[streams[row]] == history.size(), "position of %u", streams[row]);
-        if (takes_part[row])
-            check_logits(found + row * config.n_logits, model.last_logits_of(history).data(), 1,
-                         config.n_logits, "step");
-    }
-}
-
-static void check_streams(const check_model_t &model) {
-    uint32_t n_streams = 1 + below(below(4) == 0 ? 40 : 5);
-    check_cache_t cache(model, (uint32_t)model.config.n_layers, n_streams,
-                        1 + below((uint32_t)model.config.context_length));
-    std::vector<check_history_t> histories(n_streams);
-    for (uint32_t turn = 0; turn < 6; turn++) {
-        for (uint32_t s = 0; s < n_streams; s++) {
-            if (below(4) != 0) continue;
-            size_t n_kept = below(2) == 0 ? 0 : below((uint32_t)histories[s].size() + 1);
-            histories[s].resize(n_kept);
-            cache.cache.positions[s] = (uint32_t)n_kept;
-        }
-        if (turn % 3 == 0)
-            extend(model, cache, histories);
-        else
-            step(model, cache, histories);
-    }
-}
-
-/* A stretch that does not fit is an error of its first row too many, and touches nothing else. */
-static void check_capacity(const check_model_t &model) {
-    uint32_t n_positions = 1 + below((uint32_t)model.config.context_length);
-    check_cache_t cache(model, (uint32_t)model.config.n_layers, 2, n_positions);
-    n_positions = cache.n_positions;
-    uint32_t first = below(n_positions), n_rows = n_positions - first + 1 + below(3);
-    std::vector<int32_t> tokens(n_rows, 0);
-    uint32_t row_begin[2] = {0, n_rows}, stream = 1;
-    check_work_t work(model.config, n_rows);
-    lmc_cuda_transformer_batch_t batch = {tokens.data(), row_begin, &stream, 1, n_rows, n_rows};
-    uint64_t error = LMC_CUDA_NO_ERROR;
-    cache.cache.positions[1] = first;
-    memset(cache.cache.keys, 0, (size_t)((char *)cache.cache.values - (char *)cache.cache.keys) * 2);
-    lmc_cuda_transformer_pass(&model.placed, &batch, &cache.cache, &work.work, &error, nullptr);
-    CHECK(error == ((uint64_t)(n_positions - first) << 8 | LMC_ERROR_CAPACITY), "error %llx",
-          (unsigned long long)error);
-    CHECK(cache.cache.positions[0] == 0 && cache.cache.positions[1] == n_positions, "%u",
-          cache.cache.positions[1]);
-    stream = 2;
-    error = LMC_CUDA_NO_ERROR;
-    lmc_cuda_transformer_pass(&model.placed, &batch, &cache.cache, &work.work, &error, nullptr);
-    CHECK(error == LMC_ERROR_CAPACITY, "a stream that is not there: error %llx", (unsigned long long)error);
-}
-
-/* One decoding step, launched again and again: as calls, or as a graph captured once. */
-struct repeated_step_t {
-    std::function<void()> launch;
-    cudaStream_t stream = nullptr;
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t executable = nullptr;
-
-    repeated_step_t(std::function<void(cudaStream_t)> step, bool as_graph) {
-        launch = [step] { step(nullptr); };
-        if (!as_graph) return;
-        cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-        cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
-        step(stream);
-        CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess, "the step cannot be captured");
-        cudaGraphInstantiateWithFlags(&executable, graph, 0);
-        launch = [this] { cudaGraphLaunch(executable, stream); };
-    }
-    ~repeated_step_t() {
-        if (graph == nullptr) return;
-        cudaGraphExecDestroy(executable);
-        cudaGraphDestroy(graph);
-        cudaStreamDestroy(stream);
-    }
-    repeated_step_t(const repeated_step_t &) = delete;
-};
-
-/* A chain of decoding steps against the core's session and decoder, over any bytes, until all streams are
- * full. */
-static void check_chain(const check_model_t &model) {
-    const lmc_transformer_config_t &config = model.config;
-    uint32_t n = 1 + below(5), vocab_size = 1 + below((uint32_t)config.n_logits);
-    vocab_size = (uint32_t)min((size_t)vocab_size, config.n_embeddings);
-    uint32_t n_steps = 1 + below((uint32_t)config.context_length + 2), log_steps = 1 + below(n_steps + 1);
-    std::vector<uint8_t> payloads(40 * n);
-    for (uint8_t &one : payloads)
-        one = (uint8_t)below(256);
-    std::vector<lmc_decoder_t> decoders(n), wanted_decoders(n);
-    std::vector<int32_t> tokens(n), wanted(n), log((size_t)log_steps * n);
-    for (uint32_t s = 0; s < n; s++) {
-        lmc_decoder_init(&decoders[s], &payloads[40 * s], below(41));
-        wanted_decoders[s] = decoders[s];
-        wanted[s] = tokens[s] = below(5) == 0 ? -1 : (int32_t)below((uint32_t)config.n_embeddings);
-    }
-    uint32_t n_logged = 0;
-    uint64_t error = LMC_CUDA_NO_ERROR;
-    check_cache_t cache(model, (uint32_t)config.n_layers, n + below(2), (uint32_t)config.context_length);
-    check_work_t work(config, n);
-    check_memory_t logits(n * config.n_logits * sizeof(float));
-    bool are_named = below(2);
-    std::vector<uint32_t> streams = random_streams(cache.cache.n_streams, are_named);
-    lmc_cuda_transformer_chain_t chain = {are_named ? streams.data() : nullptr,
-                                          decoders.data(),
-                                          tokens.data(),
-                                          log.data(),
-                                          &n_logged,
-                                          log_steps,
-                                          n,
-                                          vocab_size};
-    std::vector<check_history_t> histories(n);
-    static lmc_search_t search;
-    repeated_step_t repeated(
-        [&](cudaStream_t stream) {
-            int status = lmc_cuda_transformer_decode_step(&model.placed, &cache.cache, &chain,
-                                                          (float *)logits.data, &work.work, &error, stream);
-            CHECK(status == cudaSuccess, "a launch failed");
-        },
-        below(2));
-    for (uint32_t step = 0; step < n_steps; step++) {
-        repeated.launch();
-        for (uint32_t s = 0; s < n; s++) {
-            bool takes_part = wanted[s] >= 0 && histories[s].size() < cache.n_positions;
-            int32_t input = wanted[s];
-            wanted[s] = -1;
-            if (!takes_part) continue;
-            histories[s].push_back(input);
-            std::vector<float> row_logits = model.last_logits_of(histories[s]);
-            lmc_rows_t row = {row_logits.data(), 0, 1, vocab_size, LMC_FLOAT32};
-            size_t unused;
-            lmc_decode_step(&check_serial, &row, nullptr, &wanted_decoders[s], &search, &wanted[s], &unused);
-        }
-        CHECK(tokens == wanted, "step %u of %u, %u streams", step, n_steps, n);
-        CHECK(n_logged == min(step + 1, log_steps), "%u logged after %u", n_logged, step);
-        if (step < log_steps)
-            CHECK(std::equal(wanted.begin(), wanted.end(), log.begin() + (size_t)step * n), "the log");
-    }
-    for (uint32_t s = 0; s < n; s++)
-        CHECK(decoders[s].code == wanted_decoders[s].code && decoders[s].range == wanted_decoders[s].range &&
-                  decoders[s].position == wanted_decoders[s].position,
-              "the decoder of stream %u", s);
-    CHECK(error == LMC_CUDA_NO_ERROR, "error %llx", (unsigned long long)error);
-}
-
-/* Values that are not finite stay where they are: a later token does not reach back, nor one stream into
- * another. */
-static void check_not_finite(check_model_t &model) {
-    const lmc_transformer_config_t &config = model.config;
-    if (config.context_length < 3) return;
-    uint32_t token = below((uint32_t)config.n_embeddings),
-             length = 3 + below((uint32_t)config.context_length - 2);
-    check_tensor_t &embedding = model.tensors[0];
-    uint32_t bits = embedding.dtype == LMC_FLOAT32   ? 0x7F800000u
-                    : embedding.dtype == LMC_FLOAT16 ? 0x7C00u
-                                                     : 0x7F80u;
-    memcpy(embedding.at(token * config.hidden), &bits, lmc_element_bytes(embedding.dtype));
-    check_history_t history(length, (token + 1) % (int64_t)config.n_embeddings);
-    history[1 + below(length - 1)] = token;
-    std::vector<int32_t> tokens(history.begin(), history.end());
-    uint32_t row_begin[2] = {0, length};
-    check_cache_t cache(model, 1, 1, (uint32_t)config.context_length);
-    check_work_t work(config, length);
-    check_memory_t logits(length * config.n_logits * sizeof(float));
-    lmc_cuda_transformer_batch_t batch = {tokens.data(), row_begin, nullptr, 1, length, length};
-    uint64_t error = LMC_CUDA_NO_ERROR;
-    lmc_cuda_transformer_pass(&model.placed, &batch, &cache.cache, &work.work, &error, nullptr);
-    lmc_cuda_transformer_head(&model.placed, &work.work, 0, length, (float *)logits.data, nullptr);
-    check_logits((float *)logits.data, model.logits_of(history).data(), length, config.n_logits,
-                 "not finite");
-}
-
 /* The head sizes at which attention cuts a tile of values into 2 and 4 stages, and a step's threads have two
  * features; contexts of several tiles of keys and several stages of a step. */
 static void check_wide_heads() {
     for (uint32_t head_dim : {66u, 130u, 256u}) {
-        check_model_t model(head_dim, 70);
+        check_model_t model(check_random_neox(head_dim, 70));
         check_pass(model);
         check_streams(model);
     }
+}
+
+static void check_kernels() {
+    emulated_machine.major = below(4) == 0 ? 8 : 9;
+    emulated_machine.n_processors = 1;
+    for (uint32_t kind = 0; kind < 3; kind++) {
+        check_product(kind);
+        check_code_product(kind);
+    }
+    check_norm(false);
+    check_norm(true);
+    for (uint32_t i = 0; i < 4; i++) {
+        check_softmax();
+        check_attend_step();
+    }
+}
+
+static void check_model() {
+    emulated_machine.n_processors = 1 + (int)below(20);
+    check_model_t model(check_random_config());
+    check_pass(model);
+    check_streams(model);
+    check_capacity(model);
+    check_chain(model);
+    check_not_finite(model);
 }
 
 int main(int argc, char **argv) {
@@ -523,25 +50,14 @@ int main(int argc, char **argv) {
         return 2;
     }
     check_seed(strtoull(argv[1], nullptr, 0));
-    check_wide_heads();
-    for (long n = strtol(argv[2], nullptr, 0); n > 0; n--) {
-        emulated_machine.major = below(4) == 0 ? 8 : 9;
-        emulated_machine.n_processors = 1;
-        for (uint32_t kind = 0; kind < 3; kind++) {
-            check_product(kind);
-            check_code_product(kind);
-        }
-        check_norm(false);
-        check_norm(true);
-        for (uint32_t i = 0; i < 4; i++)
-            check_softmax();
-        emulated_machine.n_processors = 1 + (int)below(20);
-        check_model_t model;
-        check_pass(model);
-        check_streams(model);
-        check_capacity(model);
-        check_chain(model);
-        check_not_finite(model);
+    const std::function<void()> first[] = {check_kernels, check_written_cases, check_each_switch,
+                                           check_wide_heads};
+    long n = strtol(argv[2], nullptr, 0);
+    for (const auto &check : first)
+        if (check_failed() == 0) check();
+    for (; n > 0 && check_failed() == 0; n--) {
+        check_kernels();
+        check_model();
     }
     printf("%ld failures\n", check_failed());
     return check_failed() == 0 ? 0 : 1;

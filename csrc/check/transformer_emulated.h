@@ -1,5 +1,5 @@
-/* What transformer_emulated.cpp compares with: random tensors and models, the serial backend's logits, and
- * memory that plays the device's, as large as its _bytes function says and full of NaN. */
+/* What the files of transformer_emulated compare with: random tensors and models, the serial backend's
+ * logits, and memory that plays the device's, as large as its _bytes function says and full of NaN. */
 #ifndef LLMCOMP_CHECK_TRANSFORMER_EMULATED_H
 #define LLMCOMP_CHECK_TRANSFORMER_EMULATED_H
 
@@ -113,40 +113,54 @@ struct check_tensor_t {
 
 typedef std::vector<int64_t> check_history_t;
 
-/* A model of a random shape, for the core and for the device. */
+/* GPT-NeoX of a random shape. */
+inline lmc_transformer_config_t check_random_neox(uint32_t head_dim, uint32_t context_length) {
+    lmc_transformer_config_t sizes = {};
+    sizes.n_layers = 1 + check_below(2);
+    sizes.n_heads = 1 + check_below(head_dim > 24 ? 2 : 4);
+    sizes.hidden = sizes.n_heads * head_dim;
+    sizes.intermediate = check_below(2) ? 8 * (1 + check_below(10)) : 1 + check_below(70);
+    sizes.n_embeddings = 1 + check_below(50);
+    sizes.n_logits = 1 + check_below(90);
+    sizes.context_length = context_length;
+    lmc_transformer_config_t config = check_neox_config(sizes, 2 * check_below(head_dim / 2 + 1));
+    config.parallel_residual = (int)check_below(2);
+    config.int8 = check_below(3) == 0;
+    return config;
+}
+
+/* Half of them GPT-NeoX, half with switches thrown (transformer_emulated_switches.cpp). */
+void check_throw_switches(lmc_transformer_config_t &config);
+inline lmc_transformer_config_t check_random_config() {
+    static const uint32_t head_dims[] = {1, 2, 3, 5, 8, 12, 16, 24, 66, 130};
+    uint32_t kind = check_below(8);
+    lmc_transformer_config_t config = check_random_neox(head_dims[kind < 7 ? kind : 7 + check_below(3)],
+                                                        1 + check_below(check_below(3) == 0 ? 100 : 40));
+    if (check_below(2)) check_throw_switches(config);
+    return config;
+}
+
+/* A model for the core and for the device. */
 struct check_model_t {
     lmc_transformer_config_t config;
     lmc_dtype_t dtype;
-    std::vector<check_tensor_t> tensors; /* the embedding first */
+    std::vector<check_tensor_t> tensors; /* of random weights, the embedding first */
     std::vector<lmc_transformer_layer_t> layers, layers_of_codes;
     std::vector<unsigned char> tables, device_tables, codes;
     std::vector<std::unique_ptr<check_memory_t>> device_codes;
     std::vector<lmc_transformer_layer_t> device_layers;
     lmc_transformer_model_t model, placed;
 
-    check_model_t() : check_model_t(random_head_dim(), 1 + check_below(check_below(3) == 0 ? 100 : 40)) {
+    /* With random weights. */
+    explicit check_model_t(const lmc_transformer_config_t &of)
+        : config(of), dtype((lmc_dtype_t)check_below(LMC_DTYPE_COUNT)) {
+        begin(random_weights());
     }
 
-    static uint32_t random_head_dim() {
-        static const uint32_t head_dims[] = {1, 2, 3, 5, 8, 12, 16, 24, 66, 130};
-        uint32_t kind = check_below(8);
-        return head_dims[kind < 7 ? kind : 7 + check_below(3)];
-    }
-
-    check_model_t(uint32_t head_dim, uint32_t context_length)
-        : dtype((lmc_dtype_t)check_below(LMC_DTYPE_COUNT)) {
-        lmc_transformer_config_t sizes = {};
-        sizes.n_layers = 1 + check_below(2);
-        sizes.n_heads = 1 + check_below(head_dim > 24 ? 2 : 4);
-        sizes.hidden = sizes.n_heads * head_dim;
-        sizes.intermediate = check_below(2) ? 8 * (1 + check_below(10)) : 1 + check_below(70);
-        sizes.n_embeddings = 1 + check_below(50);
-        sizes.n_logits = 1 + check_below(90);
-        sizes.context_length = context_length;
-        config = check_neox_config(sizes, 2 * check_below(head_dim / 2 + 1));
-        config.parallel_residual = (int)check_below(2);
-        config.int8 = check_below(3) == 0;
-        make_weights();
+    /* With weights that live as long. */
+    check_model_t(const lmc_transformer_config_t &of, const lmc_transformer_weights_t &weights)
+        : config(of), dtype(LMC_FLOAT32), layers(weights.layers, weights.layers + of.n_layers) {
+        begin(weights);
     }
 
     /* A tensor of n elements; norms and biases may be missing, which is +0. */
@@ -164,8 +178,9 @@ struct check_model_t {
         return make(shape.n_rows * shape.n_columns, scale / sqrtf((float)shape.n_columns), false);
     }
 
-    void make_weights() {
+    lmc_transformer_weights_t random_weights() {
         lmc_transformer_weights_t weights = {};
+        tensors.reserve(LMC_MODEL_SLOT_COUNT + config.n_layers * LMC_LAYER_SLOT_COUNT);
         for (int i = 0; i < LMC_MODEL_SLOT_COUNT; i++) {
             lmc_shape_t shape = lmc_model_slot_shape(&config, (lmc_model_slot_t)i);
             bool is_embedding = i == LMC_MODEL_EMBEDDING;
@@ -176,11 +191,19 @@ struct check_model_t {
             lmc_transformer_layer_t layer;
             for (int j = 0; j < LMC_LAYER_SLOT_COUNT; j++) {
                 lmc_shape_t shape = lmc_layer_slot_shape(&config, (lmc_layer_slot_t)j);
-                layer.slots[j] = make_slot(shape, check_is_layer_gain(j), j == LMC_LAYER_QKV ? 4.0f : 2.0f);
+                bool is_sharp = j == LMC_LAYER_QKV || j == LMC_LAYER_Q || j == LMC_LAYER_K;
+                layer.slots[j] = make_slot(shape, check_is_layer_gain(j), is_sharp ? 4.0f : 2.0f);
             }
+            static const float xielu[] = {0.25f, -0.5f, 0.5f, -0x1p-20f};
+            if (config.activation == LMC_ACTIVATION_XIELU)
+                layer.slots[LMC_LAYER_ACTIVATION] = {xielu, LMC_FLOAT32, nullptr};
             layers.push_back(layer);
         }
         weights.layers = layers.data();
+        return weights;
+    }
+
+    void begin(const lmc_transformer_weights_t &weights) {
         tables.resize(lmc_transformer_tables_bound(&config));
         lmc_status_t status =
             lmc_cuda_transformer_model_prepare(&config, &weights, tables.data(), tables.size(), &model);
@@ -259,5 +282,22 @@ struct check_work_t {
         lmc_cuda_transformer_work_init(&config, n_rows, memory.data, &work);
     }
 };
+
+/* Of the other files. Kinds of a product 0: few tokens; 1: more, for which the large tile is too large; 2:
+ * the large tile, one or more. */
+void check_product(uint32_t kind);
+void check_code_product(uint32_t kind);
+void check_norm(bool is_long);
+void check_softmax();
+void check_attend_step();
+
+void check_pass(const check_model_t &model);
+void check_streams(const check_model_t &model);
+void check_capacity(const check_model_t &model);
+void check_chain(const check_model_t &model);
+void check_not_finite(check_model_t &model);
+
+void check_each_switch();
+void check_written_cases();
 
 #endif

@@ -18,7 +18,7 @@ build/check/cuda_emulated: csrc/check/cuda_emulated.cpp $(CUDA_CHECK_HEADERS)
 
 # llmcomp._cuda over the emulated device, for tests/models/test_cuda_engine.py: the binding and the kernels as they are.
 EMULATED ?= build/check/emulated
-EMULATED_CORE := base/status coding/intervals coding/rows_serial transformer/config transformer/position_tables transformer/forward transformer/kernels_serial
+EMULATED_CORE := base/status coding/intervals coding/rows_serial transformer/config transformer/position_tables transformer/forward transformer/linear_map transformer/kernels_serial
 EMULATED_OBJECTS := $(patsubst csrc/%,$(EMULATED)/%.o,$(wildcard csrc/python/cuda_*.c csrc/cuda/*/*.cu) \
 	$(EMULATED_CORE:%=csrc/core/%.c) csrc/check/emulated/runtime.cpp)
 EMULATED_HEADERS := $(CUDA_CHECK_HEADERS) $(wildcard csrc/python/*.h)
@@ -38,19 +38,20 @@ $(EMULATED)/_cuda.so: $(EMULATED_OBJECTS)
 
 # The exact engine: all sources of csrc/cuda on the emulated device, once more with sanitizers.
 CUDA_ENGINE_CORE := $(CUDA_CHECK_CORE) int8/product_serial \
-	$(addprefix transformer/,kernels_serial transformer config forward int8_weights position_tables)
+	$(addprefix transformer/,kernels_serial transformer config forward linear_map int8_weights position_tables)
 CUDA_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 # 1 program, 2 flags
 define cuda_engine_check
-$(1): csrc/check/transformer_emulated.cpp csrc/check/transformer_emulated.h $(CUDA_CHECK_HEADERS) $(wildcard csrc/core/*/*.c)
+$(1): $(wildcard csrc/check/transformer_*) $(CUDA_CHECK_HEADERS) $(wildcard csrc/core/*/*.c)
 	@mkdir -p $$@.parts/coding $$@.parts/transformer $$@.parts/int8 $$@.parts/base
 	for name in $(CUDA_ENGINE_CORE); do \
 		$(CC) -std=c11 -D_GNU_SOURCE $(CUDA_CHECK_FLAGS) $(2) -c csrc/core/$$$$name.c -o $$@.parts/$$$$name.o || exit 1; done
 	for path in $(wildcard csrc/cuda/*/*.cu); do \
 		$(CXX) -std=c++17 -x c++ $(CUDA_CHECK_FLAGS) $(2) -Wno-unknown-pragmas -Icsrc/check/emulated -c $$$$path \
 			-o $$@.parts/$$$$(basename $$$$(dirname $$$$path))/$$$$(basename $$$$path).o || exit 1; done
-	$(CXX) -std=c++17 $(CUDA_CHECK_FLAGS) $(2) -Wno-unknown-pragmas -Icsrc/check/emulated $$< \
-		csrc/check/emulated/runtime.cpp $$@.parts/*/*.o -pthread -o $$@
+	$(CC) -std=c11 -D_GNU_SOURCE $(CUDA_CHECK_FLAGS) $(2) -c csrc/check/transformer_cases.c -o $$@.parts/base/transformer_cases.o
+	$(CXX) -std=c++17 $(CUDA_CHECK_FLAGS) $(2) -Wno-unknown-pragmas -Icsrc/check/emulated \
+		$(wildcard csrc/check/transformer_emulated*.cpp) csrc/check/emulated/runtime.cpp $$@.parts/*/*.o -pthread -o $$@
 endef
 $(eval $(call cuda_engine_check,build/check/transformer_emulated,))
 $(eval $(call cuda_engine_check,build/check/transformer_emulated_sanitized,$(CUDA_SANITIZE)))

@@ -24,25 +24,35 @@ static const lmc_backend_t backend_avx512 = {"avx512", lmc_row_kernels_avx512,
 static const lmc_backend_t backend_avx512_vnni = {
     "avx512", lmc_row_kernels_avx512, &lmc_transformer_kernels_avx512, &lmc_int8_kernels_avx512vnni};
 
-/* Not every compiler's __builtin_cpu_supports knows this name. CPUID takes microseconds in a virtual machine,
- * so the answer is kept. */
-static int has_f16c(void) {
+/* What processor and operating system (XCR0: which registers it saves) have. Not by __builtin_cpu_supports:
+ * it says no to everything where the compiler's library is zig's. CPUID takes microseconds in a virtual
+ * machine, so the answer is kept. */
+enum { HAS_AVX2 = 1, HAS_AVX512 = 2, HAS_VNNI = 4, XCR0_YMM = 0x06, XCR0_ZMM = 0xe6 };
+
+static int ask_processor(void) {
+    const unsigned base = bit_FMA | bit_F16C | bit_AVX | bit_OSXSAVE;
+    const unsigned wide = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+    unsigned a, b, c, d, saved, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & base) != base) return 0;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & bit_AVX2) == 0 || (saved & XCR0_YMM) != XCR0_YMM)
+        return 0;
+    if ((b & wide) != wide || (saved & XCR0_ZMM) != XCR0_ZMM) return HAS_AVX2;
+    return HAS_AVX2 | HAS_AVX512 | ((c & bit_AVX512VNNI) != 0 ? HAS_VNNI : 0);
+}
+static int processor_has(int what) {
     static atomic_int answer = -1;
-    if (atomic_load(&answer) < 0) {
-        unsigned a, b, c = 0, d;
-        atomic_store(&answer, __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0);
-    }
-    return atomic_load(&answer);
+    if (atomic_load(&answer) < 0) atomic_store(&answer, ask_processor());
+    return (atomic_load(&answer) & what) != 0;
 }
 static int has_avx2(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    return processor_has(HAS_AVX2);
 }
 static int has_avx512(void) {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return processor_has(HAS_AVX512);
 }
 static const lmc_backend_t *best_avx512(void) {
-    return __builtin_cpu_supports("avx512vnni") ? &backend_avx512_vnni : &backend_avx512;
+    return processor_has(HAS_VNNI) ? &backend_avx512_vnni : &backend_avx512;
 }
 #elif defined(__aarch64__)
 static const lmc_backend_t backend_neon = {"neon", lmc_row_kernels_neon, &lmc_transformer_kernels_neon,

@@ -101,11 +101,13 @@ static PyArrayObject *array_from_dlpack(PyObject *error, PyObject *object, int *
 
 /* ml_dtypes' bfloat16 (JAX, TensorFlow) is a user-defined NumPy type: known by its name. */
 static int is_bfloat16_array(PyArrayObject *array) {
-    PyArray_Descr *descr = PyArray_DESCR(array);
-    const char *name = strrchr(descr->typeobj->tp_name, '.');
-    name = name == NULL ? descr->typeobj->tp_name : name + 1;
-    return PyArray_ITEMSIZE(array) == 2 && PyTypeNum_ISUSERDEF(PyArray_TYPE(array)) &&
-           strcmp(name, "bfloat16") == 0;
+    if (PyArray_ITEMSIZE(array) != 2 || !PyTypeNum_ISUSERDEF(PyArray_TYPE(array))) return 0;
+    PyObject *type = (PyObject *)PyArray_DESCR(array)->typeobj,
+             *name = PyObject_GetAttrString(type, "__name__");
+    int is_bfloat16 = name != NULL && PyUnicode_CompareWithASCIIString(name, "bfloat16") == 0;
+    Py_XDECREF(name);
+    PyErr_Clear();
+    return is_bfloat16;
 }
 
 static PyArrayObject *array_of_logits(PyObject *error, PyObject *object, int *is_bfloat16) {

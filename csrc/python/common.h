@@ -3,8 +3,7 @@
 #ifndef LLMCOMP_PYTHON_COMMON_H
 #define LLMCOMP_PYTHON_COMMON_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "python/limited_api.h"
 
 #define NPY_NO_DEPRECATED_API NPY_1_23_API_VERSION
 #define NPY_TARGET_VERSION NPY_1_23_API_VERSION
@@ -26,9 +25,7 @@ typedef struct lmc_module_state {
     PyTypeObject *transformer_session_type;
 } lmc_module_state_t;
 
-extern struct PyModuleDef lmc_module_definition;
-
-/* The state of the module that defined `type` or a base of it; NULL with an exception set if there is none.
+/* The state of the module that defined `type`; NULL with an exception set if there is none.
  */
 lmc_module_state_t *lmc_py_state_of_type(PyTypeObject *type);
 
@@ -37,6 +34,7 @@ lmc_module_state_t *lmc_py_state_of_type(PyTypeObject *type);
 lmc_context_t lmc_py_context(lmc_executor_t *executor);
 
 /* Each adds its types and functions to the module; -1 with an exception set on failure. */
+int lmc_py_add_settings(PyObject *module);
 int lmc_py_add_coding(PyObject *module);
 int lmc_py_add_transformer(PyObject *module);
 int lmc_py_add_softmax(PyObject *module);

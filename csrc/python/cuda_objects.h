@@ -3,8 +3,7 @@
 #ifndef LLMCOMP_PYTHON_CUDA_OBJECTS_H
 #define LLMCOMP_PYTHON_CUDA_OBJECTS_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "python/limited_api.h"
 
 #include <cuda_runtime_api.h>
 
@@ -42,8 +41,8 @@ static inline void device_leave(int device, int saved) {
             on_device_status = (CALL);                                                                       \
             device_leave((DEVICE), on_device_saved);                                                         \
         }                                                                                                    \
-        Py_END_ALLOW_THREADS(RESULT)                                                                         \
-        = on_device_status == cudaSuccess ? 0 : -1;                                                          \
+        Py_END_ALLOW_THREADS;                                                                                \
+        (RESULT) = on_device_status == cudaSuccess ? 0 : -1;                                                 \
         if (on_device_status != cudaSuccess) lmc_py_raise_cuda((ERROR), on_device_status);                   \
     } while (0)
 

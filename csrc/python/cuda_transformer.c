@@ -134,6 +134,10 @@ static const void *place_weights(upload_plan_t *plan, const host_weights_t *host
     int is_tied = head.data == embedding.data && !plan->int8;
     embedding = place_as_stored(plan, embedding, config->n_embeddings, config->hidden);
     placed->slots[LMC_MODEL_EMBEDDING] = embedding;
+    lmc_transformer_tensor_t positions = host->weights.slots[LMC_MODEL_POSITIONS];
+    if (positions.data != NULL)
+        placed->slots[LMC_MODEL_POSITIONS] =
+            place_as_stored(plan, positions, config->context_length, config->hidden);
     placed->slots[LMC_MODEL_HEAD] =
         is_tied ? embedding : place_matrix(plan, head, config->n_logits, config->hidden);
     for (size_t i = 0; i < config->n_layers; i++) {
@@ -212,12 +216,11 @@ static PyObject *make_model(PyTypeObject *type, PyObject *arguments, PyObject *k
     if (lmc_cuda_transformer_config_check(&host.config) != LMC_OK) {
         return PyErr_Format(
             state->error,
-            "the numbers of the model do not fit together or are out of range; on a CUDA device "
-            "only GPT-NeoX with the exact GELU is computed, heads have at most %d features and "
-            "contexts at most %d tokens",
-            LMC_CUDA_HEAD_DIM_MAX, LMC_CUDA_CONTEXT_MAX);
+            "the numbers of the model do not fit together or are out of range; on a CUDA device heads "
+            "have at most %d features, and one norm over all heads needs q, k and v apart",
+            LMC_CUDA_HEAD_DIM_MAX);
     }
-    cuda_model_object_t *self = (cuda_model_object_t *)type->tp_alloc(type, 0);
+    cuda_model_object_t *self = (cuda_model_object_t *)lmc_py_new(type);
     if (self == NULL) return NULL;
     self->device = device;
     if (take_weights(state->error, &host, of_model, of_layers) < 0 || model_fill(state, self, &host) < 0)
@@ -239,8 +242,7 @@ static void model_dealloc(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
     lmc_py_device_free(self->device, self->memory);
     PyMem_RawFree(self->layers);
-    type->tp_free(object);
-    Py_DECREF(type);
+    lmc_py_delete(object, type);
 }
 
 static PyObject *model_cache_bytes(PyObject *object, PyObject *arguments) {

@@ -56,7 +56,7 @@ PyObject *lmc_py_cuda_model_session(PyObject *object, PyObject *arguments) {
     int result;
     if (!PyArg_ParseTuple(arguments, "IIII", &n_layers, &n_streams, &n_tokens, &n_rows)) return NULL;
     PyTypeObject *type = state->transformer_session_type;
-    cuda_session_object_t *self = (cuda_session_object_t *)type->tp_alloc(type, 0);
+    cuda_session_object_t *self = (cuda_session_object_t *)lmc_py_new(type);
     if (self == NULL) return NULL;
     Py_INCREF(owner);
     self->owner = owner;
@@ -90,8 +90,7 @@ static void session_dealloc(PyObject *object) {
     }
     lmc_py_device_free(device, self->memory);
     Py_DECREF((PyObject *)self->owner);
-    type->tp_free(object);
-    Py_DECREF(type);
+    lmc_py_delete(object, type);
 }
 
 /* Passes. */
@@ -289,6 +288,13 @@ static PyObject *session_stream(PyObject *object, void *unused) {
     return PyLong_FromVoidPtr(((cuda_session_object_t *)object)->stream);
 }
 
+static PyObject *session_stretch_max(PyObject *object, void *unused) {
+    (void)unused;
+    const cuda_session_object_t *self = (const cuda_session_object_t *)object;
+    return PyLong_FromUnsignedLong(
+        lmc_cuda_transformer_stretch_max(&self->owner->placed.config, &self->cache));
+}
+
 static PyObject *session_n_bytes(PyObject *object, void *unused) {
     (void)unused;
     return PyLong_FromSize_t(((cuda_session_object_t *)object)->n_bytes);
@@ -320,6 +326,7 @@ static PyMethodDef session_methods[] = {
 static PyGetSetDef session_properties[] = {
     {"stream", session_stream, NULL, "Its CUDA stream.", NULL},
     {"n_bytes", session_n_bytes, NULL, "Memory of the device that it takes.", NULL},
+    {"stretch_max", session_stretch_max, NULL, "Tokens that a stream can take in one pass.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyType_Slot session_slots[] = {

@@ -186,31 +186,16 @@ static PyObject *encode(PyObject *module, PyObject *arguments) {
     return payload;
 }
 
-static PyObject *decode(PyObject *module, PyObject *arguments) {
-    PyObject *logits_object, *vocab_object;
-    Py_buffer payload;
-    lmc_module_state_t *state = PyModule_GetState(module);
-    lmc_py_logits_t logits;
-    size_t vocab_size, error_row = 0;
-    if (!PyArg_ParseTuple(arguments, "y*OO", &payload, &logits_object, &vocab_object)) return NULL;
-    PyObject *tokens = NULL;
-    lmc_search_t *search = NULL;
-    if (lmc_py_vocab_size_parse(state->error, vocab_object, &vocab_size) < 0 ||
-        lmc_py_logits_parse(state->error, logits_object, vocab_size, &logits) < 0) {
-        PyBuffer_Release(&payload);
-        return NULL;
-    }
-    npy_intp shape[1] = {(npy_intp)logits.rows.n_rows};
-    if (PyArray_NDIM(logits.owner) != 2) {
-        PyErr_Format(state->error, "logits have %d dimensions; expected [T, V]", PyArray_NDIM(logits.owner));
-        goto done;
-    }
-    tokens = PyArray_EMPTY(1, shape, NPY_INT32, 0);
-    search = PyMem_RawMalloc(sizeof *search);
+/* The tokens of a payload, one a row; NULL with an exception set. */
+static PyObject *decode_rows(PyObject *error_type, const Py_buffer *payload, const lmc_rows_t *rows) {
+    size_t error_row = 0;
+    npy_intp shape[1] = {(npy_intp)rows->n_rows};
+    PyObject *tokens = PyArray_EMPTY(1, shape, NPY_INT32, 0);
+    lmc_search_t *search = PyMem_RawMalloc(sizeof *search);
     if (tokens == NULL || search == NULL) {
-        Py_CLEAR(tokens);
-        PyErr_NoMemory();
-        goto done;
+        Py_XDECREF(tokens);
+        PyMem_RawFree(search);
+        return PyErr_NoMemory();
     }
     int32_t *token_data = (int32_t *)PyArray_DATA((PyArrayObject *)tokens);
     lmc_executor_t executor;
@@ -218,15 +203,33 @@ static PyObject *decode(PyObject *module, PyObject *arguments) {
     lmc_decoder_t stream;
     lmc_status_t status;
     Py_BEGIN_ALLOW_THREADS
-    lmc_decoder_init(&stream, payload.buf, (size_t)payload.len);
-    status = lmc_decode_stream(&context, &logits.rows, &stream, search, token_data, &error_row);
+    lmc_decoder_init(&stream, payload->buf, (size_t)payload->len);
+    status = lmc_decode_stream(&context, rows, &stream, search, token_data, &error_row);
     Py_END_ALLOW_THREADS
+    PyMem_RawFree(search);
     if (status != LMC_OK) {
         Py_CLEAR(tokens);
-        lmc_py_raise_status(state->error, status, error_row, NULL, 0);
+        lmc_py_raise_status(error_type, status, error_row, NULL, 0);
     }
-done:
-    PyMem_RawFree(search);
+    return tokens;
+}
+
+static PyObject *decode(PyObject *module, PyObject *arguments) {
+    PyObject *logits_object, *vocab_object, *tokens = NULL;
+    Py_buffer payload;
+    lmc_module_state_t *state = PyModule_GetState(module);
+    lmc_py_logits_t logits;
+    size_t vocab_size;
+    if (!PyArg_ParseTuple(arguments, "y*OO", &payload, &logits_object, &vocab_object)) return NULL;
+    if (lmc_py_vocab_size_parse(state->error, vocab_object, &vocab_size) < 0 ||
+        lmc_py_logits_parse(state->error, logits_object, vocab_size, &logits) < 0) {
+        PyBuffer_Release(&payload);
+        return NULL;
+    }
+    if (PyArray_NDIM(logits.owner) != 2)
+        PyErr_Format(state->error, "logits have %d dimensions; expected [T, V]", PyArray_NDIM(logits.owner));
+    else
+        tokens = decode_rows(state->error, &payload, &logits.rows);
     lmc_py_logits_release(&logits);
     PyBuffer_Release(&payload);
     return tokens;

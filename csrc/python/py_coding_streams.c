@@ -34,7 +34,7 @@ static PyObject *encoder_new(PyTypeObject *type, PyObject *arguments, PyObject *
         return NULL;
     if (parse_n_streams(state->error, n_streams) < 0) return NULL;
     if (lmc_py_vocab_size_parse(state->error, vocab_object, &vocab_size) < 0) return NULL;
-    encoder_object_t *self = (encoder_object_t *)type->tp_alloc(type, 0);
+    encoder_object_t *self = (encoder_object_t *)lmc_py_new(type);
     if (self == NULL) return NULL;
     atomic_flag_clear(&self->in_use);
     self->vocab_size = vocab_size;
@@ -60,8 +60,7 @@ static void encoder_dealloc(PyObject *object) {
     for (Py_ssize_t i = 0; self->streams != NULL && i < self->n_streams; i++)
         PyMem_RawFree(self->streams[i].bytes);
     PyMem_RawFree(self->streams);
-    type->tp_free(object);
-    Py_DECREF(type);
+    lmc_py_delete(object, type);
 }
 
 /* An object is one caller's at a time; a second one gets an error instead of a broken stream. */
@@ -240,8 +239,8 @@ PyType_Spec lmc_py_encoder_spec = {
 
 static PyObject *bytes_of_payloads(PyObject *error, PyObject *object) {
     if (PyBytes_Check(object) || PyByteArray_Check(object) || PyUnicode_Check(object)) {
-        return PyErr_Format(error, "payloads are one %s; expected a list of bytes, one a stream",
-                            Py_TYPE(object)->tp_name);
+        return PyErr_Format(error, "payloads are one %R; expected a list of bytes, one a stream",
+                            Py_TYPE(object));
     }
     PyObject *given = PySequence_Tuple(object);
     PyObject *payloads = given == NULL ? NULL : PyTuple_New(PyTuple_GET_SIZE(given));
@@ -251,7 +250,7 @@ static PyObject *bytes_of_payloads(PyObject *error, PyObject *object) {
         if (PyObject_CheckBuffer(item))
             bytes = PyBytes_FromObject(item);
         else
-            PyErr_Format(error, "payload %zd is of type %s; expected bytes", i, Py_TYPE(item)->tp_name);
+            PyErr_Format(error, "payload %zd is of %R; expected bytes", i, Py_TYPE(item));
         if (bytes == NULL)
             Py_CLEAR(payloads);
         else
@@ -302,7 +301,7 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *arguments, PyObject *
     if (lmc_py_vocab_size_parse(state->error, vocab_object, &vocab_size) < 0) return NULL;
     PyObject *payloads = bytes_of_payloads(state->error, payloads_object);
     if (payloads == NULL) return NULL;
-    lmc_py_decoder_t *self = (lmc_py_decoder_t *)type->tp_alloc(type, 0);
+    lmc_py_decoder_t *self = (lmc_py_decoder_t *)lmc_py_new(type);
     if (self == NULL) {
         Py_DECREF(payloads);
         return NULL;
@@ -333,8 +332,7 @@ static void decoder_dealloc(PyObject *object) {
     PyMem_RawFree(self->mixers);
     PyMem_RawFree(self->streams);
     Py_XDECREF(self->payloads);
-    type->tp_free(object);
-    Py_DECREF(type);
+    lmc_py_delete(object, type);
 }
 
 static PyObject *pull_step(PyObject *error, lmc_py_decoder_t *self, const lmc_py_logits_t *logits,

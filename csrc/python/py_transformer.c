@@ -128,7 +128,7 @@ static PyObject *make_model(PyTypeObject *type, PyObject *arguments, PyObject *k
         PyErr_SetString(state->error, "the numbers of the model do not fit together or are out of range");
         return NULL;
     }
-    transformer_model_object_t *self = (transformer_model_object_t *)type->tp_alloc(type, 0);
+    transformer_model_object_t *self = (transformer_model_object_t *)lmc_py_new(type);
     if (self == NULL) return NULL;
     if (model_fill(state->error, self, &config, of_model, of_layers) < 0) {
         Py_DECREF(self);
@@ -152,8 +152,7 @@ static void model_dealloc(PyObject *object) {
     PyMem_RawFree(self->tables);
     PyMem_RawFree(self->codes);
     Py_XDECREF(self->arrays);
-    type->tp_free(object);
-    Py_DECREF(type);
+    lmc_py_delete(object, type);
 }
 
 /* A pass. */

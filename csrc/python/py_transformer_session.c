@@ -18,7 +18,7 @@ PyObject *lmc_py_model_session(PyObject *object, PyObject *arguments) {
         return PyErr_Format(state->error, "a session of %zd tokens; the context of the model holds %zu",
                             n_tokens, config->context_length);
     PyTypeObject *type = state->transformer_session_type;
-    transformer_session_object_t *session = (transformer_session_object_t *)type->tp_alloc(type, 0);
+    transformer_session_object_t *session = (transformer_session_object_t *)lmc_py_new(type);
     if (session == NULL) return NULL;
     atomic_flag_clear(&session->in_use);
     Py_INCREF(self);
@@ -41,8 +41,7 @@ static void session_dealloc(PyObject *object) {
     PyMem_RawFree(self->memory);
     PyMem_RawFree(self->workspace);
     Py_XDECREF((PyObject *)self->owner);
-    type->tp_free(object);
-    Py_DECREF(type);
+    lmc_py_delete(object, type);
 }
 
 /* The session is one caller's at a time; then it has a workspace of at least so many bytes. */

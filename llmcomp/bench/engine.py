@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from llmcomp import coding
 from llmcomp.bench.sweep import suite_configs, write_random_checkpoint
 from llmcomp.errors import Error
 from llmcomp.models.engines import exact
+from llmcomp.progress import tqdm
 
 SHAPES_DEFAULT = ("pythia-70m", "pythia-160m", "pico")
 N_SEQUENCES = 8

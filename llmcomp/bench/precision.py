@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from llmcomp.data.datasets import load_dataset
 from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
 from llmcomp.models.load import load_model
 from llmcomp.models.memory import MaxMemory
+from llmcomp.progress import tqdm
 from llmcomp.scoring.score import score
 
 # Of the torch engine; int8 is the engine exact-int8.

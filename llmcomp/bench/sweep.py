@@ -27,7 +27,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import save_file
-from tqdm.auto import tqdm
 
 from llmcomp import coding, pico, results
 from llmcomp.codec.segments import MAPPING_DEFAULT, OVERLAP_SHARE_DEFAULT
@@ -44,6 +43,7 @@ from llmcomp.models.graph import Graph
 from llmcomp.models.memory import MaxMemory
 from llmcomp.models.selection import select
 from llmcomp.models.suite import load_suite
+from llmcomp.progress import tqdm
 from llmcomp.scoring.background import in_background
 from llmcomp.scoring.published import MAX_TOKENS, PublishedSum, PublishedTokens
 
@@ -219,7 +219,7 @@ def run_sweep_benchmark(
 
     `n_sizes` smallest models, `n_checkpoints` of each, `n_chunks` chunks of each of three data sets: by default all,
     5 and 2,048 on a device, 1 of each on a CPU. Engine options as in `load_model`, `max_memory` as in `score`. `clock`:
-    "wall", or "cpu" (CLOCKS). Raises `Error` as those, and for a clock that is none or tells nothing.
+    "wall", or "cpu" (CLOCKS). Raises `Error` as those, and for a clock that is none or measures nothing there.
     """
     on_device = (device or "cpu").startswith("cuda")
     if clock not in CLOCKS or (on_device and clock != "wall"):
@@ -239,28 +239,17 @@ def run_sweep_benchmark(
         importlib.import_module("llmcomp.models.engines.torch")
     peak_flops, peak_how = _peak(device or "cpu", options["dtype"], CLOCKS[clock])
     tokenising = {protocol: tokenising_seconds(protocol, n_chunks, clock) / len(names) for protocol in PROTOCOLS}
-    with (
-        tempfile.TemporaryDirectory(prefix="llmcomp-bench-") as folder,
-        tqdm(total=len(names) * n_checkpoints, unit="checkpoint", disable=not progress, delay=2) as bar,
-    ):
+    sizes: dict[str, Any] = {"counts": counts, "n_chunks": n_chunks, "max_memory": max_memory, "clock": clock}
+    with tempfile.TemporaryDirectory(prefix="llmcomp-bench-") as folder:
         for name in names:
             write_random_checkpoint(Path(folder, name), configs[name])
-        runs = [
-            _Run(
-                Path(folder, name), engine, given, counts=counts, n_chunks=n_chunks, max_memory=max_memory, clock=clock
-            )
-            for name in names
-        ]
-        loads = [run.stage for run in runs for _ in range(n_checkpoints)]
-        with LoadAhead(loads) as checkpoints:
-            for number in range(len(loads)):
-                run = runs[number // n_checkpoints]
-                run.run_checkpoint(functools.partial(checkpoints.take, number))
-                bar.update()
-                if progress and (number + 1) % n_checkpoints == 0:
-                    for row in run.rows(n_checkpoints, peak_flops, tokenising):
-                        tqdm.write(_line_of(row), file=sys.stderr)
-    table = pd.DataFrame([row for run in runs for row in run.rows(n_checkpoints, peak_flops, tokenising)])
+        runs = [_Run(Path(folder, name), engine, given, **sizes) for name in names]
+
+        def rows_of(run: _Run) -> Iterator[dict[str, Any]]:
+            return run.rows(n_checkpoints, peak_flops, tokenising)
+
+        _run_all(runs, n_checkpoints, rows_of, progress)
+    table = pd.DataFrame([row for run in runs for row in rows_of(run)])
     table["published_seconds"] = [
         _published_seconds(model, n_checkpoints, n_chunks) if protocol == "published" else None
         for model, protocol in zip(table["model"], table["protocol"], strict=True)
@@ -270,6 +259,24 @@ def run_sweep_benchmark(
         suite, engine, **facts, coder=_coder(device or "cpu"), clock=clock, n_chunks=n_chunks,
         n_checkpoints=n_checkpoints, peak_flops=peak_flops, peak_how=peak_how, rows=table,
     )  # fmt: skip
+
+
+def _run_all(
+    runs: list[_Run], n_checkpoints: int, rows_of: Callable[[_Run], Iterator[dict[str, Any]]], progress: bool
+) -> None:
+    """Every checkpoint of every size, the next one loaded meanwhile; rows are printed as a size is done."""
+    loads = [run.stage for run in runs for _ in range(n_checkpoints)]
+    with (
+        LoadAhead(loads) as checkpoints,
+        tqdm(total=len(loads), unit="checkpoint", disable=not progress, delay=2) as bar,
+    ):
+        for number in range(len(loads)):
+            run = runs[number // n_checkpoints]
+            run.run_checkpoint(functools.partial(checkpoints.take, number))
+            bar.update()
+            if progress and (number + 1) % n_checkpoints == 0:
+                for row in rows_of(run):
+                    tqdm.write(_line_of(row), file=sys.stderr)
 
 
 class _Run:

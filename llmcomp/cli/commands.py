@@ -1,5 +1,5 @@
 """The commands of `llmcomp`: parsed arguments in, calls out, results printed. No logic: what a command does is in the
-module that it calls, imported when the command runs."""
+module that it calls, imported when the command runs. A function a command: the file is as long as there are many."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmcomp.errors import Error
+from llmcomp.errors import Error, printable
 
 # Exit status of a salvage that could not read all of the original.
 PARTLY_LOST = 3
+# Rows of results that are held at once, for what needs single chunks: some 400 MB.
+_ROWS_HELD = 1 << 20
 DEFAULT_MODEL = "pico-595k"
 
 
@@ -25,7 +27,7 @@ def demo(args: argparse.Namespace) -> int:
     if args.json:
         files = [str(path) for path in demo.figures]
         tables = {"cells": _records(demo.cells), "baselines": _records(demo.baselines)}
-        _print_json({**tables, "laws": demo.laws.to_dict(), "figures": files})
+        print_json({**tables, "laws": demo.laws.to_dict(), "figures": files})
         return 1 if demo.failed else 0
     columns = ["model", "params", "step", "modality", "chunks", "bytes_in", "coded_bytes", "ratio"]
     print(demo.cells[columns].to_string(index=False, float_format="%.4f"))
@@ -41,35 +43,38 @@ def demo(args: argparse.Namespace) -> int:
 def score(args: argparse.Namespace) -> int:
     from llmcomp.data.datasets import load_dataset
     from llmcomp.results import cells, write_rows
-    from llmcomp.scoring.score import score
+    from llmcomp.scoring.score import adaptive_ratio, score
 
-    data = load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, progress=not args.quiet)
+    data = load_dataset(args.dataset, **chunk_options(args))
     model, protocol = _model(args.model, args), args.protocol or "lossless"
-    options = {"verify": args.verify, "max_memory": args.max_memory, "progress": not args.quiet}
+    options = {"verify": args.verify, "max_memory": args.max_memory, "progress": not args.quiet, "adapt": args.adapt}
+    options["token_bits"] = args.token_bits
     rows = score(data, model, protocol, args.mapping, **options)  # type: ignore[arg-type]
     if args.out:
         write_rows(args.out, rows)
     columns = ["model", "step", "dataset", "protocol", "mapping", "chunks", "bytes_in", "covered", "ratio", "stderr"]
-    _print_table(cells(rows)[columns], args)
+    columns += ["bits_per_byte", "bits_per_token"]
+    table = cells(rows)[columns]
+    print_table(table.assign(adaptive_ratio=adaptive_ratio(rows)) if args.adapt else table, args)
     return 0
 
 
 def sweep(args: argparse.Namespace) -> int:
+    from llmcomp.cli import cluster
     from llmcomp.experiment.sweep import sweep
-    from llmcomp.results import cells
 
+    who = {"dry_run": args.dry_run} | cluster.who_computes(args)
     with contextlib.ExitStack() as stack:
+        if args.json or args.slurm:  # standard output is for the table or the job alone, not for a plan
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         rows = sweep(
             args.model or args.suite or "pico",
             args.steps or args.step,
             args.dataset,
             args.out,
-            _executor(args, stack),
             protocol=args.protocol,
             mapping=args.mapping,
-            n_chunks=args.chunks,
-            chunk_bytes=args.chunk_bytes,
-            seed=args.seed,
+            **chunk_options(args),
             engine=args.engine,
             device=args.device,
             dtype=args.dtype,
@@ -77,17 +82,18 @@ def sweep(args: argparse.Namespace) -> int:
             verify=args.verify,
             max_memory=args.max_memory,
             baselines=args.baselines,
-            progress=not args.quiet,
-            dry_run=args.dry_run,
             sizes=args.models,
             seeds=args.seeds,
             tokens=args.tokens,
             lock=args.lock,
             disk=args.disk,
+            **who,
         )
+    if args.slurm:
+        return cluster.print_job(args, rows)
     if args.dry_run:
         if args.json:
-            _print_json(_records(rows))
+            print_json(_records(rows))
         return 0
     columns = [
         "model",
@@ -102,19 +108,11 @@ def sweep(args: argparse.Namespace) -> int:
         "ratio",
         "stderr",
     ]
-    if len(rows):
-        _print_table(cells(rows)[columns], args)
+    if who["unit"] is None:
+        cluster.tell_shard(args, rows.attrs["failed"])
+    elif len(rows):
+        print_table(rows[columns], args)
     return _told_failures(rows.attrs["failed"])
-
-
-def _executor(args: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
-    if args.ray or not args.workers:
-        return "ray" if args.ray else None
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    context = multiprocessing.get_context("spawn")
-    return stack.enter_context(ProcessPoolExecutor(args.workers, mp_context=context))
 
 
 def fit(args: argparse.Namespace) -> int:
@@ -125,13 +123,13 @@ def fit(args: argparse.Namespace) -> int:
     held_out = [laws.holdout(axis) for axis in axes] if args.holdout else []
     if args.json:
         found = laws.to_dict()
-        _print_json({"laws": found, "holdout": [one.to_dict() for one in held_out]} if held_out else found)
+        print_json({"laws": found, "holdout": [one.to_dict() for one in held_out]} if held_out else found)
     elif args.report:
-        print(laws.report("latex" if args.latex else "markdown"))
+        print(printable(laws.report("latex" if args.latex else "markdown")))
     else:
-        print(laws.to_latex() if args.latex else laws)
+        print(printable(laws.to_latex() if args.latex else str(laws)))
         for one in held_out:
-            print("", one.to_latex() if args.latex else one, sep="\n")
+            print("", printable(one.to_latex() if args.latex else str(one)), sep="\n")
     return 0
 
 
@@ -141,25 +139,38 @@ def plot(args: argparse.Namespace) -> int:
     out = args.out or ("figures" if args.published else Path(args.folder) / "figures")
     paths = [str(path) for path in plot_all(_results(args), out, formats=args.format or ("png", "pdf"))]
     if args.json:
-        _print_json(paths)
+        print_json(paths)
     else:
         print(*paths, sep="\n")
     return 0
 
 
 def _results(args: argparse.Namespace) -> Any:
-    from llmcomp.results import published, read_rows
+    from llmcomp.results import count_rows, published, read_cells, read_rows
 
-    return published(baseline=args.command is plot) if args.published else read_rows(args.folder)
+    if args.published:
+        return published(baseline=args.command is plot)
+    n_rows = count_rows(args.folder)
+    if n_rows <= _ROWS_HELD:
+        return read_rows(args.folder)
+    print(f"llmcomp: {n_rows:,} chunks are read cell by cell: nothing about single chunks is told", file=sys.stderr)
+    return read_cells(args.folder)
 
 
 def compress(args: argparse.Namespace) -> int:
+    from llmcomp.cli import files
     from llmcomp.codec.files import Skipped
 
+    if args.recursive and (args.output or args.stdout):
+        raise Error("-r writes a file beside each that it reads: leave -o and -c out")
     if args.output and args.stdout:
         raise Error("-c and -o both say where to write: leave one out")
     if args.output and len(args.file) > 1:
         raise Error(f"-o names one file, but there are {len(args.file)} files to read")
+    given = args.file
+    args.file = files.found_in(given, args.recursive, bool(args.decompress or args.test or args.list or args.salvage))
+    if args.recursive and not args.file:
+        raise Error(f"{', '.join(given)}: no file to read")
     if args.list:
         return _list(args)
     decompress = args.decompress or args.test or args.salvage
@@ -171,12 +182,15 @@ def compress(args: argparse.Namespace) -> int:
             f"{len(args.file)} archives on one standard output could not be told apart: compress one file at once"
         )
     name = args.model or (None if decompress else DEFAULT_MODEL)
-    model = None if name is None else _model(name, args)
+    model = None if name is None else _archive_model(name, args, decompress)
     status, reports = 0, []
     for file in args.file:
         try:
-            report, found = _convert_or_ask(file, model, decompress, args)
+            with files.threads(args.threads):
+                report, found = _convert_or_ask(file, model, decompress, args)
             reports.append(report)
+            if args.verbose:
+                files.tell(report)
             # A failure says more than a loss, a loss more than a file that was skipped.
             status = status if status == 1 else found or status
         except Skipped as error:
@@ -187,7 +201,7 @@ def compress(args: argparse.Namespace) -> int:
                 raise
             status = complain(_naming(file, error), 1)
     if args.json:
-        _print_json([report._asdict() for report in reports])
+        print_json([report._asdict() for report in reports])
     return status
 
 
@@ -241,8 +255,14 @@ def _convert(file: str, model: Any, decompress: bool, args: argparse.Namespace, 
     coding = {"mapping": args.mapping, "overlap": args.overlap}
     if args.segment_bytes:
         coding["segment_bytes"] = args.segment_bytes
+    if args.solid:
+        from llmcomp.codec.container import SEGMENT_BYTES_MAX
+
+        coding["segment_bytes"] = SEGMENT_BYTES_MAX
     if args.no_mix:
         coding["mix"] = False
+    if args.no_stock:
+        coding["stock"] = False
     if args.salt is not None:
         coding["salt"] = args.salt
     return files.compress_file(file, model, **options, **coding), 0
@@ -253,7 +273,7 @@ def _list(args: argparse.Namespace) -> int:
 
     found, status = _read_archives(args.file)
     if args.json:
-        _print_json([{"file": file, **vars(about), "ratio": about.ratio} for file, about in found])
+        print_json([{"file": file, **vars(about), "ratio": about.ratio} for file, about in found])
     else:
         print(listing(found))
     return status
@@ -262,19 +282,35 @@ def _list(args: argparse.Namespace) -> int:
 def info(args: argparse.Namespace) -> int:
     if not args.file:
         return _installation(args)
+    names = [file for file in args.file if file != "-" and not Path(file).is_file() and not file.endswith(".llmc")]
+    if names:
+        return _about_models(names, args)
     archives, status = _read_archives(args.file)
     found = [
         {"file": file, **vars(about), "ratio": about.ratio, "model_is": about.how_to_get} for file, about in archives
     ]
     if args.json:
-        _print_json(found)
+        print_json(found)
     for archive in () if args.json else found:
         _print_pairs(archive.items())
     return status
 
 
+def _about_models(names: Sequence[str], args: argparse.Namespace) -> int:
+    from llmcomp.models.about import about
+
+    if len(names) < len(args.file):
+        raise Error(f"{', '.join(names)}: no archive, and models and archives are not told of at once")
+    reports = [about(name, args.step, engine=args.engine) for name in names]
+    if args.json:
+        print_json([report.to_dict() for report in reports])
+    else:
+        print("\n\n".join(map(str, reports)))
+    return 0
+
+
 def _read_archives(files: Sequence[str]) -> tuple[list[tuple[str, Any]], int]:
-    """What archives say of themselves. A file that is none is told of, and the rest goes on."""
+    """What archives say of themselves. A file that is none is reported, and the rest goes on."""
     from llmcomp.codec.archive import info
 
     found, status = [], 0
@@ -303,16 +339,40 @@ def _installation(args: argparse.Namespace) -> int:
         "backends": " ".join(coding.backends()),
         "backend": coding.backend_in_use(),
         "threads": coding.threads_in_use(),
-        "torch engine": "yes" if have["torch"] and have["transformers"] else "no: pip install llmcomp[torch]",
+        "torch engine": "yes" if have["torch"] and have["transformers"] else "no: pip install llmcomp-exact[torch]",
         **{f"CUDA {key}": value for key, value in cuda.cuda_info().items()},
-        "ray": "yes" if have["ray"] else "no: pip install llmcomp[ray]",
+        "ray": "yes" if have["ray"] else "no: pip install llmcomp-exact[ray]",
         "data folder": str(download.cache_folder()),
         "model folder": constants.HF_HUB_CACHE,
     }
     if args.json:
-        _print_json(facts)
+        print_json(facts)
     else:
         _print_pairs(facts.items())
+    return 0
+
+
+def selftest(args: argparse.Namespace) -> int:
+    from llmcomp.conformance.cases import all_cases
+    from llmcomp.conformance.selftest import COLUMNS, markdown_row, places
+    from llmcomp.conformance.selftest import selftest as run_selftest
+    from llmcomp.progress import tqdm
+
+    outcomes = []
+    found_places = places()
+    with tqdm(total=len(found_places) * len(all_cases()), disable=args.quiet or None, leave=False) as bar:
+        for place in found_places:
+            outcomes.append(run_selftest(place, lambda name: bar.update()))
+    if args.json:
+        print_json([{**one.row(), **one._asdict()} for one in outcomes])
+    else:
+        print(markdown_row(dict(zip(COLUMNS, COLUMNS, strict=True))), f"|{'---|' * len(COLUMNS)}", sep="\n")
+        print(*(markdown_row(one.row()) for one in outcomes), sep="\n")
+        for one in outcomes:
+            notes = [*(f"FAILED {line}" for line in one.failures), *(f"not computed: {line}" for line in one.refused)]
+            print(*(f"{one.place.name}: {line}" for line in notes), sep="\n", end="\n" if notes else "")
+    if n_failed := sum(len(one.failures) for one in outcomes):
+        return complain(f"{n_failed} cases failed: archives of this machine may not decode elsewhere", 1)
     return 0
 
 
@@ -325,7 +385,7 @@ def bench(args: argparse.Namespace) -> int:
         options |= {"max_memory": args.max_memory, "clock": args.clock}
         found = run_sweep_benchmark(args.suite, args.engine, **scale, **options, progress=not args.quiet)
         if args.json:
-            _print_json(found.to_dict())
+            print_json(found.to_dict())
         else:
             print(found)
         return 0
@@ -335,7 +395,7 @@ def bench(args: argparse.Namespace) -> int:
         return _bench_engine(args)
     from llmcomp.bench.speed import run_benchmarks
 
-    _print_table(run_benchmarks(), args)
+    print_table(run_benchmarks(), args)
     return 0
 
 
@@ -345,7 +405,7 @@ def _bench_engine(args: argparse.Namespace) -> int:
     how = {"engine": args.engine, "seconds": args.seconds, "clock": args.clock, "progress": not args.quiet}
     table = run_engine_benchmark(args.shapes or SHAPES_DEFAULT, args.threads, **how)
     if args.json:
-        _print_json(table.to_dict())
+        print_json(table.to_dict())
     else:
         print(table)
     return 0
@@ -365,7 +425,7 @@ def _bench_precision(args: argparse.Namespace) -> int:
         max_memory=args.max_memory,
         progress=not args.quiet,
     )
-    _print_table(table, args)
+    print_table(table, args)
     return 0
 
 
@@ -383,11 +443,12 @@ def models(args: argparse.Namespace) -> int:
 def _list_suites(args: argparse.Namespace) -> int:
     import pandas as pd
 
+    from llmcomp.models.families import FAMILIES
     from llmcomp.models.registry import known_steps, list_models
     from llmcomp.models.suite import bundled_suites, load_suite
 
     if args.json:
-        _print_json([entry._asdict() for entry in list_models()])
+        print_json([entry._asdict() for entry in list_models()])
         return 0
     rows = []
     for name in bundled_suites():
@@ -399,7 +460,9 @@ def _list_suites(args: argparse.Namespace) -> int:
         steps = f"{'' if listed else 'on the hub, at least '}{most}"
         rows.append([name, len(suite.models), shown, steps, suite.models[0].family, suite.models[0].licence])
     table = pd.DataFrame(rows, columns=["suite", "models", "sizes", "steps", "family", "licence"])
-    _print_table(table, args)
+    print_table(table, args)
+    print(f"\nFamilies of the exact engines (folders and names of the hub, too): {', '.join(FAMILIES)}")
+    print("Any other causal model of transformers runs by the torch engine; llmcomp info MODEL says which, and why.")
     return 0
 
 
@@ -414,10 +477,10 @@ def _list_models(name: str, args: argparse.Namespace) -> int:
     for model in suite.models:
         steps = known_steps(model)
         shown = f"{len(steps)} from {steps[0]} to {steps[-1]}" if steps else "on the hub" if not model.is_listed else ""
-        counts = [model.params, model.n_params, model.n_params_nonembedding]
-        rows.append([model.name, *counts, list(steps) if args.json else shown, model.seed, model.data])
-    columns = ["name", "params", "n_params", "n_params_nonembedding", "steps", "seed", "data"]
-    _print_table(pd.DataFrame(rows, columns=columns), args)
+        counts = [model.n_params, model.n_params_nonembedding]
+        rows.append([model.name, model.family, *counts, list(steps) if args.json else shown, model.seed, model.data])
+    columns = ["name", "family", "params", "n_params_nonembedding", "steps", "seed", "data"]
+    print_table(pd.DataFrame(rows, columns=columns), args)
     for uncertain in () if args.json else suite.uncertain:
         print(f"uncertain: {uncertain}")
     return 0
@@ -436,7 +499,7 @@ def _check_models(name: str, args: argparse.Namespace) -> int:
             report.lock = old.merged(report.lock)
         write_lock(args.lock, report.lock)
     if args.json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
         print(report)
     return 1 if report.faults else 0
@@ -451,7 +514,7 @@ def data_list(args: argparse.Namespace) -> int:
 
     table = pd.DataFrame([dataclasses.asdict(entry) for entry in list_datasets()])
     table["path"] = ["" if path is None else str(path) for path in table["path"]]
-    _print_table(table, args)
+    print_table(table, args)
     return 0
 
 
@@ -464,21 +527,33 @@ def data_fetch(args: argparse.Namespace) -> int:
         if not args.json:
             print(paths[-1])
     if args.json:
-        _print_json(paths)
+        print_json(paths)
     return 0
 
 
 def data_manifest(args: argparse.Namespace) -> int:
     from llmcomp.data.datasets import load_dataset, write_manifest
 
-    write_manifest(load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, not args.quiet), args.file)
+    write_manifest(load_dataset(args.dataset, **chunk_options(args)), args.file)
     return 0
 
 
 def data_check(args: argparse.Namespace) -> int:
     from llmcomp.data.datasets import check_manifest, load_dataset
 
-    check_manifest(load_dataset(args.dataset, args.chunks, args.chunk_bytes, args.seed, not args.quiet), args.file)
+    check_manifest(load_dataset(args.dataset, **chunk_options(args)), args.file)
+    return 0
+
+
+def data_inspect(args: argparse.Namespace) -> int:
+    from llmcomp.data.datasets import load_dataset
+    from llmcomp.data.inspection import inspect
+
+    found = inspect(load_dataset(args.dataset, **chunk_options(args)))
+    if args.json:
+        print_json(found.to_dict())
+    else:
+        print(found)
     return 0
 
 
@@ -508,24 +583,41 @@ def _model(name: str, args: argparse.Namespace) -> Any:
     return load_model(name, args.step, args.engine, **options)
 
 
+def _archive_model(name: str, args: argparse.Namespace, decompress: bool) -> Any:
+    """The model that was named: loaded, or, to decompress, to be loaded with the engine that the archive says."""
+    from llmcomp.models.load import NamedModel
+
+    if not decompress:
+        args.engine = args.engine or "exact"
+        return _model(name, args)
+    given = {"device": args.device, "dtype": args.dtype, "attention": args.attention}
+    return NamedModel(name, args.step, args.engine, {key: value for key, value in given.items() if value is not None})
+
+
+def chunk_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What a command line says of chunks, in the words of `load_dataset`."""
+    found = {"n_chunks": args.chunks, "chunk_bytes": args.chunk_bytes, "seed": args.seed, "draw": args.draw}
+    return found | {"whole": args.whole, "progress": not args.quiet}
+
+
 def _told_failures(failed: list[dict[str, Any]]) -> int:
     if failed:
         print(f"llmcomp: {len(failed)} cells failed, the first: {failed[0]['reason']}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _print_table(table: Any, args: argparse.Namespace) -> None:
+def print_table(table: Any, args: argparse.Namespace) -> None:
     if args.json:
-        _print_json(_records(table))
+        print_json(_records(table))
     else:
-        print(table.to_string(index=False, float_format="%.4g"))
+        print(printable(table.to_string(index=False, float_format="%.4g")))
 
 
 def _records(table: Any) -> list[dict[str, Any]]:
     return json.loads(table.to_json(orient="records"))
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """JSON has no NaN and no infinity: null."""
     print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=1))
 

@@ -14,7 +14,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llmcomp.cli import claims, cluster
 from llmcomp.cli import commands as cli_commands
+from llmcomp.cli import parser_tree as parser_tree_
 from llmcomp.errors import Error
 
 Command = Callable[[argparse.Namespace], int]
@@ -27,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args = parser.parse_args(argv)
+    args.words = argv
     _refuse_options_as_files(parser, args, argv)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # File names may hold what the terminal's encoding has not.
@@ -47,6 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             interrupted = isinstance(error, KeyboardInterrupt)
             return cli_commands.complain("interrupted" if interrupted else error, _INTERRUPTED if interrupted else 1)
+
+
+def parser_tree() -> tuple[parser_tree_.Command, ...]:
+    """All commands with their options."""
+    return tuple(parser_tree_.commands(_parser()))
+
+
+def _completion(args: argparse.Namespace) -> int:
+    from llmcomp.cli import completion
+
+    sys.stdout.write(completion.script(args.shell, "llmcomp", parser_tree()))
+    return 0
 
 
 def _refuse_options_as_files(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -93,11 +108,29 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("model", help="a name, a folder (./NAME) or a name of the Hugging Face hub")
     score.add_argument("--step", type=int, help="training step (default: the last)")
     score.add_argument("--verify", action="store_true", help="decode every payload again")
+    score.add_argument(
+        "--adapt",
+        action="store_true",
+        help="print also what the model mixed with what each chunk teaches reaches",
+    )
     score.add_argument("--out", metavar="FILE", help="write the rows as Parquet")
+    score.add_argument("--token-bits", action="store_true", help="rows hold the bits of every token, too")
     _add_scoring(score, several=False)
+    verify = add("verify", claims.verify, "certify that the bits per byte of any predictor are real, or tell why not")
+    claims.add_verify(verify)
+    _add_data_choice(verify, required=False)
+    _add_engine(verify)
+    fresh = add("fresh", claims.fresh, "score models on a folder of texts that are newer than they are, by category")
+    claims.add_fresh(fresh)
+    _add_engine(fresh)
+    compare = add("compare", claims.compare, "compare two models on the same data, and say whether it means anything")
+    claims.add_compare(compare)
+    _add_data_choice(compare, required=True)
+    _add_engine(compare)
     _add_sweep(
         add("sweep", cli_commands.sweep, "score a grid of models, steps and data sets; what is finished is kept")
     )
+    cluster.add_merge(add("merge", cluster.merge, "write the rows of one or several folders of results as one file"))
     fit = add("fit", cli_commands.fit, "fit the scaling law CR(P, S) = a + b P^-alpha + c S^-beta")
     _add_results(fit)
     fit.add_argument("--form", default="additive", help="form of the law (default: %(default)s)")
@@ -111,14 +144,19 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("--format", action="append", metavar="EXT", help="png, pdf, svg (default: png and pdf)")
     _add_archive(add("compress", cli_commands.compress, "compress files to FILE.llmc"), compress=True)
     _add_archive(add("decompress", cli_commands.compress, "decompress FILE.llmc"), compress=False)
-    info = add("info", cli_commands.info, "tell what an archive needs, or what this installation has")
-    info.add_argument("file", nargs="*", metavar="FILE.llmc")
+    info = add("info", cli_commands.info, "say what an archive needs, what a model takes, or what is installed")
+    info.add_argument("file", nargs="*", metavar="FILE.llmc|MODEL", help="none: this installation")
+    info.add_argument("-s", "--step", type=int, help="training step of a model (default: the last)")
+    info.add_argument("--engine", choices=("exact", "exact-int8", "torch"), help="of a model (default: the best)")
+    add("selftest", cli_commands.selftest, "check that this machine computes the bits that all others do")
     bench = add(
         "bench",
         cli_commands.bench,
         "measure coder and engine on this machine, the engine beside torch, or the work of a whole sweep",
     )
     _add_bench(bench)
+    completion = add("completion", _completion, "print a completion script: bash, zsh or fish")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     _add_models(add("models", cli_commands.models, "list suites and models, or check their revisions on the hub"))
     return parser
 
@@ -129,28 +167,58 @@ def _add_data(actions: Any, add: Callable[..., argparse.ArgumentParser]) -> None
     fetch.add_argument("name", nargs="+")
     manifest = add("manifest", cli_commands.data_manifest, "write the SHA-256 of every chunk", actions)
     check = add("check", cli_commands.data_check, "compare the chunks with a manifest", actions)
-    for action in (manifest, check):
+    inspect = add("inspect", cli_commands.data_inspect, "show what would be scored, and score nothing", actions)
+    for action in (manifest, check, inspect):
         action.add_argument("dataset", metavar="NAME[=PATH]")
-        action.add_argument("file", metavar="MANIFEST.json")
+        if action is not inspect:
+            action.add_argument("file", metavar="MANIFEST.json")
         _add_chunks(action)
 
 
 def _add_chunks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--chunks", type=_positive, metavar="N", help="how many chunks (default: 2,048 or all)")
-    parser.add_argument("--chunk-bytes", type=_positive, default=2048, metavar="N", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn, such as crops (default: %(default)s)")
+    parser.add_argument(
+        "--chunks",
+        type=_positive,
+        metavar="N",
+        help="how many chunks of each data set are scored: N that are drawn over the whole of it, and N + M begin with "
+        "the same N (default: 2,048, or all where there are fewer)",
+    )
+    parser.add_argument(
+        "--chunk-bytes",
+        type=_positive,
+        default=2048,
+        metavar="N",
+        help="every chunk is compressed alone, so a longer one gives a better ratio (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--draw",
+        choices=("spread", "first"),
+        default="spread",
+        help="spread: chunks drawn over the data (default); first: the first of each text, which are neighbours; "
+        "pictures and speech are always drawn",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
+    parser.add_argument(
+        "--whole", action="store_true", help="whole files and rows instead of chunks, read with sliding windows"
+    )
+
+
+def _add_data_choice(parser: argparse.ArgumentParser, required: bool, **how: Any) -> None:
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME[=PATH]",
+        required=required,
+        help="text, image or speech (bundled samples), a fetched data set, image=FOLDER, speech=FOLDER, or any name = "
+        "files: enwik8=FILE, dna=FOLDER, 'code=src/**/*.py', text=logs.jsonl:message, text=part.parquet:body, "
+        "text=hf:NAME,split=test:COLUMN",
+        **how,
+    )
+    _add_chunks(parser)
 
 
 def _add_scoring(parser: argparse.ArgumentParser, several: bool) -> None:
     how: dict[str, Any] = {"action": "append"} if several else {}
-    parser.add_argument(
-        "--dataset",
-        metavar="NAME[=PATH]",
-        required=not several,
-        help="text, image or speech (bundled samples), enwik8=FILE, image=FOLDER, speech=FOLDER, or a fetched data set",
-        **how,
-    )
-    _add_chunks(parser)
+    _add_data_choice(parser, required=not several, **how)
     parser.add_argument("--protocol", choices=("lossless", "published"), help="default: lossless", **how)
     parser.add_argument("--mapping", choices=("bytes", "latin1", "shift", "ascii"), help="default: bytes", **how)
     _add_engine(parser)
@@ -198,8 +266,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="results", metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--resume", action="store_true", help="the default: what is finished is never computed again")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="work in N processes")
-    parser.add_argument("--ray", action="store_true", help="work on a Ray cluster")
+    cluster.add_options(parser, _positive)
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
@@ -278,6 +345,11 @@ def _add_archive(parser: argparse.ArgumentParser, compress: bool) -> None:
     parser.add_argument("-d", "--decompress", action="store_true", default=not compress, help="decompress")
     parser.add_argument("-t", "--test", action="store_true", help="decode and compare checksums, write nothing")
     parser.add_argument("-l", "--list", action="store_true", help="list what archives hold")
+    parser.add_argument("-v", "--verbose", action="store_true", help="tell of every file: bytes, ratio, speed")
+    parser.add_argument("-r", "--recursive", action="store_true", help="take the files in folders, and those below")
+    parser.add_argument(
+        "-T", "--threads", type=_threads, metavar="N", help="threads (default: LLMCOMP_THREADS, or all)"
+    )
     parser.add_argument("-k", "--keep", action="store_true", help="keep the input files")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite, take links")
     parser.add_argument("-c", "--stdout", action="store_true", help="write to standard output, keep the input files")
@@ -292,10 +364,19 @@ def _add_archive(parser: argparse.ArgumentParser, compress: bool) -> None:
         "--no-mix", action="store_true", help="by the model alone, without what a segment itself teaches"
     )
     parser.add_argument(
+        "--no-stock", action="store_true", help="by the model alone, even where deflate or LZMA make a segment smaller"
+    )
+    parser.add_argument(
         "--salt", type=_hexadecimal, metavar="HEX", help="16 bytes, for the same archive from a pipe each time"
     )
-    parser.add_argument("--segment-bytes", type=_positive, metavar="N", help="bytes that can be decoded alone")
+    segments = parser.add_mutually_exclusive_group()
+    segments.add_argument("--segment-bytes", type=_positive, metavar="N", help="bytes that can be decoded alone")
+    segments.add_argument(
+        "--solid", action="store_true", help="the largest segments, of 1 MiB: smaller, but no part is at hand as fast"
+    )
     _add_engine(parser)
+    # To decompress, the archive says it.
+    parser.set_defaults(engine=None)
 
 
 def _memory(text: str) -> int | float:
@@ -312,6 +393,11 @@ def _hexadecimal(text: str) -> bytes:
         return bytes.fromhex(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not hexadecimal") from None
+
+
+def _threads(text: str) -> int | None:
+    """0 is all, as for xz and zstd."""
+    return _positive(text) if text != "0" else None
 
 
 def _positive(text: str) -> int:

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from llmcomp.atomic_write import written_beside
-from llmcomp.codec import container
+from llmcomp.codec import container, stock_codecs
 from llmcomp.codec.compress import DECODED_BYTES_MIN, StreamCompressor, lanes_of
 from llmcomp.codec.container import ArchiveIndex, Header
 from llmcomp.codec.segments import ENGINE_CODES, SegmentCodec
 from llmcomp.data import mappings
+from llmcomp.display import Shown
 from llmcomp.errors import CorruptArchive, Error
 from llmcomp.models.registry import list_models
 
-_WRITE_OPTIONS = ("mapping", "overlap", "segment_bytes", "lanes", "device", "salt", "mix")
+_WRITE_OPTIONS = ("mapping", "overlap", "segment_bytes", "lanes", "device", "salt", "mix", "stock")
 
 PathOrFile = str | os.PathLike[str] | BinaryIO
 
@@ -133,7 +134,11 @@ class _SegmentReader(io.RawIOBase):
             self._n_ahead = min(2 * self._n_ahead, self._lanes) if number - 1 in self._decoded else 1
             stop = min(number + self._n_ahead, self._index.n_segments)
             segments = [self._index.segment(k) for k in range(number, stop)]
-            contents = [s.payload for s in segments] if self._codec is None else self._codec.decode_segments(segments)
+            contents = (
+                [stock_codecs.content_of(s) for s in segments]
+                if self._codec is None
+                else self._codec.decode_segments(segments)
+            )
             self._decoded = dict(zip(range(number, stop), contents, strict=True))
             self._hash(number, contents)
         return self._decoded[number]
@@ -146,7 +151,7 @@ class _SegmentReader(io.RawIOBase):
         self._n_hashed += len(contents)
         digest = self._hasher.digest()[: container.CONTENT_HASH_BYTES]
         if self._n_hashed == self._index.n_segments and digest != self._index.trailer.content_hash:
-            raise CorruptArchive("the content has not the SHA-256 that the archive tells of")
+            raise CorruptArchive("the content has not the SHA-256 that the archive states")
 
     def close(self) -> None:
         if self._owned and hasattr(self, "_file"):
@@ -214,8 +219,8 @@ def error_of_path(path: object) -> Iterator[None]:
 # What an archive says of itself.
 
 
-@dataclass(frozen=True)
-class ArchiveInfo:
+@dataclass(frozen=True, repr=False)
+class ArchiveInfo(Shown):
     """What `info` finds in an archive without a model; sizes in bytes. Empty strings where no model is needed."""
 
     archive_bytes: int
@@ -240,11 +245,23 @@ class ArchiveInfo:
         """Archive over original; NaN for an empty original."""
         return self.archive_bytes / self.content_bytes if self.content_bytes else float("nan")
 
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "": f"{self.model} {self.revision}".strip() or "without a model",
+            "original bytes": self.content_bytes,
+            "archive bytes": self.archive_bytes,
+            "ratio": self.ratio,
+            "segments": self.n_segments,
+            "stored": self.n_stored,
+            "engine": self.engine,
+            "mapping": self.mapping,
+        }
+
     @property
     def how_to_get(self) -> str:
         """One line: where the model comes from."""
         if not self.model:
-            return "no model needed: every segment is stored as it is"
+            return "no model needed: every segment is stored as it is, or by deflate or LZMA"
         entry = next((entry for entry in list_models() if entry.name == self.model), None)
         named = f"{self.model} {self.revision}".strip()
         if entry is None:

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 from llmcomp.errors import CorruptArchive, Error
 
 MAGIC = b"\x89LMC"
-# Format 1 is read and, with a header that has no salt, written; it has no other difference to format 2.
+# Format 1 is read and, with a header that has no salt, written: it has neither mixing nor payloads of stock codecs.
 FORMAT_VERSIONS = (1, 2)
 SALT_BYTES = 16
 SEGMENT_BYTES_MIN = 16
@@ -61,7 +61,7 @@ class ModelId(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """`model` is None in an archive whose segments are all stored: it decodes without any model.
+    """`model` is None in an archive whose segments all decode without one: stored, or in format 2 by a stock codec.
 
     `salt`: what tells this archive from any other with the same model, so that no frame of one is a frame of the
     other; 16 bytes, or none in an archive of format 1.
@@ -372,7 +372,7 @@ class _Frames:
             return n_bytes
         if _stored_is_no_longer(n_bytes, tag):
             raise CorruptArchive(f"segment {number} claims {tag} coded bytes for {n_bytes} original bytes")
-        if self.header.model is None:
+        if self.header.model is None and not self.header.salt:
             raise CorruptArchive(f"segment {number} is coded, but the header names no model")
         return tag
 
@@ -440,7 +440,7 @@ class ArchiveIndex:
     """Random access to the segments of a seekable file, by its trailer and index.
 
     The first call that needs a segment walks over all frames once, without their payloads, and makes sure that the
-    index, the end mark and the trailer tell of the same segments as reading in order finds.
+    index, the end mark and the trailer name the same segments as reading in order finds.
     """
 
     def __init__(self, file: BinaryIO):
@@ -509,7 +509,7 @@ class ArchiveIndex:
         self._marks, self._n_stored = marks, n_stored
 
     def _pass_frame(self, frames: _Frames, number: int) -> int:
-        """Passes over a frame; returns its tag. What it is must be what the trailer tells."""
+        """Passes over a frame; returns its tag. What it is must be what the trailer says."""
         source = frames.source
         self._seek(source)
         n_bytes, tag = self.header.segment_bytes, frames.tag()
@@ -520,7 +520,7 @@ class ArchiveIndex:
             n_bytes, _ = source.varint("the last segment's size", self.header.segment_bytes - 1)
             tag = frames.tag()
         if is_last and n_bytes != self.last_bytes:
-            raise CorruptArchive(f"segment {number} has {n_bytes} bytes, the trailer tells of {self.last_bytes}")
+            raise CorruptArchive(f"segment {number} has {n_bytes} bytes, the trailer says {self.last_bytes}")
         source.position += _CHECK.size + frames.payload_bytes(number, n_bytes, tag)
         return tag
 

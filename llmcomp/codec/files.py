@@ -12,6 +12,8 @@ import stat
 import sys
 import threading
 import time
+import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -32,6 +34,9 @@ from llmcomp.errors import CorruptArchive, Error
 SUFFIX = ".llmc"
 STANDARD_STREAM = "-"
 _BLOCK_BYTES = 1 << 20
+# Of a file's beginning gzip makes a sample to compare with, of files that are worth it. A gzip file has 18 bytes around
+# the deflate stream, where zlib's format has 6.
+_SAMPLED_BYTES, _SAMPLED_BYTES_MIN, _GZIP_FRAME_BYTES = 1 << 20, 1 << 14, 12
 
 
 class Skipped(Error):
@@ -80,13 +85,18 @@ def compress_file(
     if output is None:
         output = _archive_name(path, force)
 
-    def work(file: BinaryIO, target: BinaryIO, on_bytes: Callable[[int], Any]) -> StreamSummary:
+    def work(file: BinaryIO, target: BinaryIO, progress: _Progress) -> StreamSummary:
         salt = options.pop("salt", None)
         if salt is None and path != STANDARD_STREAM and file.seekable():
             # Read twice, so that the same file gives the same archive.
             salt = salt_of(iter(lambda: file.read(_BLOCK_BYTES), b""))
             file.seek(0)
-        return compress_stream(file, target, model, on_bytes=on_bytes, salt=salt, **options)
+        sampled = _GzipSample(path, file)
+        reports: dict[str, Any] = {"on_bytes": progress.on_bytes, "on_ahead": progress.on_ahead}
+        progress.on_written = sampled.compare
+        summary = compress_stream(cast(BinaryIO, sampled), target, model, salt=salt, **reports, **options)
+        sampled.compare(summary.content_bytes, summary.archive_bytes, is_all=True)
+        return summary
 
     return _convert(path, os.fspath(output), work, _Options(keep, force, progress, "compress"))
 
@@ -113,9 +123,9 @@ def decompress_file(
     path = os.fspath(source)
     output = _content_name(path) if output is None else os.fspath(output)
 
-    def work(file: BinaryIO, target: BinaryIO, on_bytes: Callable[[int], Any]) -> StreamSummary:
+    def work(file: BinaryIO, target: BinaryIO, progress: _Progress) -> StreamSummary:
         options: dict[str, Any] = {"lanes": lanes, "device": device, "download": download}
-        return decompress_stream(file, target, model, on_bytes=on_bytes, **options)
+        return decompress_stream(file, target, model, on_bytes=progress.on_bytes, **options)
 
     return _convert(path, output, work, _Options(keep, force, progress, "decompress"))
 
@@ -131,8 +141,8 @@ def test_file(
     """Decode the whole archive and keep nothing. CorruptArchive or ModelMismatch where `decompress_file` would fail."""
     path = os.fspath(source)
 
-    def work(file: BinaryIO, target: BinaryIO, on_bytes: Callable[[int], Any]) -> StreamSummary:
-        return decompress_stream(file, target, model, device=device, download=download, on_bytes=on_bytes)
+    def work(file: BinaryIO, target: BinaryIO, progress: _Progress) -> StreamSummary:
+        return decompress_stream(file, target, model, device=device, download=download, on_bytes=progress.on_bytes)
 
     with Path(os.devnull).open("wb") as nowhere:
         return _run(path, "", nowhere, work, _Options(True, True, progress, "test"))
@@ -150,16 +160,16 @@ def salvage_file(
 ) -> tuple[FileReport, SalvageSummary]:
     """Write the intact segments of a damaged archive, one behind the other; the archive is always kept.
 
-    The summary's `lost` tells which bytes of the original are missing. CorruptArchive where all of them are.
+    The summary's `lost` has the ranges of bytes of the original that are missing. CorruptArchive where all of them are.
     """
     path = os.fspath(source)
     output = _content_name(path) if output is None else os.fspath(output)
     found: list[SalvageSummary] = []
 
-    def work(file: BinaryIO, target: BinaryIO, on_bytes: Callable[[int], Any]) -> StreamSummary:
+    def work(file: BinaryIO, target: BinaryIO, progress: _Progress) -> StreamSummary:
         if not file.seekable():
             raise Error(f"{path}: a damaged archive is searched, which a pipe does not allow")
-        found.append(salvage_stream(file, target, model, device=device, download=download, on_bytes=on_bytes))
+        found.append(salvage_stream(file, target, model, device=device, download=download, on_bytes=progress.on_bytes))
         if found[0].lost and not found[0].n_segments:
             raise CorruptArchive("no segment of the archive is intact: nothing is written")
         return StreamSummary(found[0].content_bytes, file.seek(0, os.SEEK_END), found[0].n_segments, 0)
@@ -197,7 +207,7 @@ class _Options(NamedTuple):
     verb: str
 
 
-Work = Callable[[BinaryIO, BinaryIO, Callable[[int], Any]], StreamSummary]
+Work = Callable[[BinaryIO, BinaryIO, "_Progress"], StreamSummary]
 
 
 def _convert(path: str, output: str, work: Work, options: _Options) -> FileReport:
@@ -249,30 +259,94 @@ def _to_standard_output(path: str, work: Work, options: _Options) -> FileReport:
 
 
 def _run(path: str, output: str, target: BinaryIO, work: Work, options: _Options) -> FileReport:
-    from tqdm.auto import tqdm
-
     started = time.perf_counter()
     with _opened(path, options) as file:
-        counted_in, counted_out = _Counted(file), _Counted(target)
+        counted = _Counted(target)
+        with (
+            _Progress(path, file, counted, options) as progress,
+            error_of_path(path if options.verb == "test" else output),
+        ):
+            summary = work(file, cast(BinaryIO, counted), progress)
+    return FileReport(path, output, *summary, seconds=time.perf_counter() - started)
+
+
+class _Progress:
+    """The bar of one file: bytes of the original, and the ratio of what is known of it by now.
+
+    While an archive is written that is what stands there over what it stands for; one that is read tells both at its
+    end, and a pipe tells nothing. `on_written` is called with bytes of the original and of their archive.
+    """
+
+    def __init__(self, path: str, file: BinaryIO, target: _Counted, options: _Options):
+        from llmcomp.progress import tqdm
+
+        self._target, self._is_compressing = target, options.verb == "compress"
         total = _content_size(file, options.verb)
-        with tqdm(
+        # From the first moment on: a model may take seconds for its first bytes.
+        self._bar = tqdm(
             total=total,
             desc=Path(path).name,
             unit="B",
             unit_scale=True,
             disable=not options.progress,
-            delay=2,
             leave=False,
-        ) as bar:
+            mininterval=0.2,
+        )
+        self._n_bytes = 0
+        self.on_written: Callable[[int, int], Any] | None = None
+        if not self._is_compressing and total:
+            self._bar.set_postfix_str(f"ratio {_file_size(file) / total:.3f}")
 
-            def on_bytes(n_bytes: int) -> None:
-                n_archive = (counted_out if options.verb == "compress" else counted_in).n_bytes
-                bar.set_postfix_str(f"ratio {n_archive / max(bar.n + n_bytes, 1):.3f}", refresh=False)
-                bar.update(n_bytes)
+    def __enter__(self) -> _Progress:
+        return self
 
-            with error_of_path(path if options.verb == "test" else output):
-                summary = work(cast(BinaryIO, counted_in), cast(BinaryIO, counted_out), on_bytes)
-    return FileReport(path, output, *summary, seconds=time.perf_counter() - started)
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def on_bytes(self, n_bytes: int) -> None:
+        """So many more bytes of the original are done."""
+        self._n_bytes += n_bytes
+        if self._is_compressing and self._n_bytes:
+            self._bar.set_postfix_str(f"ratio {self._target.n_bytes / self._n_bytes:.3f}", refresh=False)
+        self._move_to(self._n_bytes)
+        if self.on_written is not None:
+            self.on_written(self._n_bytes, self._target.n_bytes)
+
+    def on_ahead(self, n_bytes: int) -> None:
+        """So many more than those that are done are nearly done."""
+        self._move_to(self._n_bytes + n_bytes)
+
+    def _move_to(self, n_bytes: int) -> None:
+        self._bar.update(max(0, n_bytes - self._bar.n))
+
+
+class _GzipSample:
+    """A file that is read, and what gzip makes of its beginning: of prose a model makes less, of much else more."""
+
+    def __init__(self, path: str, file: BinaryIO):
+        self._path, self._file = path, file
+        self._start = bytearray()
+        self._is_compared = False
+
+    def read(self, n_bytes: int = -1) -> bytes:
+        data = self._file.read(n_bytes)
+        self._start += data[: max(0, _SAMPLED_BYTES - len(self._start))]
+        return data
+
+    def compare(self, content_bytes: int, archive_bytes: int, is_all: bool = False) -> None:
+        """Warns once if gzip is smaller, as soon as a megabyte is coded, or all there is."""
+        if self._is_compared or not (is_all or content_bytes >= _SAMPLED_BYTES) or content_bytes < _SAMPLED_BYTES_MIN:
+            return
+        self._is_compared = True
+        sample = bytes(self._start)
+        gzip_bytes = len(zlib.compress(sample, 9)) + _GZIP_FRAME_BYTES
+        ours = archive_bytes * len(sample) // content_bytes
+        if gzip_bytes < ours:
+            warnings.warn(
+                f"{self._path}: gzip -9 makes {gzip_bytes:,} bytes of the first {len(sample):,}, this model {ours:,}; "
+                "the bundled models are for prose",
+                stacklevel=2,
+            )
 
 
 @contextlib.contextmanager
@@ -296,16 +370,11 @@ def _opened(path: str, options: _Options) -> Iterator[BinaryIO]:
 
 
 class _Counted:
-    """A binary file that counts the bytes read from it or written to it."""
+    """A binary file that counts the bytes written to it."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
         self.n_bytes = 0
-
-    def read(self, n_bytes: int = -1) -> bytes:
-        data = self._file.read(n_bytes)
-        self.n_bytes += len(data)
-        return data
 
     def write(self, data: bytes) -> int:
         self.n_bytes += len(data)
@@ -316,6 +385,14 @@ class _Counted:
 
     def seekable(self) -> bool:
         return self._file.seekable()
+
+
+def _file_size(file: BinaryIO) -> int:
+    at = file.tell()
+    try:
+        return file.seek(0, os.SEEK_END) - at
+    finally:
+        file.seek(at)
 
 
 def _content_size(file: BinaryIO, verb: str) -> int | None:

@@ -26,11 +26,11 @@ Map = Words
 
 
 class Layout(NamedTuple):
-    """What the header says of frames; `header_check` is its CRC-32."""
+    """What the header says of frames; `header_check` is its CRC-32. Not `may_code`: all are stored."""
 
     segment_bytes: int
     tag_bytes: int
-    has_model: bool
+    may_code: bool
     header_check: int
 
     @property
@@ -165,7 +165,7 @@ class Stretch:
             payload_at[last] = second + layout.tag_bytes + CHECK_BYTES
         payload_bytes = np.where(tags == 0, n_bytes, tags)
         possible = (n_bytes > 0) & (payload_at + payload_bytes <= len(self.data))
-        possible &= (tags == 0) | ((tags + 2 <= n_bytes) & layout.has_model)
+        possible &= (tags == 0) | ((tags + 2 <= n_bytes) & layout.may_code)
         (chosen,) = np.nonzero(possible)
         numbers = np.full(len(at), -1, np.int64)
         numbers[chosen] = self._numbers_of(payload_at[chosen], payload_bytes[chosen], n_bytes[chosen])

@@ -3,9 +3,9 @@
 The header must be whole, since it says what the segments mean. Where a frame does not verify, its tag is put right if
 that makes it verify; else every following byte is tried as the start of the next frame (frame_search.py).
 
-In an archive of format 1 nothing tells a frame from one of another archive, with the same model, that lies inside a
-stored segment. A run of frames is taken for the archive's own there only if it is longer than a segment can be or
-reaches to the end of the frames, and does not claim the place of the segment that is missing.
+In an archive of format 1 nothing distinguishes a frame from one of another archive, with the same model, that lies
+inside a stored segment. A run of frames is taken for the archive's own there only if it is longer than a segment can
+be or reaches to the end of the frames, and does not claim the place of the segment that is missing.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ class _Scan:
         header = reader.header
         self.first = reader.position
         self.layout = Layout(
-            header.segment_bytes, tag_bytes(header.segment_bytes), header.model is not None, reader.header_check
+            header.segment_bytes,
+            tag_bytes(header.segment_bytes),
+            header.model is not None or bool(header.salt),
+            reader.header_check,
         )
         self._file = file
         self._is_salted = bool(header.salt)
@@ -107,11 +110,7 @@ class _Scan:
             n_bytes, at = _varint(raw, at)
             tag, at = _integer(raw, at, layout.tag_bytes), at + layout.tag_bytes
         size = layout.segment_bytes if n_bytes is None else n_bytes
-        if (
-            size == 0
-            or (is_last and size >= layout.segment_bytes)
-            or (tag and (tag + 2 > size or not layout.has_model))
-        ):
+        if size == 0 or (is_last and size >= layout.segment_bytes) or (tag and (tag + 2 > size or not layout.may_code)):
             return None
         frame = _Frame(size, tag, offset + at + CHECK_BYTES, tag or size, _integer(raw, at, CHECK_BYTES), is_last)
         return frame if frame.end <= self.limit else None

@@ -18,7 +18,6 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
-from tqdm.auto import tqdm
 
 from llmcomp import coding
 from llmcomp.codec.segments import windowed_model
@@ -30,6 +29,7 @@ from llmcomp.errors import Error
 from llmcomp.float_state import ieee_state
 from llmcomp.models.adapter import ModelTraits
 from llmcomp.models.load import load_model
+from llmcomp.progress import tqdm
 
 # range >= 32 behind every token (FORMAT.md 3.1), so that a step reads at most 7 bytes; 8 are read at the start.
 _BYTES_PER_TOKEN_MAX, _FIRST_BYTES = 7, 8

@@ -113,9 +113,7 @@ class WindowedModel:
     """A model, the symbols that are coded with it, its start token and its windows.
 
     `is_stepwise` is for models whose one-pass logits differ in bits from their step-by-step logits: both sides then
-    step through one stream at a time. `is_mixed`: intervals are mixed with what the stream itself teaches, from its
-    first token to its last, whatever the windows. `max_memory` (bytes, a share of all, or None for what is free) bounds
-    batches.
+    step through one stream at a time. `max_memory` (bytes, a share of all, or None for what is free) bounds batches.
     """
 
     def __init__(
@@ -128,14 +126,14 @@ class WindowedModel:
         overlap: int,
         is_stepwise: bool = False,
         max_memory: MaxMemory = None,
-        is_mixed: bool = False,
     ):
         plan_windows(0, context_length, overlap)
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.overlap = overlap
         self.is_stepwise = is_stepwise
-        self.is_mixed = is_mixed
+        # Called with the tokens that each batch of scoring took.
+        self.on_tokens: Callable[[int], Any] | None = None
         self._model = model
         self._bos_token = bos_token
         self._session: AdaptedSession | None = None
@@ -156,22 +154,15 @@ class WindowedModel:
         return self.start_intervals(streams)()
 
     def start_intervals(self, streams: Sequence[Tokens]) -> Callable[[], list[npt.NDArray[np.uint64]]]:
-        """Gives the model all that `intervals` needs. What is returned waits for it, on any thread, and tells it.
+        """Gives the model all that `intervals` needs. What is returned waits for it, on any thread, and returns it.
 
         Errors come from either. On a CPU the model has done its work when this returns.
         """
-        wait = self._start_of_model(streams)
-        if not self.is_mixed:
-            return wait
-        return lambda: [
-            np.stack(coding.mix_intervals(stream, *parts)) for stream, parts in zip(streams, wait(), strict=True)
-        ]
-
-    def _start_of_model(self, streams: Sequence[Tokens]) -> Callable[[], list[npt.NDArray[np.uint64]]]:
         results = [np.zeros((3, len(stream)), np.uint64) for stream in streams]
         if self.is_stepwise:
             for stream, result in zip(streams, results, strict=True):
                 self._step_through(stream, result)
+                self._report(len(stream))
             return lambda: results
         windows = [
             (number, window)
@@ -183,6 +174,7 @@ class WindowedModel:
         def start(batch: list[int]) -> None:
             chosen = [windows[i] for i in batch]
             started.append(self._start_batch([(streams[n], results[n], window) for n, window in chosen]))
+            self._report(sum(window.stop - window.start for _, window in chosen))
 
         if self._rows is None:
             self._rows = BatchRows(self._model, self._model.has_intervals, self._max_memory)
@@ -194,6 +186,10 @@ class WindowedModel:
             return results
 
         return finish
+
+    def _report(self, n_tokens: int) -> None:
+        if self.on_tokens is not None:
+            self.on_tokens(n_tokens)
 
     def encode(self, streams: Sequence[Tokens]) -> list[bytes]:
         """The payload of every stream, int [T] each."""
@@ -248,42 +244,37 @@ class WindowedModel:
         token_bytes: npt.NDArray[np.int64],
         tables: Sequence[int],
         on_step: Callable[[int], Any] | None = None,
+        *,
+        is_mixed: bool = False,
     ) -> list[Tokens]:
         """The tokens of streams of which only the number of bytes is known.
 
-        `token_bytes` (int64 [n_tables, vocab_size]) tells how many bytes a token completes, -1 for one that cannot
+        `token_bytes` (int64 [n_tables, vocab_size]): how many bytes a token completes, -1 for one that cannot
         occur; stream i goes by row `tables[i]` and ends when it has its `n_bytes[i]`. `on_step` is called with the
-        bytes that each step completed. CorruptArchive names the first stream with a token that cannot stand there.
+        bytes that each step completed. `is_mixed`: their intervals were mixed with what each stream itself teaches,
+        from its first token to its last, whatever the windows. CorruptArchive names the first stream with a token that
+        cannot stand there.
         """
         if self.is_stepwise and len(payloads) > 1:
             alone = zip(payloads, n_bytes, tables, strict=True)
-            return [self.decode([p], [n], token_bytes, [table], on_step)[0] for p, n, table in alone]
-        if self._model.decodes_in_chains and (self._model.mixes_in_chains or not self.is_mixed):
-            return self._decode_in_chains(payloads, n_bytes, token_bytes, tables, on_step)
+            return [self.decode([p], [n], token_bytes, [table], on_step, is_mixed=is_mixed)[0] for p, n, table in alone]
+        tokens_max = _n_tokens_max(n_bytes, token_bytes) if is_mixed else None
+        if self._model.decodes_in_chains and (self._model.mixes_in_chains or not is_mixed):
+            return self._decode_in_chains(payloads, n_bytes, token_bytes, tables, on_step, tokens_max=tokens_max)
         walk = _Walk(n_bytes, token_bytes, tables, on_step)
-        decoder = coding.Decoder(payloads, token_bytes.shape[1], self._n_tokens_max(n_bytes, token_bytes))
+        decoder = coding.Decoder(payloads, token_bytes.shape[1], tokens_max)
         while walk.active.any():
             context = walk.recent(self.overlap)
             lanes = np.flatnonzero(walk.active)
             session, logits = self.open_window(context[lanes])
             for left in range(self.context_length - context.shape[1] - 1, -1, -1):
-                rows = _spread(_on_host(logits) if self.is_mixed else logits, lanes, len(payloads))
+                rows = _spread(_on_host(logits) if is_mixed else logits, lanes, len(payloads))
                 tokens = decoder.pull(rows, walk.active)
                 walk.take(tokens[None])
                 if not left or not walk.active.any():
                     break
                 logits = session.step(np.maximum(tokens[lanes], 0))
         return walk.streams()
-
-    def _n_tokens_max(self, n_bytes: Sequence[int], token_bytes: np.ndarray) -> npt.NDArray[np.int64] | None:
-        """The most tokens that each stream can have, with those that a chain decodes behind its end; None: not mixed.
-
-        A token that completes no byte stands only before one that does.
-        """
-        if not self.is_mixed:
-            return None
-        per_byte = TOKENS_PER_BYTE_MAX if (token_bytes == 0).any() else 1
-        return per_byte * np.array(n_bytes, np.int64) + CHAIN_STEPS_MAX
 
     def _decode_in_chains(
         self,
@@ -292,6 +283,8 @@ class WindowedModel:
         token_bytes: npt.NDArray[np.int64],
         tables: Sequence[int],
         on_step: Callable[[int], Any] | None,
+        *,
+        tokens_max: npt.NDArray[np.int64] | None,
     ) -> list[Tokens]:
         """By a model that has the decoder beside it: as many streams at once as its device holds."""
         if self._chain_lanes is None:
@@ -304,28 +297,36 @@ class WindowedModel:
         for at in range(0, len(payloads), n):
             part = slice(at, at + n)
             walk = _Walk(n_bytes[part], token_bytes, tables[part], on_step, self._chain.fault)
-            if self.is_mixed:
-                self._chain.begin(payloads[part], self._n_tokens_max(n_bytes[part], token_bytes))
-            else:
+            if tokens_max is None:
                 self._chain.begin(payloads[part])
+            else:
+                self._chain.begin(payloads[part], tokens_max[part])
+            steps_max = self._chain.steps_max if tokens_max is None else min(self._chain.steps_max, CHAIN_STEPS_MAX)
             while walk.active.any():
-                self._decode_window(walk)
+                self._decode_window(walk, steps_max)
             streams += walk.streams()
         return streams
 
-    def _decode_window(self, walk: _Walk) -> None:
+    def _decode_window(self, walk: _Walk, steps_max: int) -> None:
         lanes = np.flatnonzero(walk.active)
         context = walk.recent(self.overlap)[lanes]
         self._chain.open_window(lanes, np.pad(context, ((0, 0), (1, 0)), constant_values=self._bos_token))
         left = self.context_length - context.shape[1]
         while left and walk.active.any():
-            n_steps = min(left, self._chain.steps_max, walk.n_steps_wanted)
-            if self.is_mixed:
-                n_steps = min(n_steps, CHAIN_STEPS_MAX)
+            n_steps = min(left, steps_max, walk.n_steps_wanted)
             tokens = np.full((n_steps, len(walk.active)), -1, np.int32)
             tokens[:, lanes] = self._chain.run(n_steps, walk.active[lanes])
             walk.take(tokens)
             left -= n_steps
+
+
+def _n_tokens_max(n_bytes: Sequence[int], token_bytes: np.ndarray) -> npt.NDArray[np.int64]:
+    """The most tokens that each stream can have, with those that a chain decodes behind its end.
+
+    A token that completes no byte stands only before one that does.
+    """
+    per_byte = TOKENS_PER_BYTE_MAX if (token_bytes == 0).any() else 1
+    return per_byte * np.array(n_bytes, np.int64) + CHAIN_STEPS_MAX
 
 
 def _on_host(logits: Any) -> Any:
@@ -356,7 +357,7 @@ class _Walk:
         on_step: Callable[[int], Any] | None,
         fault: Callable[[], str] | None = None,
     ):
-        """`fault` tells what a row had that was decoded to -2."""
+        """`fault` says what was wrong with a row that was decoded to -2."""
         self._left = np.array(n_bytes, np.int64)
         self._tokens_max = TOKENS_PER_BYTE_MAX * self._left
         self._n_tokens = np.zeros(len(n_bytes), np.int64)

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from llmcomp import _core
 from llmcomp.coding import cuda
+from llmcomp.display import Shown
 from llmcomp.errors import Error
 from llmcomp.float_state import ieee_state
 from llmcomp.settings import check_threads
@@ -131,7 +132,7 @@ def mix_intervals(
     return _core.mix_intervals(tokens, start, freq, total)
 
 
-class _Streams:
+class _Streams(Shown):
     """Streams that live where their first logits are: in the C core, or on a CUDA device."""
 
     _on_host: Any
@@ -142,6 +143,10 @@ class _Streams:
     def n_streams(self) -> int:
         """Number of streams."""
         return int(self._on_host.n_streams)
+
+    def _facts(self) -> dict[str, Any]:
+        place = "CUDA device" if self._on_device is not None else "processor" if self._is_on_host else "not begun"
+        return {"streams": self.n_streams, "on": place}
 
     def _at(self, logits: Any) -> Any:
         if self._on_device is None and not cuda.is_on_device(logits):

@@ -23,10 +23,10 @@ from typing import BinaryIO
 
 import platformdirs
 import requests
-from tqdm.auto import tqdm
 
 from llmcomp.atomic_write import written_beside
 from llmcomp.errors import DatasetError, named
+from llmcomp.progress import tqdm
 
 _BLOCK_BYTES = 1 << 20
 _RECEIVED_BLOCK_BYTES = 1 << 14  # a lost connection throws away less than this
@@ -274,7 +274,7 @@ def _unpack_zip(archive: Path, target: Path, remote: Remote, progress: bool) -> 
 
 
 def _unpack_speech(archive: Path, target: Path, remote: Remote, progress: bool) -> None:
-    """The FLAC files of a LibriSpeech archive, all in one folder: their names tell speaker and chapter."""
+    """The FLAC files of a LibriSpeech archive, all in one folder: their names have speaker and chapter."""
     part = target.with_name(target.name + ".part")
     if part.exists():
         shutil.rmtree(part)

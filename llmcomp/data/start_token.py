@@ -22,8 +22,8 @@ def find_start_token(
 ) -> tuple[int | None, str]:
     """(id, why), of the parsed tokenizer.json, {text: id} of all tokens and the special tokens' ids.
 
-    None where no token can be told from text; the caller's 0 stands in then. An id of config.json counts only if it is
-    that of a special token: configurations have defaults that mean nothing.
+    None where no token can be distinguished from text; the caller's 0 stands in then. An id of config.json counts only
+    if it is that of a special token: configurations have defaults that mean nothing.
     """
     first = _template_start(content.get("post_processor"))
     bos, eos = hints.bos or "", hints.eos or ""

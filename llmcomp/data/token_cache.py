@@ -48,7 +48,7 @@ class TokenCache:
         with self._lock:
             found = self._kept.get(key)
             if found is None:
-                found = self._from_folder(key, lambda: [mapping.encode(chunk, tokenizer) for chunk in chunks])
+                found = self.find_or_make(key, lambda: [mapping.encode(chunk, tokenizer) for chunk in chunks])
                 self._keep(key, found)
             return found
 
@@ -59,7 +59,8 @@ class TokenCache:
             _, dropped = self._kept.popitem(last=False)
             self._n_bytes -= _size(dropped)
 
-    def _from_folder(self, key: str, make: Callable[[], list[Encoded]]) -> list[Encoded]:
+    def find_or_make(self, key: str, make: Callable[[], list[Encoded]]) -> list[Encoded]:
+        """A group that is not in memory: from what processes share. A cache that shares otherwise has its own."""
         if self._folder is None or not self._folder.is_dir():
             return make()
         path = self._folder / f"{key}.npz"

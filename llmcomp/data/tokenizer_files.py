@@ -117,7 +117,7 @@ def _converted(path: Path) -> bytes:
     except ImportError as error:
         raise Error(
             f"{path}: this form of a tokenizer is read by transformers, which cannot be imported ({error}): "
-            'pip install "llmcomp[torch]" tiktoken, or put a tokenizer.json beside it'
+            'pip install "llmcomp-exact[torch]" tiktoken, or put a tokenizer.json beside it'
         ) from None
     try:
         return tokenizer_conversion.tokenizer_json(path.parent)

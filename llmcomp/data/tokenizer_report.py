@@ -38,7 +38,7 @@ class TokenizerReport(NamedTuple):
         if self.stand_ins:
             found.append(f"bytes without a token, which others stand in for: {self.stand_ins.hex(' ')}")
         if self.prefix:
-            found.append("a space stands before text, as in training; one side bit tells where")
+            found.append("a space stands before text, as in training; one side bit says where")
         per_token = self.n_bytes / self.n_tokens if self.n_tokens else 0.0
         found.append(
             f"sample text: {per_token:.2f} bytes a token, {self.share_as_trained:.2%} of the tokens as in training"

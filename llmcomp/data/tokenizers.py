@@ -16,14 +16,14 @@ than one.)
 
 Byte fallback. Such vocabularies write a space as U+2581, so a U+2581 in the text is spelled with byte tokens. The byte
 tokens of ASCII are used only where ASCII has no other: models have hardly seen them. Most put a space before a text in
-training; that is the caller's choice here (`takes_prefix`), told by a side bit of the mapping `bytes`, since a text
+training; that is the caller's choice here (`takes_prefix`), stated by a side bit of the mapping `bytes`, since a text
 of one-byte tokens would otherwise take one token more than it has bytes.
 
 Stand-ins. Some byte-level vocabularies have no token for some bytes: Pythia's lacks the 13 that UTF-8 never uses (C0,
 C1, F5 to FF; every fourth byte of speech is one). Input that holds such a byte is coded with stand-ins: for each
 missing byte m the token of the character U+00m where there is one, else the lowest token not yet taken that is one
 character of two bytes. With stand-ins these tokens mean nothing else: where their two bytes really occur they are
-spelled byte by byte. One side bit tells the decoder; input without missing bytes, thus all valid UTF-8, needs none.
+spelled byte by byte. One side bit tells the decoder so; input without missing bytes, thus all valid UTF-8, needs none.
 
 Whatever is encoded is decoded again before it is returned: tokens that do not give the bytes back are an `Error`.
 """
@@ -34,6 +34,7 @@ import functools
 import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,9 +45,10 @@ import tokenizers
 
 from llmcomp.data import tokenizer_json as tokenizer_description
 from llmcomp.data.start_token import StartHints, find_start_token
-from llmcomp.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from llmcomp.data.tokenizer_files import TokenizerFiles, find_tokenizer_file, read_tokenizer_files
 from llmcomp.data.tokenizer_json import PREFIX_UNLESS_SPACE, library_errors
 from llmcomp.data.vocabulary import StandIns, Tokens, Vocabulary
+from llmcomp.display import Shown
 from llmcomp.errors import Error
 
 MIN_TEXT_CHARACTERS = 8
@@ -73,7 +75,7 @@ class AnyTokenizer(Protocol):
     def text_lengths(self, tokens: npt.ArrayLike) -> npt.NDArray[np.int64]: ...
 
 
-class Tokenizer:
+class Tokenizer(Shown):
     """A BPE tokenizer, byte-level or with byte fallback, whose tokens always join to the bytes they came from.
 
     Made by `from_file` or `from_bytes`; `Error` for a tokenizer of another kind.
@@ -124,6 +126,10 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes, str, StartHints]]:
         return Tokenizer, (self._json, self._origin, self._start_hints)
+
+    def _facts(self) -> dict[str, Any]:
+        start = "none" if self.bos_token is None else self.bos_token
+        return {"": self.kind, "tokens": self.vocab_size, "start token": start, "SHA-256": self.fingerprint[:12]}
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that `token` stands for; `Error` if it stands for none (a special token, an id out of range)."""
@@ -226,7 +232,7 @@ class Tokenizer:
                 yield tokens if is_exact else np.array(self._vocabulary.spell(piece.encode()), np.int32)
 
 
-class ByteTokenizer:
+class ByteTokenizer(Shown):
     """The tokenizer of a model that has none: a token is a byte, and nothing stands before the first."""
 
     vocab_size = 256
@@ -234,6 +240,9 @@ class ByteTokenizer:
     bos_token: int | None = None
     bos_reason = "token 0 stands in: tokens are bytes"
     fingerprint = hashlib.sha256(b'{"model":{"type":"bytes"}}').hexdigest()
+
+    def _facts(self) -> dict[str, Any]:
+        return {"": self.kind, "tokens": self.vocab_size}
 
     def token_bytes(self, token: int) -> bytes:
         """The byte `token`."""
@@ -276,7 +285,31 @@ def _shared_tokenizer(files: TokenizerFiles) -> Tokenizer:
     return Tokenizer(*files)
 
 
-class Tokenized:
+def from_object(tokenizer: Any) -> AnyTokenizer:
+    """The tokenizer that an object of transformers or of the tokenizers library is, through the files that it saves.
+
+    An object that is one for this package (`encode_bytes`) is returned as it is. `Error` for anything else.
+    """
+    if callable(getattr(tokenizer, "encode_bytes", None)):
+        found: AnyTokenizer = tokenizer
+        return found
+    with tempfile.TemporaryDirectory() as folder:
+        if callable(getattr(tokenizer, "save_pretrained", None)):
+            tokenizer.save_pretrained(folder)
+        elif isinstance(tokenizer, tokenizers.Tokenizer):
+            Path(folder, "tokenizer.json").write_text(tokenizer.to_str(), "utf-8")
+        else:
+            raise Error(
+                f'a {type(tokenizer).__name__} is no tokenizer: expected a file or its folder, "{BYTES}", or an object '
+                "of transformers or tokenizers"
+            )
+        path = find_tokenizer_file(folder)
+        if not path.is_file():
+            raise Error(f"a {type(tokenizer).__name__} saves none of tokenizer.json, vocab.json and tokenizer.model")
+        return _shared_tokenizer(read_tokenizer_files(path))
+
+
+class Tokenized(Shown):
     """What the models of all engines have of their tokenizer; they set the attributes.
 
     `_tokenizer_path`: a file as `tokenizer_files.find_tokenizer_file` names it; None or "bytes": tokens are bytes.
@@ -284,6 +317,20 @@ class Tokenized:
 
     _tokenizer_path: str | os.PathLike[str] | None
     n_logits: int
+
+    def _facts(self) -> dict[str, Any]:
+        """Of a model of any engine; nothing is read for it."""
+        found: Any = self
+        return {
+            "": found.name,
+            "step": found.step,
+            "engine": found.engine,
+            "parameters": found.n_params,
+            "without embeddings": found.n_params_nonembedding,
+            "context": found.context_length,
+            "dtype": found.dtype,
+            "device": found.device,
+        }
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | ByteTokenizer:

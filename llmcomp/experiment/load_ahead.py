@@ -26,7 +26,7 @@ class LoadAhead:
 
     def __init__(self, stages: Sequence[Stage]):
         self._stages = stages
-        self._ahead: _Loading | None = None
+        self._ahead: Loading | None = None
 
     def __enter__(self) -> LoadAhead:
         return self
@@ -55,11 +55,11 @@ class LoadAhead:
 
     def _begin(self, number: int) -> None:
         if number < len(self._stages):
-            self._ahead = _Loading(self._stages[number])
+            self._ahead = Loading(self._stages[number])
 
 
-class _Loading:
-    """One stage on a thread of its own."""
+class Loading:
+    """One stage on a thread of its own: `result` waits for it and raises what it raised, `drop` wants it no more."""
 
     def __init__(self, stage: Stage):
         self._make: Callable[[], Any] | None = None

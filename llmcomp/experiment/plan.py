@@ -5,48 +5,38 @@ Nothing is computed and no file is changed here; `sweep` does that.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
-import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from llmcomp import pico, results
 from llmcomp.checked_json import parse_object
-from llmcomp.data import datasets
-from llmcomp.data.mappings import get_mapping
 from llmcomp.errors import Error
-from llmcomp.experiment import estimate
+from llmcomp.experiment import estimate, parts
 from llmcomp.experiment.provenance import add_facts
-from llmcomp.models import hub, load, sources
-from llmcomp.models.adapter import ModelTraits, is_model, weights_sha256
+from llmcomp.models import load
+from llmcomp.models.adapter import ModelTraits, weights_sha256
 from llmcomp.models.engines import exact
-from llmcomp.models.lock import Lock
 from llmcomp.models.memory import MaxMemory, allowed_bytes, host_memory
-from llmcomp.models.protocol import as_model
-from llmcomp.models.selection import select
 from llmcomp.models.sources import ModelSource
-from llmcomp.models.suite import Checkpoint, is_suite, load_suite
 from llmcomp.scoring import baselines
 
 # Raised whenever the rows of the same model and chunk change for another reason than the engine's arithmetic: a
 # mapping, the windows, the coder.
 ROWS_VERSION = 1
 
-DEFAULT_MAPPINGS = {"lossless": "bytes", "published": "ascii"}
-
 KEY = "llmcomp.cell"
 N_ROWS = "llmcomp.n_rows"
 VERIFIED = "llmcomp.verified"
+# Finished cells whose seconds say how long the rest takes.
+_CELLS_TIMED = 100
 # What the stem of a file's name is made of, and how much of it a name shows. With two digests, ".superseded" and what
 # is put around the name while the file is written, fewer than the 255 bytes that a name may have.
 _STEM_KEYS = ("model", "step", "dataset", "protocol", "mapping", "engine")
@@ -56,6 +46,12 @@ _KEY_DIGITS = 12
 # What stands for a model in the cell of all baselines on one data set.
 BASELINES = "baselines"
 
+
+def is_baselines(model: Any) -> bool:
+    """Also of a job that came from another process; no model is a string here."""
+    return isinstance(model, str)
+
+
 Scorer = Callable[..., pd.DataFrame]
 
 
@@ -63,7 +59,8 @@ Scorer = Callable[..., pd.DataFrame]
 class Cell:
     """One model at one step, one data set, one protocol and mapping.
 
-    `key` is the canonical JSON of everything that decides the rows; `path` is the file that holds key and rows.
+    `key` is the canonical JSON of everything that decides the rows; `path` is the file that holds key and rows. Chunks
+    that were scored with another number of them make cells of their own (`parts`).
     """
 
     model: str
@@ -75,6 +72,11 @@ class Cell:
     path: Path
     n_bytes: int
     verify: bool = False
+    # Chunks `first` to `stop` - 1 are taken of the file, which may hold more; None: all of them.
+    first: int = 0
+    stop: int | None = None
+    digests: tuple[bytes, ...] = field(default=(), compare=False, repr=False)
+    data: str = ""
 
     @property
     def stem(self) -> str:
@@ -88,11 +90,18 @@ class Cell:
 
 
 class Outcome(NamedTuple):
-    """What became of a cell: rows, or the reason why there are none."""
+    """What became of a cell: rows (or `content`, what their file holds), or the reason why there are none."""
 
     cell: Cell
     rows: pd.DataFrame | None
     reason: str = ""
+    content: bytes | None = None
+
+
+def cell_metadata(cell: Cell, n_rows: int) -> dict[str, str]:
+    """What a cell's file says of itself beside the rows."""
+    of_cell = {KEY: cell.key, N_ROWS: str(n_rows)} | ({VERIFIED: "true"} if cell.verify else {})
+    return of_cell | (parts.metadata(cell.digests, cell.data) if cell.digests else {})
 
 
 @dataclass(frozen=True)
@@ -115,12 +124,13 @@ class Job:
 
 @dataclass
 class Plan:
-    """What a sweep is going to do. `finished` holds the rows of cells that are there already."""
+    """What a sweep is going to do. `finished` are the cells whose files are there; `models` says whose they are."""
 
     out: Path
     cells: list[Cell]
-    finished: dict[Cell, pd.DataFrame]
     jobs: list[Job]
+    finished: set[Cell] = field(default_factory=set)
+    models: dict[Cell, Any] = field(default_factory=dict)
     failed: list[Outcome] = field(default_factory=list)
     set_aside: list[Path] = field(default_factory=list)
     datasets: list[Any] = field(default_factory=list)
@@ -145,7 +155,7 @@ class Plan:
         lengths = {data.name: estimate.chunk_lengths(data.chunks) for data in self.datasets}
         flops, by_model = 0.0, {}
         for job in self.jobs:
-            for cell in job.cells if job.model is not BASELINES else ():
+            for cell in job.cells if not is_baselines(job.model) else ():
                 # All steps of a model in a suite cost the same.
                 model = getattr(getattr(job.model, "checkpoint", None), "model", job.model)
                 one = (id(model), cell.dataset, cell.protocol)
@@ -160,6 +170,7 @@ class Plan:
             download_bytes=sum(large),
             flops=flops,
             h200_seconds=estimate.H200.seconds(flops),
+            memory_bytes=max(self._memory_bytes(), default=0),
         )
 
     def __str__(self) -> str:
@@ -170,7 +181,7 @@ class Plan:
             lines.append(f"  data      {data.name}: {len(data.chunks)} chunks, {n_bytes:,} bytes of {data.modality}")
         if self.set_aside:
             names = ", ".join(path.name for path in self.set_aside[:3])
-            lines.append(f"  set aside {len(self.set_aside)} files that are damaged or of other settings: {names}")
+            lines.append(f"  set aside {len(self.set_aside)} files that are damaged or superseded: {names}")
         costs = self.costs()
         if costs.download_bytes:
             lines.append(f"  download  {estimate.in_bytes(costs.download_bytes)} of {costs.n_downloads} checkpoints")
@@ -193,28 +204,47 @@ class Plan:
         return f"at most {limit} of weights at once: a revision is deleted when its cells are done"
 
     def _memory(self) -> str:
-        """Of models in float32; while one is at work, the next one is read as it is stored."""
-        alone = [4 * estimate.count_params(source) for source in self.sources]
-        text = f"{estimate.in_bytes(max(alone))} for the largest model"
-        pairs = [now + after.weight_bytes for now, after in zip(alone, self.sources[1:], strict=False)]
-        return f"{text}, {estimate.in_bytes(max(pairs))} with the next one loading" if pairs else text
+        alone = max(4 * estimate.count_params(source) for source in self.sources)
+        text = f"{estimate.in_bytes(alone)} for the largest model"
+        most = max(self._memory_bytes())
+        return f"{text}, {estimate.in_bytes(most)} with the next one loading" if len(self.sources) > 1 else text
+
+    def _memory_bytes(self) -> list[int]:
+        """Of each model in float32; while it is at work, the next one is read as it is stored."""
+        after = [source.weight_bytes for source in self.sources[1:]] + [0]
+        return [4 * estimate.count_params(one) + next_ for one, next_ in zip(self.sources, after, strict=False)]
 
     def _time(self) -> str:
         """Work is parameters times bytes; its speed is that of the finished cells, else of a matrix product here."""
         work = sum(map(job_work, self.jobs))
-        rows = pd.concat(self.finished.values()) if self.finished else results.empty_rows()
-        known = rows[rows["params"].notna() & rows["seconds"].notna()]
-        if seconds := float(known["seconds"].sum()):
-            done = float((known["params"].astype("float64") * known["bytes_in"]).sum())
+        seconds, done = self._speed()
+        if seconds:
             return f"about {estimate.in_time(work * seconds / done)}, going by the finished cells"
         job = self.jobs[0]
-        rate = estimate.operations_per_second(job.engine, job.options.get("device"), job.options.get("dtype"))
+        device = job.options.get("device")
+        try:
+            rate = estimate.operations_per_second(job.engine, device, job.options.get("dtype"))
+        except (AssertionError, RuntimeError):  # torch's, of a device that only the workers have
+            return f"not known: there is no {device} here whose speed could be measured"
         # A token costs two operations a parameter, and a byte is at most one token.
         return f"about {estimate.in_time(2 * work / rate)}, going by a matrix product here ({rate / 1e9:.0f} GFLOP/s)"
 
+    def _speed(self) -> tuple[float, float]:
+        """Seconds of some finished cells, and their parameters times bytes."""
+        known = [cell for cell in self.cells if cell in self.finished and not is_baselines(self.models[cell])]
+        seconds = done = 0.0
+        for cell in known[:: max(1, len(known) // _CELLS_TIMED)]:
+            with contextlib.suppress(Error):  # a damaged file is told of where its rows are wanted
+                rows = results.read_columns(cell.path, ("params", "bytes_in", "seconds"))
+                rows = rows[rows["params"].notna() & rows["seconds"].notna()]
+                seconds += float(rows["seconds"].sum())
+                done += float((rows["params"].astype("float64") * rows["bytes_in"]).sum())
+        return seconds, done
+
 
 class Costs(NamedTuple):
-    """Of what a plan has left to do. `h200_seconds`: on one `estimate.H200`."""
+    """Of what a plan has left to do. `h200_seconds`: on one `estimate.H200`. `memory_bytes`: of the largest model in
+    float32 with the next one loading."""
 
     n_cells: int
     n_checkpoints: int
@@ -222,15 +252,7 @@ class Costs(NamedTuple):
     download_bytes: int
     flops: float
     h200_seconds: float
-
-
-class Choice(NamedTuple):
-    """Which checkpoints of a suite are meant, in the words of `selection.select`."""
-
-    sizes: Any = None
-    steps: Any = None
-    seeds: Any = None
-    tokens: Any = None
+    memory_bytes: int
 
 
 class Settings(NamedTuple):
@@ -249,142 +271,40 @@ def check_settings(engine: str, options: Mapping[str, Any], max_memory: MaxMemor
     allowed_bytes(max_memory, host_memory()[1])
 
 
-def usual(wanted: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Data sets and protocols where none are named: those of the suite's usual grid, else the bundled samples."""
-    default = load_suite(wanted).grids.get("default", {}) if is_suite(wanted) else {}
-    named = (default.get("datasets", ("text", "image", "speech")), default.get("protocols", ("lossless",)))
-    return tuple(named[0]), tuple(named[1])
-
-
-def find_models(
-    wanted: str | Sequence[Any], choice: Choice, cache_dir: Any, lock: Lock, progress: bool = False
-) -> Iterator[tuple[ModelSource | Any, str]]:
-    """(source or model, reason why it cannot be had or "") for every model and step. What `lock` has is pinned; what is
-    found on the hub is put into it."""
-    steps = choice.steps
-    if is_suite(wanted):
-        yield from _find_in_suite(str(wanted), choice, cache_dir, lock, progress)
-        return
-    if choice._replace(steps=None) != Choice():
-        raise Error("sizes, seeds and tokens choose from a suite; give the name of one, or of its file")
-    if isinstance(steps, str):
-        raise Error(f"steps is {steps!r}, expected an integer or several; words choose from a suite only")
-    if steps is not None:
-        one_or_several = steps if np.iterable(steps) and not isinstance(steps, str) else [steps]
-        steps = [None if step is None else sources.as_step(step) for step in one_or_several]
-    seen = set()
-    for name in [wanted] if isinstance(wanted, (str, os.PathLike)) or is_model(wanted) else wanted:
-        if not isinstance(name, (str, os.PathLike)):
-            yield as_model(name), ""
-            continue
-        for step in steps or (None,):
-            if (os.fspath(name), step) in seen:
-                raise Error(f"{name} at step {step} is asked for twice")
-            seen.add((os.fspath(name), step))
-            try:
-                yield sources.find_model(name, step, cache_dir=cache_dir, lock=lock), ""
-            except hub.HubUnreachable as error:
-                yield ModelSource(os.fspath(name), step, ()), str(error)
-
-
-def _find_in_suite(
-    name: str, choice: Choice, cache_dir: Any, lock: Lock, progress: bool
-) -> Iterator[tuple[ModelSource, str]]:
-    """A checkpoint that is not what it should be fails with its reason; the others go on."""
-
-    def find(checkpoint: Checkpoint) -> tuple[ModelSource, str]:
-        try:
-            return sources.find_checkpoint(checkpoint, cache_dir=cache_dir, lock=lock), ""
-        except Error as error:
-            return _lost(checkpoint), str(error)
-
-    words = {"models": choice.sizes, "steps": choice.steps, "seeds": choice.seeds, "tokens": choice.tokens}
-    chosen = select(load_suite(name), **words, branches=lambda model: sources.branches_of(model, lock))
-    with ThreadPoolExecutor(hub.REQUESTS_AT_ONCE) as pool:
-        found = pool.map(find, chosen)
-        yield from tqdm(found, "asking the hub", len(chosen), unit="revision", disable=not progress, delay=2)
-
-
-def _lost(checkpoint: Checkpoint) -> ModelSource:
-    name = Path(checkpoint.name).name if checkpoint.model.is_folder else checkpoint.name
-    return ModelSource(name, checkpoint.step, (), checkpoint=checkpoint)
-
-
-def find_datasets(
-    wanted: str | Sequence[Any] | Mapping[str, Any], n_chunks: int | None, chunk_bytes: int, seed: int, progress: bool
-) -> list[Any]:
-    """Data sets of names, of data sets, or of a mapping from names to the user's files: {"text": FILE}."""
-    if isinstance(wanted, Mapping):
-        specs: list[Any] = [_named_file(name, path) for name, path in wanted.items()]
-    else:
-        specs = [wanted] if isinstance(wanted, str) or hasattr(wanted, "chunks") else list(wanted)
-    found: list[Any] = [
-        datasets.load_dataset(str(spec), n_chunks=n_chunks, chunk_bytes=chunk_bytes, seed=seed, progress=progress)
-        if isinstance(spec, (str, os.PathLike))
-        else spec
-        for spec in specs
-    ]
-    for data in found:
-        if not (hasattr(data, "name") and hasattr(data, "chunks")):
-            raise Error(f"a {type(data).__name__} is no data set: expected a name for load_dataset, or what it returns")
-    for name, n_times in Counter(data.name for data in found).items():
-        if n_times > 1:
-            raise Error(f"{n_times} data sets are called {name!r}; cells are told apart by it")
-    return found
-
-
-def _named_file(name: Any, path: Any) -> str:
-    if not isinstance(name, str) or not isinstance(path, (str, os.PathLike)):
-        raise Error(f"data sets: found {name!r}: {path!r}, expected a name and the path of its files")
-    return f"{name}={os.fspath(path)}"
-
-
-def find_protocols(protocol: str | Sequence[str], mapping: str | Sequence[str] | None) -> list[tuple[str, str]]:
-    protocols = [protocol] if isinstance(protocol, str) else list(protocol)
-    for name in protocols:
-        if name not in DEFAULT_MAPPINGS:
-            raise Error(f"no protocol is called {name!r}, expected one of {', '.join(DEFAULT_MAPPINGS)}")
-    mappings = [mapping] if isinstance(mapping, str) or mapping is None else list(mapping)
-    for chosen in mappings:
-        if chosen is not None:
-            get_mapping(chosen)
-    pairs = []
-    for name in protocols:
-        # The published protocol has one mapping only.
-        for chosen in mappings if name == "lossless" else (None,):
-            pairs.append((name, chosen or DEFAULT_MAPPINGS[name]))
-    return list(dict.fromkeys(pairs))
-
-
 def make_plan(
     found: Iterable[tuple[ModelSource | Any, str]], chosen: list[Any], pairs: list[tuple[str, str]], settings: Settings
 ) -> Plan:
-    plan = Plan(settings.out, [], {}, [], datasets=chosen)
+    plan = Plan(settings.out, [], [], datasets=chosen)
     by_name = {data.name: data for data in chosen}
     sizes = {data.name: sum(map(len, data.chunks)) for data in chosen}
     digests = {name: _chunks_sha256(data.chunks) for name, data in by_name.items()}
-    there, paths = _files_by_key_digest(settings.out), dict[str, Path]()
+    chunks = {name: parts.chunk_digests(data.chunks) for name, data in by_name.items()}
+    there, paths, files = _files_by_key_digest(settings.out), dict[str, Path](), _files_by_stem(settings.out)
     for model, reason in found:
         to_do = []
-        labels = [("lossless", "")] if model is BASELINES else pairs
+        labels = [("lossless", "")] if is_baselines(model) else pairs
         for (name, data), (protocol, mapping) in itertools.product(by_name.items(), labels):
             key = {
-                **(_baselines_key() if model is BASELINES else _model_key(model, reason, settings)),
+                **(_baselines_key() if is_baselines(model) else _model_key(model, reason, settings)),
                 **{"dataset": name, "dataset_sha256": digests[name], "n_chunks": len(data.chunks)},
                 **{"protocol": protocol, "mapping": mapping},
             }
             # Baselines are always decoded again, the published protocol never can be.
-            verify = settings.verify and protocol == "lossless" and model is not BASELINES
+            verify = settings.verify and protocol == "lossless" and not is_baselines(model)
             cell = _cell(settings.out, key, sizes[name], verify, _place(model, key))
             # Copies of one checkpoint in two folders are the same cell.
+            cell = replace(cell, digests=chunks[name], data=chunks[name][0].hex())
             cell = _as_it_lies_there(replace(cell, path=paths.setdefault(cell.key, cell.path)), there)
-            plan.cells.append(cell)
-            if reason:
-                plan.failed.append(Outcome(cell, None, reason))
-            elif (rows := finished_rows(cell)) is not None:
-                plan.finished[cell] = add_facts(rows, model) if isinstance(model, ModelSource) else rows
-            else:
-                to_do.append(cell)
+            whole = bool(reason) or is_baselines(model) or is_finished(cell)
+            for part in [cell] if whole else _in_parts(cell, key, data.chunks, files):
+                plan.cells.append(part)
+                plan.models[part] = model
+                if reason:
+                    plan.failed.append(Outcome(part, None, reason))
+                elif is_finished(part):
+                    plan.finished.add(part)
+                else:
+                    to_do.append(part)
         if to_do:
             needed = {cell.dataset: by_name[cell.dataset] for cell in to_do}
             how = (settings.engine, settings.options, settings.scorer, settings.max_memory)
@@ -436,7 +356,7 @@ def _place(model: ModelSource | Any, key: Mapping[str, Any]) -> str:
     if isinstance(model, ModelSource):
         folder = None if model.folder is None else model.folder.resolve()
         return "" if folder is None or folder.is_relative_to(pico.suite_root()) else str(folder)
-    return "" if model is BASELINES else str(key["source"])
+    return "" if is_baselines(model) else str(key["source"])
 
 
 def _cell(out: Path, key: dict[str, Any], n_bytes: int, verify: bool, place: str) -> Cell:
@@ -487,9 +407,44 @@ def _as_it_lies_there(cell: Cell, there: Mapping[str, list[Path]]) -> Cell:
     model lay in another folder."""
     if not cell.path.is_file():
         for path in there.get(_key_digest(cell.path), ()):
-            if finished_rows(renamed := replace(cell, path=path)) is not None:
+            if is_finished(renamed := replace(cell, path=path)):
                 return renamed
     return cell
+
+
+def _files_by_stem(out: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in sorted(out.glob("*.parquet")):
+        found.setdefault(_stem(path), []).append(path)
+    return found
+
+
+def _in_parts(
+    cell: Cell, key: Mapping[str, Any], chunks: Sequence[bytes], files: Mapping[str, Sequence[Path]]
+) -> list[Cell]:
+    """The cell as the files that hold its first chunks, and a cell of those that are left."""
+    there = [part for path in files.get(cell.stem, ()) if (part := _read_part(path)) is not None]
+    found, at = [], 0
+    for part, stop in parts.cover(there, parts.settings_of(dict(key)), cell.digests, cell.verify):
+        is_cut = stop < part.first + len(part.digests)
+        n_bytes = sum(map(len, chunks[at:stop]))
+        found.append(
+            replace(cell, key=part.key, path=part.path, n_bytes=n_bytes, first=at, stop=stop if is_cut else None)
+        )
+        at = stop
+    if not found:
+        return [cell]
+    if at < len(chunks):
+        left = {**key, "first_chunk": at, "n_chunks": len(chunks) - at, "dataset_sha256": _chunks_sha256(chunks[at:])}
+        text = json.dumps(left, sort_keys=True, separators=(",", ":"))
+        name = f"{cell.stem}_{len(chunks) - at}chunks_{_sha256(text)[:_KEY_DIGITS]}.parquet"
+        path, n_bytes = cell.path.with_name(name), sum(map(len, chunks[at:]))
+        found.append(replace(cell, key=text, path=path, n_bytes=n_bytes, first=at, digests=cell.digests[at:]))
+    return found
+
+
+def _read_part(path: Path) -> parts.Part | None:
+    return parts.read_part(path, KEY, N_ROWS, VERIFIED)
 
 
 def _chunks_sha256(chunks: Sequence[bytes]) -> str:
@@ -499,27 +454,43 @@ def _chunks_sha256(chunks: Sequence[bytes]) -> str:
     return digest.hexdigest()
 
 
-def finished_rows(cell: Cell) -> pd.DataFrame | None:
-    """The rows of a cell whose file is whole, holds its key and was verified if that is asked for, else None."""
+def is_finished(cell: Cell) -> bool:
+    """Whether the cell's file is as long as it says, holds its key and was verified if that is asked for.
+
+    Only the end of the file is read; what its pages hold is checked where the rows are wanted (`finished_rows`).
+    """
     if not cell.path.is_file():
-        return None
+        return False
     try:
-        metadata = results.read_metadata(cell.path)
-        rows = results.read_rows(cell.path)
+        metadata, n_rows = results.read_footer(cell.path)
+    except Error:
+        return False
+    own = metadata.get(KEY) == cell.key and metadata.get(N_ROWS) == str(n_rows)
+    return own and (metadata.get(VERIFIED) == "true" or not cell.verify)
+
+
+def finished_rows(cell: Cell, model: Any = None) -> pd.DataFrame | None:
+    """The rows of a finished cell, with the facts of its model where they lack them; None if the file is damaged."""
+    try:
+        rows = results.read_rows(cell.path) if is_finished(cell) else None
     except Error:
         return None
-    own = metadata.get(KEY) == cell.key and metadata.get(N_ROWS) == str(len(rows))
-    verified = metadata.get(VERIFIED) == "true" or not cell.verify
-    return rows if own and verified else None
+    if rows is not None and cell.stop is not None:
+        rows = rows[rows["chunk"] < cell.stop].reset_index(drop=True)
+    return add_facts(rows, model) if rows is not None and isinstance(model, ModelSource) else rows
 
 
 def _others(plan: Plan) -> list[Path]:
-    """Files of these cells with other settings, and files under their names that are torn or foreign."""
+    """Files under the names of these cells that are torn or foreign, or whose rows could not be told from theirs: of
+    another version's arithmetic, or not verified. Files of other settings stay."""
     finished = {cell.path for cell in plan.finished}
     # A checkpoint that cannot be looked up now may well be what an older file was made with.
     failed = {outcome.cell for outcome in plan.failed}
     cells = [cell for cell in plan.cells if cell not in failed]
-    stems, digests = {cell.stem for cell in cells}, {_key_digest(cell.path) for cell in cells}
+    digests = {_key_digest(cell.path) for cell in cells}
+    stems: dict[str, list[Cell]] = {}
+    for cell in cells:
+        stems.setdefault(cell.stem, []).append(cell)
     older: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
         older.setdefault(_older_stem(key := json.loads(cell.key)), []).append(key)
@@ -527,8 +498,18 @@ def _others(plan: Plan) -> list[Path]:
         path
         for path in sorted(plan.out.glob("*.parquet"))
         if path not in finished
-        and (_stem(path) in stems or _key_digest(path) in digests or _is_superseded(path, older.get(_stem(path), ())))
+        and (
+            _key_digest(path) in digests
+            or any(_is_in_the_way(path, cell, cell in plan.finished) for cell in stems.get(_stem(path), ()))
+            or _is_superseded(path, older.get(_stem(path), ()))
+        )
     ]
+
+
+def _is_in_the_way(path: Path, cell: Cell, is_done: bool) -> bool:
+    ignored = ("arithmetic", "source") if cell.model == BASELINES else ("arithmetic",)
+    to_do = None if is_done else range(cell.first, cell.first + len(cell.digests))
+    return parts.is_in_the_way(_read_part(path), json.loads(cell.key), cell.data, to_do, ignored)
 
 
 def _is_superseded(path: Path, keys: Sequence[Mapping[str, Any]]) -> bool:

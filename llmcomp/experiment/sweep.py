@@ -1,52 +1,57 @@
 """A grid of models, steps and data sets to rows, one Parquet file a cell; resumable after any kind of end.
 
 A cell is finished when its file stands under its name: it is written beside and renamed, and holds the key of
-everything that decides its rows. Nothing is computed here; `score.score` is called and its rows are kept.
+everything that decides its rows. Nothing is computed here (compute.py): this is who computes, in this process or in
+others, and what becomes of the rows.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import functools
 import json
 import os
 import queue
-import stat
+import secrets
 import sys
 import tempfile
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Literal
 
 import pandas as pd
-from tqdm.auto import tqdm
 
-from llmcomp import coding, pico, results
+from llmcomp import pico, results
 from llmcomp.atomic_write import remove_stale_parts, write_beside
 from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
+from llmcomp.experiment import choices, folder_lock
 from llmcomp.experiment import plan as grid
+from llmcomp.experiment.compute import compute, compute_all, stage, told
 from llmcomp.experiment.disk import DiskLimit
+from llmcomp.experiment.leases import LEASE_SECONDS, Claims
 from llmcomp.experiment.load_ahead import LoadAhead
 from llmcomp.experiment.plan import Cell, Job, Outcome, Plan, Scorer
-from llmcomp.experiment.provenance import add_facts
-from llmcomp.models import load
+from llmcomp.experiment.processes import work_in_processes
+from llmcomp.experiment.workers import claim_name, work_through
 from llmcomp.models.lock import NAME as LOCK_NAME
 from llmcomp.models.lock import Lock, read_lock, write_lock
 from llmcomp.models.memory import MaxMemory, parse_memory
 from llmcomp.models.sources import ModelSource
-from llmcomp.scoring import score
-from llmcomp.scoring.baselines import baseline_rows, random_models
+from llmcomp.progress import tqdm
+from llmcomp.scoring.baselines import random_models
 
-_LOCK_NAME = ".sweep.lock"
 _FAILED_NAME = "failed.json"
 # Of checkpoints with equal weights.
 _NAMES_SHOWN = 8
+# How often a file that proves damaged when it is read is computed again.
+_DAMAGED_MAX = 3
+# How long a worker waits until the first of them has set files of other settings aside.
+_PATIENCE_SECONDS = 20.0
 
 
 class EqualWeightsWarning(UserWarning):
@@ -69,6 +74,8 @@ def sweep(
     n_chunks: int | None = None,
     chunk_bytes: int = 2048,
     seed: int = 0,
+    draw: str = "spread",
+    whole: bool = False,
     engine: str = "exact",
     device: str | None = None,
     dtype: str | None = None,
@@ -85,6 +92,10 @@ def sweep(
     tokens: Any = None,
     lock: str | os.PathLike[str] | None = None,
     disk: int | str | None = None,
+    workers: int | None = None,
+    shard: int | None = None,
+    lease: float = LEASE_SECONDS,
+    unit: Literal["chunk", "cell"] | None = "chunk",
 ) -> pd.DataFrame:
     """Score every model at every step on every data set; one row a chunk (`results.ROW_COLUMNS`).
 
@@ -95,19 +106,29 @@ def sweep(
             "log:12", "1000..8000", "last", "all" (`selection.select`).
         sizes, seeds, tokens: of a suite: which models ("70m,410m", "70m..1b"), which seeds, and instead of steps how
             many tokens seen ("2e9,2e10", "log:8"), in the words of `selection.select`.
-        datasets: names and specifications for `load_dataset`, or `Dataset`s; None: those of the suite's usual grid
+        datasets: names and specifications for `load_dataset`, `Dataset`s, or a mapping from names to files, arrays and
+            whatever else `load_dataset` takes; None: those of the suite's usual grid
             ("pythia": the published ones), else the bundled samples.
-        out: the folder of results. Every finished cell is a file there and is never computed again; a file that is
-            torn or belongs to other settings is set aside (".superseded"), never trusted. One sweep a folder at a time.
-        executor: None: in this process; "ray"; or any object with `submit(function, argument)` that returns a future
-            with `add_done_callback` and `result`. A task is one model at one step; only this process writes files.
+        out: the folder of results. Every finished cell is a file there and is never computed again; with more chunks
+            only those that are new are. Other settings lie beside each other; a file that is torn, or of an older
+            version's arithmetic, is set aside (".superseded"), never trusted. One sweep a folder at a time,
+            or any number of workers with the same settings.
+        executor: None: in this process; "ray" or a `RayCluster`; or any object with `submit(function, argument)` that
+            returns a future with `add_done_callback` and `result`: its task is one model at one step. Only this process
+            writes files.
+        workers: in so many processes of this machine, which claim cells in `out` one by one.
+        shard: as one of many workers that claim cells in `out`, a folder that all of them see; its number says only
+            where it begins. It ends when every cell is settled, by whomever: a worker that dies is replaced by those
+            that wait. Start them with the same arguments, at any time, on any machine.
+        lease: of workers: seconds without a sign of life after which one on another machine is taken for dead.
+        unit: of the table that is returned: "cell" is made file by file, without holding all chunks; None: no rows.
         protocol, mapping: one or several of each; protocol None: those of the suite's usual grid ("pythia": both), else
             "lossless"; mapping None: "bytes" (lossless), "ascii" (published).
         lock: a file that pins revisions of the hub to commits and digests (`llmcomp models check --lock`); None:
             models.lock in `out`, which every sweep writes, if it is there.
         disk: at most so many bytes ("50GB") of weights lie on the disk at once: they are downloaded into a folder of
             the sweep's own and deleted when their cells are done. In this process only.
-        n_chunks, chunk_bytes, seed: passed to `load_dataset` for names.
+        n_chunks, chunk_bytes, seed, draw, whole: passed to `load_dataset` for names and for what is no `Dataset` yet.
         engine, device, dtype, attention, cache_dir: as in `load_model`.
         verify: decode every lossless payload again and fail the cell if one is not its chunk. A cell that was finished
             without is computed again.
@@ -121,22 +142,27 @@ def sweep(
     In this process the next model is downloaded and read while one is at work. Chunks are tokenised once for each data
     set, mapping and tokenizer, also where several processes of one machine are at work.
 
-    Returns the rows of all finished cells of the grid. A cell that fails is listed with its reason in `failed.json`
+    Returns the rows of all finished cells of the grid; with the exact engines only `results.MACHINE_COLUMNS` depend on
+    who computed them. A cell that fails is listed with its reason in `failed.json`
     and in the table's `attrs["failed"]`; the rest goes on. Warns by name of checkpoints with equal weights
     (EqualWeightsWarning) and of chunks that the pico suite was trained on (TrainingDataWarning).
     Raises `Error` for an unknown name, a data set that cannot be read, or a folder that cannot be written.
     """
     grid.check_settings(engine, {"dtype": dtype, "attention": attention}, max_memory)
-    if executor not in (None, "ray") and not hasattr(executor, "submit"):
-        raise Error(f'executor is {executor!r}, expected None, "ray" or an object with submit()')
-    usual_datasets, usual_protocols = grid.usual(models)
-    chosen = grid.find_datasets(datasets or usual_datasets, n_chunks, chunk_bytes, seed, progress)
-    pairs = grid.find_protocols(protocol or usual_protocols, mapping)
+    executor = _check_executor(executor, workers, shard)
+    if unit not in ("chunk", "cell", None):
+        raise Error(f"unit is {unit!r}, expected 'chunk', 'cell' or None")
+    usual_datasets, usual_protocols = choices.usual(models)
+    wanted = usual_datasets if datasets is None else datasets
+    how = {"chunk_bytes": chunk_bytes, "seed": seed, "draw": draw, "whole": whole, "progress": progress}
+    chosen = choices.find_datasets(wanted, n_chunks, **how)
+    pairs = choices.find_protocols(protocol or usual_protocols, mapping)
     given = {"device": device, "dtype": dtype, "attention": attention}
     options = {key: value for key, value in given.items() if value is not None}
-    settings = grid.Settings(Path(out), engine, options, scorer, verify, max_memory, _disk_bytes(disk, executor))
+    has_others = (executor, workers, shard) != (None, None, None)
+    settings = grid.Settings(Path(out), engine, options, scorer, verify, max_memory, _disk_bytes(disk, has_others))
     pinned = _read_lock(lock, settings.out)
-    found = list(grid.find_models(models, grid.Choice(sizes, steps, seeds, tokens), cache_dir, pinned, progress))
+    found = list(choices.find_models(models, choices.Choice(sizes, steps, seeds, tokens), cache_dir, pinned, progress))
     limit = None if settings.disk_bytes is None else DiskLimit(settings.out, settings.disk_bytes)
     if limit is not None:
         found = [(limit.place(item) if isinstance(item, ModelSource) else item, reason) for item, reason in found]
@@ -151,30 +177,66 @@ def sweep(
         plan = grid.make_plan(found, chosen, pairs, settings)
         if limit is not None:
             limit.check(plan.sources)
-        print(plan, file=sys.stderr)
+        print(plan)
         table = plan.table()
-        table.attrs["costs"] = plan.costs()._asdict()
+        table.attrs |= {"costs": plan.costs()._asdict(), "lock": pinned}
         return table
-    with _locked(settings.out):
-        plan = grid.make_plan(found, chosen, pairs, settings)
-        if progress:
-            print(plan, file=sys.stderr)
-        if pinned.revisions:
-            write_lock(settings.out / LOCK_NAME, pinned)
-        if limit is not None:
-            limit.expect(plan.sources)
-        _set_aside(plan)
-        _run(plan, executor, progress, limit)
-        if limit is not None and not plan.failed:
-            limit.remove_folder()
-    return _table(plan)
+    is_shared = workers is not None or shard is not None
+    with folder_lock.shared(settings.out) if is_shared else folder_lock.alone(settings.out) as is_first:
+        for n_left in reversed(range(_DAMAGED_MAX)):
+            plan = grid.make_plan(found, chosen, pairs, settings)
+            if progress:
+                print(plan, file=sys.stderr)
+            if pinned.revisions:
+                write_lock(settings.out / LOCK_NAME, pinned)
+            if limit is not None:
+                limit.expect(plan.sources)
+            if is_shared:
+                _set_aside_among_workers(plan, bool(is_first))
+                _run_among_workers(plan, workers, shard, lease, progress)
+            else:
+                _set_aside(plan)
+                _run(plan, executor, progress, limit)
+            if limit is not None and not plan.failed:
+                limit.remove_folder()
+            try:
+                return _table(plan, unit)
+            except _Damaged as error:
+                if not n_left:
+                    raise
+                for path in error.paths:
+                    _supersede(path)
+    raise AssertionError  # the loop returns or raises
 
 
-def _disk_bytes(disk: int | str | None, executor: Any) -> int | None:
+def _check_executor(executor: Any, workers: int | None, shard: int | None) -> Any:
+    if sum(choice is not None for choice in (executor, workers, shard)) > 1:
+        raise Error("executor, workers and shard each say who computes: give one of them")
+    for name, number, least in (("workers", workers, 1), ("shard", shard, 0)):
+        if number is not None and (not isinstance(number, int) or number < least):
+            raise Error(f"{name} is {number!r}, expected an integer of at least {least}")
+    if executor == "ray":
+        from llmcomp.experiment.ray_cluster import RayCluster
+
+        return RayCluster()
+    if executor is not None and not hasattr(executor, "submit") and not hasattr(executor, "outcomes"):
+        raise Error(f'executor is {executor!r}, expected None, "ray" or an object with submit()')
+    return executor
+
+
+class _Damaged(Error):
+    """Files of finished cells that cannot be read after all."""
+
+    def __init__(self, paths: list[Path]):
+        super().__init__(f"{paths[0]}: damaged when it was read, though it was finished")
+        self.paths = paths
+
+
+def _disk_bytes(disk: int | str | None, has_others: bool) -> int | None:
     if disk is None:
         return None
-    if executor is not None:
-        raise Error("disk bounds the downloads of a sweep in this process; there is an executor")
+    if has_others:
+        raise Error("disk bounds the downloads of a sweep in this process; here others compute")
     n_bytes = parse_memory(disk) if isinstance(disk, str) else disk
     if not isinstance(n_bytes, int) or n_bytes < 1:
         raise Error(f"disk is {disk!r}, expected bytes (50000000000) or a size (50GB)")
@@ -189,65 +251,133 @@ def _read_lock(path: str | os.PathLike[str] | None, out: Path) -> Lock:
 
 def _set_aside(plan: Plan) -> None:
     for path in plan.set_aside:
-        path.replace(path.with_name(f"{path.name}.superseded"))
+        _supersede(path)
     remove_stale_parts(plan.out)
+
+
+def _supersede(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another worker was first
+        path.replace(path.with_name(f"{path.name}.superseded"))
+
+
+def _set_aside_among_workers(plan: Plan, is_first: bool) -> None:
+    """Files of other settings; a worker replaces a torn file when it holds the claim on its cell. The first worker does
+    it: where another one is there already, and files of other settings stay, it works on these."""
+    own = {cell.path for cell in plan.cells}
+    others = [path for path in plan.set_aside if path not in own]
+    if is_first:
+        for path in others:
+            _supersede(path)
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while there := [path.name for path in others if path.exists()]:
+        if time.monotonic() > until:
+            raise Error(
+                f"{plan.out}: other workers are at work here, and {len(there)} files have other settings than this "
+                f"worker's, such as {there[0]}: start all workers with the same arguments, or choose another folder"
+            )
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _progress_bar(plan: Plan, progress: bool) -> Iterator[Callable[[Cell], None]]:
+    """Called with every cell that is done. The bar counts parameters times bytes, so that the time left is right for
+    models of very different sizes."""
+    work = {cell: grid.cell_work(job, cell) for job in plan.jobs for cell in job.cells}
+    layout = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
+    n_done = 0
+    with tqdm(total=sum(work.values()), disable=not progress, delay=2, bar_format=layout) as bar:
+
+        def advance(cell: Cell) -> None:
+            nonlocal n_done
+            n_done += 1
+            bar.set_description_str(f"{n_done}/{len(work)} cells, {cell.label}", refresh=False)
+            bar.update(work[cell])
+
+        yield advance
 
 
 def _run(plan: Plan, executor: Any, progress: bool, limit: DiskLimit | None = None) -> None:
     """Compute what is missing; write every cell as soon as it is there."""
     _warn_of_equal_files(plan)
-    n_cells = sum(len(job.cells) for job in plan.jobs)
-    work = {cell: grid.cell_work(job, cell) for job in plan.jobs for cell in job.cells}
     _write_failed(plan)
-    # The bar counts parameters times bytes, so that the time left is right for models of very different sizes.
-    layout = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
     with (
-        tqdm(total=sum(work.values()), disable=not progress, delay=2, bar_format=layout) as bar,
+        _progress_bar(plan, progress) as advance,
         contextlib.closing(_outcomes(plan.jobs, executor, progress, limit)) as outcomes,
     ):
-        for n_done, outcome in enumerate(outcomes, 1):
-            if outcome.rows is None:
-                plan.failed.append(outcome)
-                _write_failed(plan)
-                tqdm.write(f"failed: {outcome.cell.label}: {outcome.reason}", file=sys.stderr)
+        for outcome in outcomes:
+            if outcome.content is not None:
+                results.write_file(outcome.cell.path, outcome.content)
+            elif outcome.rows is not None:
+                metadata = grid.cell_metadata(outcome.cell, len(outcome.rows))
+                results.write_rows(outcome.cell.path, outcome.rows, metadata)
             else:
-                plan.finished[outcome.cell] = _keep(outcome)
-            bar.set_description_str(f"{n_done}/{n_cells} cells, {outcome.cell.label}", refresh=False)
-            bar.update(work[outcome.cell])
+                _fail(plan, outcome)
+                advance(outcome.cell)
+                continue
+            plan.finished.add(outcome.cell)
+            advance(outcome.cell)
 
 
-def _keep(outcome: Outcome) -> pd.DataFrame:
-    assert outcome.rows is not None
-    metadata = {grid.KEY: outcome.cell.key, grid.N_ROWS: str(len(outcome.rows))}
-    if outcome.cell.verify:
-        metadata[grid.VERIFIED] = "true"
-    results.write_rows(outcome.cell.path, outcome.rows, metadata)
-    return results.read_rows(outcome.cell.path)
+def _fail(plan: Plan, outcome: Outcome) -> None:
+    plan.failed.append(outcome)
+    _write_failed(plan)
+    tqdm.write(f"failed: {outcome.cell.label}: {outcome.reason}", file=sys.stderr)
+
+
+def _run_among_workers(plan: Plan, workers: int | None, shard: int | None, lease: float, progress: bool) -> None:
+    """Compute with others what is missing. They write the cells' files; here it is only looked at them."""
+    _warn_of_equal_files(plan)
+    claims = Claims(plan.out, lease, _run_of_workers(workers))
+    to_do = [cell for job in plan.jobs for cell in job.cells]
+    with _progress_bar(plan, progress) as advance:
+        if not to_do:
+            pass
+        elif workers is not None:
+            for cell in work_in_processes(plan.jobs, plan.out, workers, claims):
+                advance(cell)
+        else:
+            for outcome in work_through(plan.jobs, plan.out, claims, shard or 0, TokenCache()):
+                advance(outcome.cell)
+    for cell in to_do:
+        why = claims.failure(claim_name(cell))
+        if grid.is_finished(cell):
+            plan.finished.add(cell)
+        else:
+            plan.failed.append(Outcome(cell, None, why or "its file was removed by another"))
+            tqdm.write(f"failed: {cell.label}: {plan.failed[-1].reason}", file=sys.stderr)
+    _write_failed(plan)
+
+
+def _run_of_workers(workers: int | None) -> str | None:
+    """What the workers of one array job, or of one parent, have in common."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return secrets.token_hex(8) if workers is not None else f"slurm-{job}" if job else None
 
 
 def _outcomes(jobs: list[Job], executor: Any, progress: bool, limit: DiskLimit | None) -> Generator[Outcome]:
     if executor is None:
         cache = TokenCache()
         with contextlib.ExitStack() as stack:
-            models_ahead = stack.enter_context(LoadAhead([functools.partial(_stage, job, limit) for job in jobs]))
+            models_ahead = stack.enter_context(LoadAhead([functools.partial(stage, job, limit) for job in jobs]))
             if limit is not None:
                 stack.callback(limit.close)
             for number, job in enumerate(jobs):
-                yield from _compute(job, functools.partial(models_ahead.take, number), cache, progress)
+                yield from compute(job, functools.partial(models_ahead.take, number), cache, progress)
                 if limit is not None and isinstance(job.model, ModelSource):
                     limit.release(job.model)
+        return
+    if hasattr(executor, "outcomes"):
+        yield from executor.outcomes(jobs, progress)
         return
     with tempfile.TemporaryDirectory(prefix="llmcomp-tokens-") as folder:
         yield from _executed([replace(job, tokens_folder=folder) for job in jobs], executor)
 
 
 def _executed(jobs: list[Job], executor: Any) -> Generator[Outcome]:
-    if executor == "ray":
-        executor = RayExecutor()
     done: queue.SimpleQueue[tuple[Job, Any]] = queue.SimpleQueue()
     futures = []
     for job in jobs:
-        future = executor.submit(_compute_all, job)
+        future = executor.submit(compute_all, job)
         future.add_done_callback(lambda finished, job=job: done.put((job, finished)))
         futures.append(future)
     try:
@@ -257,74 +387,28 @@ def _executed(jobs: list[Job], executor: Any) -> Generator[Outcome]:
                 yield from future.result()
             # Whatever a worker died of, the other workers go on.
             except Exception as error:
-                yield from (Outcome(cell, None, _reason(error)) for cell in job.cells)
+                yield from (Outcome(cell, None, told(error)) for cell in job.cells)
     finally:
         for future in futures:
             future.cancel()
 
 
-def _compute_all(job: Job) -> list[Outcome]:
-    """A job of an executor, on one thread: the executor's workers are what keeps the processors busy."""
-    with coding.use_threads(1):
-        return list(_compute(job, functools.partial(_load, job), _shared_cache(job.tokens_folder), progress=False))
-
-
-@functools.lru_cache(maxsize=1)
-def _shared_cache(folder: str | None) -> TokenCache:
-    """One for all jobs of a sweep that a process gets."""
-    return TokenCache(folder)
-
-
-def _stage(job: Job, limit: DiskLimit | None = None) -> Callable[[], Any]:
-    if isinstance(job.model, ModelSource):
-        if limit is not None:
-            limit.reserve(job.model)
-        return load.stage_source(job.model, job.engine, **job.options)
-    return lambda: job.model
-
-
-def _load(job: Job) -> Any:
-    return _stage(job)()
-
-
-def _compute(job: Job, load: Callable[[], Any], cache: TokenCache, progress: bool) -> Iterator[Outcome]:
-    """All cells of one job. A failure is an outcome, whatever its kind: one cell must not end a night's sweep."""
-    try:
-        model = load()
-    except Exception as error:
-        yield from (Outcome(cell, None, _reason(error)) for cell in job.cells)
-        return
-    for cell in job.cells:
+def _table(plan: Plan, unit: str | None) -> pd.DataFrame:
+    """`_Damaged` names files that are not what their ends said."""
+    finished = [cell for cell in plan.cells if cell in plan.finished]
+    if unit is None or not finished:
+        table = results.empty_rows()
+    elif unit == "cell" and all(cell.stop is None for cell in finished):
         try:
-            yield Outcome(cell, _score(job, cell, model, cache, progress))
-        except Exception as error:
-            yield Outcome(cell, None, _reason(error))
-
-
-def _score(job: Job, cell: Cell, model: Any, cache: TokenCache, progress: bool) -> pd.DataFrame:
-    data = job.datasets[cell.dataset]
-    if model is grid.BASELINES:
-        return baseline_rows(data, progress=progress)
-    options: dict[str, Any] = {"protocol": cell.protocol, "mapping": cell.mapping, "progress": progress}
-    if cell.protocol == "lossless":
-        options["verify"] = cell.verify
-    if job.scorer is None:
-        options |= {"max_memory": job.max_memory, "token_cache": cache}
-    rows = (job.scorer or score.score)(list(data.chunks), model, **options)
-    if cell.protocol == "lossless" and len(rows) != len(data.chunks):
-        raise Error(f"the score has {len(rows)} rows, expected one for each of {len(data.chunks)} chunks")
-    rows = rows.assign(model=cell.model, step=cell.step, dataset=cell.dataset, modality=data.modality)
-    return add_facts(rows, job.model) if isinstance(job.model, ModelSource) else rows
-
-
-def _reason(error: BaseException) -> str:
-    text = (str(error).strip() or "no message").splitlines()[0]
-    return text if isinstance(error, Error) else f"{type(error).__name__}: {text}"
-
-
-def _table(plan: Plan) -> pd.DataFrame:
-    order = [plan.finished[cell] for cell in plan.cells if cell in plan.finished]
-    table = pd.concat(order, ignore_index=True) if order else results.empty_rows()
+            table = results.read_cells([cell.path for cell in finished])
+        except Error:
+            raise _Damaged([cell.path for cell in finished if grid.finished_rows(cell) is None] or [plan.out]) from None
+    else:
+        rows = {cell: grid.finished_rows(cell, plan.models[cell]) for cell in finished}
+        if damaged := [cell.path for cell in finished if rows[cell] is None]:
+            raise _Damaged(damaged)
+        table = pd.concat(rows.values(), ignore_index=True)
+        table = results.cells(table) if unit == "cell" else table
     _warn_of_equal_weights(plan, table)
     columns = ("model", "step", "dataset", "protocol", "mapping")
     table.attrs["failed"] = [
@@ -334,7 +418,7 @@ def _table(plan: Plan) -> pd.DataFrame:
 
 
 def _write_failed(plan: Plan) -> None:
-    """failed.json tells what failed in the last sweep of this folder; no file, no failures."""
+    """failed.json lists what failed in the last sweep of this folder; no file, no failures."""
     path = plan.out / _FAILED_NAME
     if not plan.failed:
         path.unlink(missing_ok=True)
@@ -388,67 +472,3 @@ def _warn_of_training_data(sources: list[ModelSource], chosen: list[Any]) -> Non
                 TrainingDataWarning,
                 stacklevel=3,
             )
-
-
-_locked_here: set[Path] = set()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One sweep a folder. The system frees the lock with the process, however that ends; children do not inherit it."""
-    path = folder.absolute() / _LOCK_NAME
-    if path in _locked_here:
-        raise Error(f"{folder}: another sweep of this process is at work here")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = _open_lock(path)
-    except OSError as error:
-        raise Error(f"{folder}: cannot write results there: {error.strerror or error}") from error
-    with file:
-        _take(file, folder)
-        _locked_here.add(path)
-        try:
-            yield
-        finally:
-            _locked_here.discard(path)
-
-
-def _open_lock(path: Path) -> IO[str]:
-    """The lock is written to, and in a folder from elsewhere it may be a link to what is not the sweep's, or a pipe."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        os.close(handle)
-        raise Error(f"{path}: expected a file of its own, found a link or something else: remove it")
-    return os.fdopen(handle, "a+")
-
-
-def _take(file: Any, folder: Path) -> None:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise Error(f"{folder}: cannot lock {_LOCK_NAME} there: {error.strerror or error}") from error
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        raise Error(f"{folder}: another sweep is at work here (process {holder})") from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-
-
-class RayExecutor:
-    """Tasks on a Ray cluster; `options` are those of `ray.remote`, such as num_gpus=1. In the extra llmcomp[ray]."""
-
-    def __init__(self, **options: Any) -> None:
-        try:
-            import ray
-        except ImportError:
-            raise Error("the executor 'ray' needs Ray: pip install llmcomp[ray]") from None
-        if not ray.is_initialized():
-            ray.init()
-        self._ray, self._options = ray, options
-
-    def submit(self, function: Callable[[Job], list[Outcome]], job: Job) -> Any:
-        remote = self._ray.remote(**self._options)(function) if self._options else self._ray.remote(function)
-        return remote.remote(job).future()

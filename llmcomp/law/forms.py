@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 EXPONENT_RANGE = (0.01, 10.0)
 # Places on an axis are sought from a hundredth to a hundred times the geometric mean of the cells.
 PLACE_RANGE = (0.01, 100.0)
-# Width of the break in units of log x, held: the few steps of a grid cannot tell it.
+# Width of the break in units of log x, held: the few steps of a grid do not determine it.
 BREAK_WIDTH = 0.25
 
 

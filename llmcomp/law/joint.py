@@ -1,6 +1,6 @@
 """One law of several data sets: exponents, or everything but a shift and a factor, are shared where the data allow it.
 
-The data sets have errors of their own size, weighed by iteration. Which sharing is supported is told by AICc and by
+The data sets have errors of their own size, weighed by iteration. Which sharing is supported is decided by AICc and by
 hold-out, side by side. What may not live here: drawing, single laws.
 """
 

@@ -1,4 +1,4 @@
-"""What to measure next: the runs that tell most about alpha for a budget, by optimal design on the fitted law.
+"""What to measure next: the runs that narrow alpha most for a budget, by optimal design on the fitted law.
 
 What may not live here: fitting itself; a law here is anything with axes, cells, problem, optimum, refit and predict.
 """
@@ -22,7 +22,7 @@ from llmcomp.law.text import align, html_table, latex_table, short_number, tex_t
 Cost = Literal["train", "score"] | Callable[[float, float, int], float]
 _N_SIZES = 13  # candidates from a quarter of the smallest size to four times the largest
 _MOST_RUNS = 30
-_LEAST_GAIN = 0.02  # of the logarithm of the variance: a run that tells less is not proposed
+_LEAST_GAIN = 0.02  # of the logarithm of the variance: a run that gains less is not proposed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -131,20 +131,26 @@ def plan_cells(
         (_greedy(now, informations, costs, budget, at=at, per_cost=per_cost) for per_cost in (False, True)),
         key=lambda order: float(_variance(now + informations[order].sum(0), at)),
     )
-    rows: list[tuple[float, float, int, float, float]] = []
-    information = now
-    for i in chosen:
-        p, s = runs[i]
-        information = information + informations[i]
-        factor = _interval_factor(law, information, sum(row[2] for row in rows) + len(s))
-        rows.append((p, s[-1], len(s), costs[i], factor))
-    columns = [law.axes[0].name, law.axes[1].name, "cells", "cost", "factor"]
     present = sum(
         price(float(p), float(steps_[sizes_ == p].max()), int((sizes_ == p).sum())) for p in np.unique(sizes_)
     )
-    identified = _simulate(law, [runs[i] for i in chosen], simulations, seed)
-    factor_now = _interval_factor(law, now, 0)
-    return Plan(pd.DataFrame(rows, columns=columns), budget, present, factor_now, identified, simulations, law.name)
+    chosen_runs = [runs[i] for i in chosen]
+    rows = _rows_of(law, chosen_runs, [float(costs[i]) for i in chosen], now, informations[chosen])
+    identified = _simulate(law, chosen_runs, simulations, seed)
+    return Plan(rows, budget, present, _interval_factor(law, now, 0), identified, simulations, law.name)
+
+
+def _rows_of(
+    law: Any, runs: Sequence[tuple[float, Array]], costs: Sequence[float], now: Array, informations: Array
+) -> pd.DataFrame:
+    """A row a run, with the factor of alpha's interval once it and all before it are measured."""
+    rows: list[tuple[float, float, int, float, float]] = []
+    information = now
+    for (p, s), cost, gained in zip(runs, costs, informations, strict=True):
+        information = information + gained
+        factor = _interval_factor(law, information, sum(row[2] for row in rows) + len(s))
+        rows.append((p, s[-1], len(s), cost, factor))
+    return pd.DataFrame(rows, columns=[law.axes[0].name, law.axes[1].name, "cells", "cost", "factor"])
 
 
 def _price(cost: Cost) -> Callable[[float, float, int], float]:

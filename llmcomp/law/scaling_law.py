@@ -154,7 +154,7 @@ class ScalingLaw:
             return self.elsewhere.dof
         if self.method.random is None:
             return len(self.cells) - self.form.n_free
-        # What the sizes decide (a, b, alpha) is told by the runs, of which there are fewer than cells.
+        # What the sizes decide (a, b, alpha) is measured by the runs, of which there are fewer than cells.
         n_runs = len(set(runs_of(self.name, self.cells, self.axes)))
         return max(1, min(n_runs - 3, len(self.cells) - self.n_free))
 

@@ -24,7 +24,7 @@ from llmcomp.errors import Error
 from llmcomp.law.text import short_number
 
 RATIO_LABEL = "compressed / original size"
-PARAMS_LABEL = "parameters P"
+PARAMS_LABEL = "parameters P (total)"  # with embeddings, as the column params
 STEP_LABEL = "training steps S"
 PANEL_INCHES = (2.9, 2.7)  # width and height of one panel in print
 STYLE: Any = {
@@ -94,7 +94,7 @@ def colours(n: int) -> list[Any]:
 
 def label_of(axis: Any) -> str:
     """What an axis of a law is called in a figure, with its letter."""
-    return f"{axis.label} {axis.letter}"
+    return PARAMS_LABEL if axis.column == "params" else f"{axis.label} {axis.letter}"
 
 
 def title_of(cells: pd.DataFrame) -> str:

@@ -42,6 +42,7 @@ class ModelTraits(NamedTuple):
     dtype: str  # ""
     attention: str  # ""
     n_params: int | None  # None
+    n_params_nonembedding: int | None  # None
     context_length: int  # 2,048
     vocab_size: int  # the tokenizer's, where that is not larger
     n_logits: int  # vocab_size
@@ -66,6 +67,7 @@ class ModelTraits(NamedTuple):
             dtype=str(has("dtype", "")),
             attention=str(has("attention", "")),
             n_params=getattr(model, "n_params", None),
+            n_params_nonembedding=getattr(model, "n_params_nonembedding", None),
             context_length=int(has("context_length", CONTEXT_LENGTH_DEFAULT)),
             vocab_size=vocab_size,
             n_logits=int(has("n_logits", vocab_size)),
@@ -129,7 +131,7 @@ class AdaptedModel:
         return self._log2_probabilities is not None or self._start_log2_probabilities is not None
 
     def pass_memory(self, is_fused: bool) -> PassMemory:
-        """What a pass costs; not `is_fused`: all logits of a batch exist at once. Of a model that does not tell, only
+        """What a pass costs; not `is_fused`: all logits of a batch exist at once. Of a model that does not say, only
         the logits are known."""
         logits_bytes = 4 * self.traits.n_logits
         rows_max = BATCH_ROWS if is_fused else max(1, BATCH_LOGITS_BYTES // logits_bytes)

@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tqdm.auto import tqdm
-
 from llmcomp.errors import Error
 from llmcomp.models import hub
 from llmcomp.models.lock import Lock, LockedRevision
@@ -20,6 +18,7 @@ from llmcomp.models.registry import find_entry
 from llmcomp.models.selection import Branches, select
 from llmcomp.models.sources import ask_revision, branches_of, is_weight_file
 from llmcomp.models.suite import Checkpoint, Rule, Suite, SuiteModel, is_suite, load_suite
+from llmcomp.progress import tqdm
 
 _LABELS_SHOWN = 6
 # Bytes a parameter; old files of small models have masks beside the weights that take about as much.
@@ -163,7 +162,7 @@ def _gate(repo: str, chosen: list[Checkpoint], commits: dict[str, str]) -> str:
     except hub.GatedModel as error:
         return str(error)
     except Error:
-        pass  # what else is wrong is told by its name
+        pass  # what else is wrong is reported under its own name
     return ""
 
 
@@ -223,7 +222,7 @@ def _equal_weights(lock: Lock) -> list[Fault]:
         if len(labels) > 1
     ]
     for digest, places in files.items():
-        # One of each group of equal weights: the group itself is told of above.
+        # One of each group of equal weights: the group itself is reported above.
         distinct = {whole: label for label, whole in reversed(places)}
         if len(distinct) > 1:
             labels = tuple(reversed(distinct.values()))

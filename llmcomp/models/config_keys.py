@@ -171,10 +171,7 @@ def parse_rotary(
     rope.pop("type", None)
 
     def number(key: str, default: float | None = None) -> float:
-        value = rope.pop(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            raise keys.error("rope_parameters" if keys.has("rope_parameters") else "rope_scaling", f"a number {key}")
-        return float(value)
+        return _pop_number(keys, rope, key, default)
 
     base, share = number("rope_theta", base), number("partial_rotary_factor", 1.0 if fraction is None else fraction)
     if share != 1 and fraction is None:
@@ -186,19 +183,42 @@ def parse_rotary(
         raise Error(
             f"{keys.name}: {share} of heads of {head_dim} are {dims} rotary dimensions, expected an even number"
         )
-    found = {**_PLAIN_ROTARY, "dims": dims, "base": base}
+    found = {**_PLAIN_ROTARY, "dims": dims, "base": base, **_parse_scaling(keys, rope, kind, context)}
+    if rope:
+        raise Error(
+            f"{keys.name}: rotary positions of type {shown(kind)} have a {named(min(rope))}, which is not known"
+        )
+    return found
+
+
+def _pop_number(keys: Keys, rope: dict[str, Any], key: str, default: float | None = None) -> float:
+    value = rope.pop(key, default)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise keys.error("rope_parameters" if keys.has("rope_parameters") else "rope_scaling", f"a number {key}")
+    return float(value)
+
+
+def _parse_scaling(keys: Keys, rope: dict[str, Any], kind: Any, context: int) -> dict[str, Any]:
+    """What a kind of scaling reads, taken out of `rope`."""
+
+    def number(key: str, default: float | None = None) -> float:
+        return _pop_number(keys, rope, key, default)
+
+    if kind == "default":
+        rope.pop("original_max_position_embeddings", None)
+        return {}
     if kind == "linear":
-        found |= {"scaling": "linear", "factor": number("factor")}
-    elif kind == "llama3":
-        found |= {
+        return {"scaling": "linear", "factor": number("factor")}
+    if kind == "llama3":
+        return {
             "scaling": "llama3",
             "factor": number("factor"),
             "original_length": number("original_max_position_embeddings", context),
             "low_factor": number("low_freq_factor"),
             "high_factor": number("high_freq_factor"),
         }
-    elif kind == "yarn":
-        found |= {
+    if kind == "yarn":
+        return {
             "scaling": "yarn",
             "factor": number("factor"),
             "original_length": number("original_max_position_embeddings", context),
@@ -207,18 +227,10 @@ def parse_rotary(
             "attention_factor": number("attention_factor", 0.0),
             "truncate": bool(rope.pop("truncate", True)),
         }
-    elif kind != "default":
-        raise Error(
-            f"{keys.name}: rotary positions are of type {shown(kind)}, the exact engine computes 'default', 'linear', "
-            "'llama3' and 'yarn' only"
-        )
-    if kind == "default":
-        rope.pop("original_max_position_embeddings", None)
-    if rope:
-        raise Error(
-            f"{keys.name}: rotary positions of type {shown(kind)} have a {named(min(rope))}, which is not known"
-        )
-    return found
+    raise Error(
+        f"{keys.name}: rotary positions are of type {shown(kind)}, the exact engine computes 'default', 'linear', "
+        "'llama3' and 'yarn' only"
+    )
 
 
 def parse_flat_rotary(

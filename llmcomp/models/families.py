@@ -26,7 +26,7 @@ from llmcomp.models.config_keys import (
     parse_sizes,
     rope_of,
 )
-from llmcomp.models.graph import Graph, TensorPlan
+from llmcomp.models.graph import BOTH_NORMS, LLAMA_NORMS, POST_NORMS, Graph, TensorPlan, llama_tensors
 
 # Graphs. GPT-NeoX's is the one that others differ from.
 
@@ -51,45 +51,6 @@ _NEOX = {
     "gated": False,
 }
 _LLAMA = {**_NEOX, "norm": "rms", "gated": True}
-
-
-_LLAMA_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
-_POST_NORMS = {"post_attention_layernorm": "attention_post_norm", "post_feedforward_layernorm": "mlp_post_norm"}
-_BOTH_NORMS = {"input_layernorm": "attention_norm", "pre_feedforward_layernorm": "mlp_norm", **_POST_NORMS}
-
-
-def _llama_tensors(
-    sizes: Mapping[str, Any],
-    tied: bool,
-    *,
-    norms: Mapping[str, str] = _LLAMA_NORMS,
-    norm_bias: bool = False,
-    has_norms: bool = True,
-    qkv_bias: bool = False,
-    out_bias: bool = False,
-    mlp_bias: bool = False,
-    gated: bool = True,
-    qk_norm: str | None = None,
-) -> TensorPlan:
-    """What Llama's descendants have, by Llama's names. `qk_norm`: "head" or "full"."""
-    tensors = TensorPlan(sizes)
-    hidden = sizes["hidden"]
-    tensors.add("embed_tokens.weight", None, "embedding", sizes["n_embeddings"], hidden)
-    if has_norms:
-        tensors.norm("norm", None, "final_norm", hidden, norm_bias)
-    if not tied:
-        tensors.add("lm_head.weight", None, "head", sizes["n_logits"], hidden)
-    for i in range(sizes["n_layers"]):
-        layer = f"layers.{i}"
-        for name, slot in norms.items() if has_norms else ():
-            tensors.norm(f"{layer}.{name}", i, slot, hidden, norm_bias)
-        tensors.attention(i, f"{layer}.self_attn", bias=qkv_bias, out_bias=out_bias)
-        if qk_norm is not None:
-            for part, n_heads in (("q", sizes["n_heads"]), ("k", sizes["n_kv_heads"])):
-                n = sizes["head_dim"] * (n_heads if qk_norm == "full" else 1)
-                tensors.add(f"{layer}.self_attn.{part}_norm.weight", i, f"{part}_norm_gain", n)
-        tensors.mlp(i, f"{layer}.mlp", mlp_bias, gated)
-    return tensors
 
 
 # What a family makes of a config.json: (switches, tensors, tied).
@@ -157,7 +118,12 @@ def _gpt2(keys: Keys) -> _Found:
         "activation": keys.activation("activation_function", "gelu_new"),
         "norm_epsilon": keys.number("layer_norm_epsilon", 1e-5),
     }
-    tensors = TensorPlan(switches)
+    return switches, _gpt2_tensors(switches, tied), tied
+
+
+def _gpt2_tensors(sizes: Mapping[str, Any], tied: bool) -> TensorPlan:
+    hidden, wide, vocab_size = sizes["hidden"], sizes["intermediate"], sizes["n_logits"]
+    tensors = TensorPlan(sizes)
 
     def turned(name: str, layer: int, slots: tuple[str, ...], n_in: int, n_out: int) -> None:
         """GPT-2's maps are stored [inputs][outputs]; several slots divide the outputs."""
@@ -168,18 +134,18 @@ def _gpt2(keys: Keys) -> _Found:
             tensors.add(f"{name}.bias", layer, f"{slot}_bias", n_out, columns=columns)
 
     tensors.add("wte.weight", None, "embedding", vocab_size, hidden)
-    tensors.add("wpe.weight", None, "positions", context, hidden)
+    tensors.add("wpe.weight", None, "positions", sizes["context_length"], hidden)
     tensors.norm("ln_f", None, "final_norm", hidden, True)
     if not tied:
         tensors.add("lm_head.weight", None, "head", vocab_size, hidden)
-    for i in range(n_layers):
+    for i in range(sizes["n_layers"]):
         tensors.norm(f"h.{i}.ln_1", i, "attention_norm", hidden, True)
         turned(f"h.{i}.attn.c_attn", i, ("q", "k", "v"), hidden, 3 * hidden)
         turned(f"h.{i}.attn.c_proj", i, ("out",), hidden, hidden)
         tensors.norm(f"h.{i}.ln_2", i, "mlp_norm", hidden, True)
         turned(f"h.{i}.mlp.c_fc", i, ("up",), hidden, wide)
         turned(f"h.{i}.mlp.c_proj", i, ("down",), wide, hidden)
-    return switches, tensors, tied
+    return tensors
 
 
 def _llama_like(
@@ -192,7 +158,7 @@ def _llama_like(
     tensors: Mapping[str, Any] | None = None,
     **switches: Any,
 ) -> _Found:
-    """`attention_bias` None: the key decides, for all four maps. `tensors`: of `_llama_tensors`, `switches`: of the
+    """`attention_bias` None: the key decides, for all four maps. `tensors`: of `llama_tensors`, `switches`: of the
     graph, what differs."""
     tied = keys.flag("tie_word_embeddings", tied)
     bias = keys.flag("attention_bias", False) if attention_bias is None else attention_bias
@@ -201,7 +167,7 @@ def _llama_like(
     options = {"qkv_bias": bias, "out_bias": bias, "gated": switches["gated"], **(tensors or {})}
     if switches["qk_norm"] != "none":
         options["qk_norm"] = switches["qk_norm"]
-    return switches, _llama_tensors(sizes, tied, **options), tied
+    return switches, llama_tensors(sizes, tied, **options), tied
 
 
 def _llama(keys: Keys) -> _Found:
@@ -299,7 +265,7 @@ def _olmo_with_post_norms(keys: Keys, sizes: dict[str, Any], layers: list[tuple[
         post_norm=True,
         qk_norm="full",
         activation=keys.activation("hidden_act", "silu"),
-        tensors={"norms": _POST_NORMS},
+        tensors={"norms": POST_NORMS},
     )
 
 
@@ -390,7 +356,7 @@ def _gemma_with_caps(
         post_norm=True,
         score_cap=cap("attn_logit_softcapping", caps[0]),
         logits_cap=cap("final_logit_softcapping", caps[1]),
-        tensors={"norms": _BOTH_NORMS},
+        tensors={"norms": BOTH_NORMS},
         **more,
     )
 
@@ -532,7 +498,7 @@ def _stablelm(keys: Keys) -> _Found:
     demand_whole_heads(keys, sizes)
     rotary = parse_flat_rotary(keys, sizes, fraction=0.25)
     is_parallel, has_qk_norm = keys.flag("use_parallel_residual", False), keys.flag("qk_layernorm", False)
-    norms = {"input_layernorm": "attention_norm"} if is_parallel else _LLAMA_NORMS
+    norms = {"input_layernorm": "attention_norm"} if is_parallel else LLAMA_NORMS
     switches, tensors, tied = _llama_like(
         keys,
         sizes,

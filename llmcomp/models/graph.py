@@ -109,3 +109,43 @@ class TensorPlan:
         for slot in ("gate", "up") if gated else ("up",):
             self.linear(f"{prefix}.{slot}_proj", layer, slot, (wide, hidden), bias)
         self.linear(f"{prefix}.down_proj", layer, "down", (hidden, wide), bias)
+
+
+# Norms of a layer, by the names that Llama and its descendants give them.
+LLAMA_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
+POST_NORMS = {"post_attention_layernorm": "attention_post_norm", "post_feedforward_layernorm": "mlp_post_norm"}
+BOTH_NORMS = {"input_layernorm": "attention_norm", "pre_feedforward_layernorm": "mlp_norm", **POST_NORMS}
+
+
+def llama_tensors(
+    sizes: Mapping[str, Any],
+    tied: bool,
+    *,
+    norms: Mapping[str, str] = LLAMA_NORMS,
+    norm_bias: bool = False,
+    has_norms: bool = True,
+    qkv_bias: bool = False,
+    out_bias: bool = False,
+    mlp_bias: bool = False,
+    gated: bool = True,
+    qk_norm: str | None = None,
+) -> TensorPlan:
+    """What Llama's descendants have, by Llama's names. `qk_norm`: "head" or "full"."""
+    tensors = TensorPlan(sizes)
+    hidden = sizes["hidden"]
+    tensors.add("embed_tokens.weight", None, "embedding", sizes["n_embeddings"], hidden)
+    if has_norms:
+        tensors.norm("norm", None, "final_norm", hidden, norm_bias)
+    if not tied:
+        tensors.add("lm_head.weight", None, "head", sizes["n_logits"], hidden)
+    for i in range(sizes["n_layers"]):
+        layer = f"layers.{i}"
+        for name, slot in norms.items() if has_norms else ():
+            tensors.norm(f"{layer}.{name}", i, slot, hidden, norm_bias)
+        tensors.attention(i, f"{layer}.self_attn", bias=qkv_bias, out_bias=out_bias)
+        if qk_norm is not None:
+            for part, n_heads in (("q", sizes["n_heads"]), ("k", sizes["n_kv_heads"])):
+                n = sizes["head_dim"] * (n_heads if qk_norm == "full" else 1)
+                tensors.add(f"{layer}.self_attn.{part}_norm.weight", i, f"{part}_norm_gain", n)
+        tensors.mlp(i, f"{layer}.mlp", mlp_bias, gated)
+    return tensors

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llmcomp.data.tokenizers import from_object
 from llmcomp.errors import Error, shown
+from llmcomp.models.adapter import is_model
 from llmcomp.models.families import FAMILIES
 from llmcomp.models.memory import host_memory
 from llmcomp.models.protocol import as_model
@@ -30,17 +34,18 @@ def load_model(
     attention: str | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-    tokenizer: str | os.PathLike[str] | None = None,
+    tokenizer: Any = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """Load a model: a bundled pico model, a Hugging Face folder or hub name, or any object with logits() and session().
+    """Load a model: a bundled pico model, a Hugging Face folder or hub name, or an object: one with logits() and
+    session(), or a causal model of transformers that is in memory, as in a training run.
 
     A folder is what `name` calls one: an `os.PathLike`, text that is absolute or begins with "." or "~" ("./pythia"),
     or the name of a folder that has not the form of a name. "pico-13k", "pythia-70m" and "owner/model" are names of
-    the registry and of the hub, whatever lies in the working directory; a warning tells of a folder so called.
+    the registry and of the hub, whatever lies in the working directory; a warning names a folder so called.
 
-    `engine="exact"` computes the families of `families.FAMILIES` bit for bit alike on every machine: in the C core, or,
-    GPT-NeoX models, with `device="cuda"` ("cuda:1", ...) by kernels for a CUDA device (`engines.cuda`). So does
+    `engine="exact"` computes the families of `families.FAMILIES` bit for bit alike on every machine: in the C core,
+    or with `device="cuda"` ("cuda:1", ...) by kernels for a CUDA device (`engines.cuda`). So does
     "exact-int8", with linear maps in 8-bit integers: other logits, its own archives (`exact.Int8Model`).
     `engine="torch"` runs any causal model of transformers on `device` ("cpu", "cuda", ...) in `dtype` ("float32",
     "bfloat16", "float16") with `attention` ("sdpa", "eager"); what it promises is written in `engines.torch`. `engine`
@@ -49,10 +54,18 @@ def load_model(
     instead of the model's own, or "bytes": tokens 0 to 255 are then bytes, whatever the folder holds. An object that is
     a model already is returned unchanged.
 
+    A module of transformers comes with its `tokenizer`, an object of that library or what else is said above; the pair
+    (module, tokenizer) is taken wherever a model is. It stays where it is and as it is, in training too; its weights
+    are those of the moment, so load it again after the next step of training.
+
     No code that a model brings along is run, and nobody is asked about it, unless `trust_remote_code=True`: then, with
     the torch engine, transformers runs the Python files of the folder. From the hub no Python file is downloaded.
     Raises `Error`, also for want of a device.
     """
+    if isinstance(name, tuple) and len(name) == 2 and tokenizer is None:
+        name, tokenizer = name
+    if is_module(name):
+        return _on_device(_view_module(name, tokenizer, step, engine, dtype or attention), device)
     if not isinstance(name, (str, os.PathLike)):
         return _on_device(as_model(name), device)
     if not isinstance(trust_remote_code, bool):
@@ -69,6 +82,32 @@ def load_model(
     return load_source(source, engine, **options)
 
 
+def is_module(value: Any) -> bool:
+    """Whether `value` is a model of transformers in memory."""
+    methods = ("forward", "parameters", "get_output_embeddings")
+    return hasattr(value, "config") and all(callable(getattr(value, name, None)) for name in methods)
+
+
+def is_in_memory(value: Any) -> bool:
+    """Whether `value` is one model, rather than the name of one or several: an object, a module, or a module with its
+    tokenizer."""
+    return is_model(value) or is_module(value) or (isinstance(value, tuple) and len(value) == 2 and is_module(value[0]))
+
+
+def _view_module(module: Any, tokenizer: Any, step: int | None, engine: str | None, option: str | None) -> Any:
+    from llmcomp.models.engines.torch import TorchModel
+
+    if engine not in (None, "torch") or option is not None:
+        raise Error(f"a module in memory is computed by torch as it is: {option or f'engine {engine}'} is for folders")
+    name = Path(str(getattr(module.config, "_name_or_path", "") or type(module).__name__)).name
+    if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
+        path = None if tokenizer is None else ModelSource(name, step, ()).with_tokenizer(tokenizer).tokenizer_option
+        # Of a module without one, unless its tokens are bytes by their number, whoever asks is told.
+        path = Path(name, "tokenizer.json") if path is None else path
+        return TorchModel(module, name=name, step=step, tokenizer_path=path)
+    return TorchModel(module, name=name, step=step, tokenizer=from_object(tokenizer))
+
+
 def _choose_engine(source: ModelSource) -> str:
     architecture = source.read_config().get("model_type")
     if architecture in FAMILIES:
@@ -79,6 +118,49 @@ def _choose_engine(source: ModelSource) -> str:
         stacklevel=3,
     )
     return "torch"
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that a user named for archives, which say with which engine it is loaded.
+
+    `options` are those of `load_model`, without what is None; `engine` overrules the archive's.
+    """
+
+    name: str | os.PathLike[str]
+    step: int | None = None
+    engine: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    _loaded: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def load(self, engine: str, name: str, step: int | None, is_wanted: Callable[[Any], bool]) -> Any:
+        """The model for an archive of `engine`, made with the model `name` at `step`.
+
+        The torch engine's bits depend on dtype and attention, which an archive does not name: unless the user did,
+        each is tried until `is_wanted`; the first is returned where none is.
+        """
+        engine = self.engine or engine
+        step = step if self.step is None and str(self.name) == name else self.step
+        first = None
+        for options in self._candidates(engine):
+            key = (engine, step, *options.items())
+            if key not in self._loaded:
+                self._loaded.clear()  # one at a time
+                self._loaded[key] = load_model(self.name, step, engine, **options)
+            if is_wanted(self._loaded[key]):
+                return self._loaded[key]
+            first = options if first is None else first
+        return load_model(self.name, step, engine, **(first or {}))
+
+    def _candidates(self, engine: str) -> Iterator[dict[str, Any]]:
+        if engine != "torch":
+            yield dict(self.options)
+            return
+        attentions = [self.options["attention"]] if "attention" in self.options else [None, "eager"]
+        dtypes = [self.options["dtype"]] if "dtype" in self.options else ["float32", "bfloat16", "float16"]
+        for attention, dtype in itertools.product(attentions, dtypes):
+            chosen = {"dtype": dtype} if attention is None else {"dtype": dtype, "attention": attention}
+            yield {**self.options, **chosen}
 
 
 def load_registered(
@@ -159,11 +241,12 @@ def stage_source(source: ModelSource, engine: str = "exact", **options: Any) -> 
         _ = model.weights_sha256
         return lambda: model
     from llmcomp.models.engines import torch as engine_torch
+    from llmcomp.models.engines.torch_weights import read_host_weights
 
     if source.read_config().get("model_type") == "gpt_neox":
         stored_digest = _stored_digest(source)
         options["digest"] = lambda: stored_digest
-    weights = engine_torch.read_host_weights(folder)
+    weights = read_host_weights(folder)
     return functools.partial(
         engine_torch.load_torch,
         folder,
@@ -199,9 +282,9 @@ def _pickled_weights(source: ModelSource, folder: Path) -> dict[str, np.ndarray]
     """The weights of a checkpoint that has them in no other form, else None."""
     if any(file.name.endswith(".safetensors") for file in source.files):
         return None
-    from llmcomp.models.engines import torch as engine_torch
+    from llmcomp.models.engines.torch_weights import read_pickled_weights
 
-    return engine_torch.read_pickled_weights(folder)
+    return read_pickled_weights(folder)
 
 
 def _stored_digest(source: ModelSource) -> str:

@@ -66,7 +66,7 @@ def host_memory() -> tuple[int, int]:
     """(free, all) bytes of this machine, or of the control group that this process is confined to."""
     page_bytes = os.sysconf("SC_PAGE_SIZE")
     total = os.sysconf("SC_PHYS_PAGES") * page_bytes
-    # macOS tells no free pages; half of all is a guess that its compression makes safe.
+    # macOS reports no free pages; half of all is a guess that its compression makes safe.
     free = total // 2
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text("ascii").splitlines())
@@ -95,7 +95,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class PassMemory(NamedTuple):
-    """What one pass of a model over a batch takes, as its engine tells: bytes, and rows of tokens with their padding.
+    """What one pass of a model over a batch takes, as its engine states: bytes, and rows of tokens with their padding.
 
     `row_bytes` for every row, `fixed_bytes` whatever the rows (blocks of logits), `held_bytes` since the model was
     loaded (weights). `free_bytes`, `total_bytes` of the device; `rows_max`: more make nothing faster.

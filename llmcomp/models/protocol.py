@@ -59,7 +59,8 @@ class Described(Protocol):
 
     name: str  # in rows and archives
     step: int | None  # training step
-    n_params: int
+    n_params: int  # all, tied weights once
+    n_params_nonembedding: int  # without input and output embedding
     n_logits: int  # V
     vocab_size: int  # tokens among the logits
     context_length: int  # tokens that a window may hold

@@ -11,14 +11,19 @@ from llmcomp.models.suite import SuiteModel, bundled_suites, load_suite
 
 
 class ModelEntry(NamedTuple):
-    """One name that `load_model` knows; `params` is what the suite's authors call it by, not a count of weights.
+    """One name that `load_model` knows.
 
-    `steps` is empty where the revisions are looked up on the hub or have no step.
+    `params`: all parameters, tied weights once, and `n_params_nonembedding`: without input and output embedding, as in
+    rows; None where the suite does not state them. `nominal`: what its authors call it by. `steps` is empty where the
+    revisions are looked up on the hub or have no step.
     """
 
     name: str
     suite: str
-    params: int
+    params: int | None
+    n_params_nonembedding: int | None
+    nominal: int | None
+    family: str
     steps: tuple[int, ...]
     bundled: bool
 
@@ -34,7 +39,16 @@ def suite_models() -> dict[str, SuiteModel]:
 def list_models() -> tuple[ModelEntry, ...]:
     """Every name that `load_model` knows beside folders and other names of the hub."""
     return tuple(
-        ModelEntry(model.name, model.suite, model.params or 0, known_steps(model), model.is_bundled)
+        ModelEntry(
+            name=model.name,
+            suite=model.suite,
+            params=model.n_params,
+            n_params_nonembedding=model.n_params_nonembedding,
+            nominal=model.params,
+            family=model.family,
+            steps=known_steps(model),
+            bundled=model.is_bundled,
+        )
         for model in suite_models().values()
     )
 

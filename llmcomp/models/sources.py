@@ -77,7 +77,7 @@ class ModelSource:
         """SHA-256 over names and digests of all files: equal exactly where the same checkpoint would be loaded."""
         lines = [f"{file.name} {self._digest(file)}" for file in sorted(self.files)]
         if self.tokenizer_path is not None:
-            lines.append(f"tokenizer.json {_file_digest(self.tokenizer_path)}")
+            lines.append(f"tokenizer.json {self._path_digest(self.tokenizer_path)}")
         elif self.has_byte_tokens and any(file.name == "tokenizer.json" for file in self.files):
             lines.append("tokenizer.json is not used: tokens are bytes")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -93,7 +93,10 @@ class ModelSource:
             return file.digest
         if self.folder is None:
             raise Error(f"{self.label}: the hub states no digest of {file.name}")
-        return _file_digest(self.folder / file.name)
+        return self._path_digest(self.folder / file.name)
+
+    def _path_digest(self, path: Path) -> str:
+        return _file_digest(path) if self.repo is None else _cached_digest(path)
 
     def read_config(self) -> dict[str, Any]:
         """The checkpoint's config.json; of a hub checkpoint only that file is downloaded."""
@@ -105,7 +108,7 @@ class ModelSource:
 
     @property
     def tokenizer_option(self) -> Path | str | None:
-        """What an engine is told of the tokenizer: a file, "bytes", or None for that of the checkpoint's folder."""
+        """What an engine gets for the tokenizer: a file, "bytes", or None for that of the checkpoint's folder."""
         return BYTES if self.has_byte_tokens else self.tokenizer_path
 
     def find_tokenizer(self) -> Path | None:
@@ -443,22 +446,36 @@ def remove_from_cache(path: Path) -> None:
         path = target
 
 
+def _cached_digest(path: Path) -> str:
+    """Of a file in the hub's cache, which is a link to a blob that is named by its digest."""
+    return path.readlink().name if _is_blob(path) else _file_digest(path)
+
+
+def _is_blob(path: Path) -> bool:
+    return path.is_symlink() and path.readlink().parent.name == "blobs"
+
+
 def _file_digest(path: Path) -> str:
-    # In the hub's cache a file is a link to a blob that is named by its digest.
-    if path.is_symlink() and path.readlink().parent.name == "blobs":
-        return path.readlink().name
+    """Of the content, whatever a link in a folder of anybody's is called; as the hub has it, so that its cache as a
+    folder is the same model: SHA-1 of git for what git holds, else SHA-256."""
     status = path.stat()
-    return _content_digest(path, status.st_size, status.st_mtime_ns)
+    is_git = _is_blob(path) and len(path.readlink().name) == 40
+    return _content_digest(path, status.st_size, status.st_mtime_ns, is_git)
 
 
 @functools.lru_cache(maxsize=4096)
-def _content_digest(path: Path, n_bytes: int, mtime_ns: int) -> str:
-    del n_bytes, mtime_ns  # they are what the digest is remembered by
+def _content_digest(path: Path, n_bytes: int, mtime_ns: int, is_git: bool = False) -> str:
+    del mtime_ns  # what the digest is remembered by
+    if is_git:
+        return _digest_of(path, hashlib.sha1(f"blob {n_bytes}\0".encode(), usedforsecurity=False))
     return _sha256(path)
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+    return _digest_of(path, hashlib.sha256())
+
+
+def _digest_of(path: Path, digest: Any) -> str:
     with path.open("rb") as file:
         while block := file.read(_HASH_BLOCK_BYTES):
             digest.update(block)
@@ -503,5 +520,5 @@ def _hub_model(
 
 def _snapshot_files(snapshot: Path, names: list[str]) -> tuple[SourceFile, ...]:
     return tuple(
-        SourceFile(name, (snapshot / name).stat().st_size, _file_digest(snapshot / name), True) for name in names
+        SourceFile(name, (snapshot / name).stat().st_size, _cached_digest(snapshot / name), True) for name in names
     )

@@ -38,7 +38,7 @@ _SAMPLES = {"text": "text.txt", "image": "image.png", "speech": "speech.flac"}
 
 
 def suite_root() -> Path:
-    """The folder of all checkpoints, tokenizers and cards."""
+    """The folder of all checkpoints, tokenizers and their descriptions."""
     return _SUITE
 
 

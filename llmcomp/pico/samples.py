@@ -1,6 +1,6 @@
 """How the bundled samples were made: `python -m llmcomp.pico.samples`. Nothing in them was trained on.
 
-Origins and licences are told in `samples/README.md`. Needs the extra `[train]` and espeak-ng; reading the samples is
+Origins and licences stand in `samples/README.md`. Needs the extra `[train]` and espeak-ng; reading the samples is
 `llmcomp.datasets`'s work.
 """
 

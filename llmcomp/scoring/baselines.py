@@ -32,15 +32,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import save_file
-from tqdm.auto import tqdm
 
-from llmcomp.data.datasets import IMAGE_COLUMNS, SAMPLE_RATE_HZ, Dataset
+from llmcomp.data.datasets import Dataset
+from llmcomp.data.images import IMAGE_COLUMNS
+from llmcomp.data.speech import SAMPLE_RATE_HZ
 from llmcomp.data.tokenizers import ByteTokenizer, Tokenizer
 from llmcomp.errors import Error
 from llmcomp.models.checkpoint import tensor_shapes
 from llmcomp.models.load import load_model
 from llmcomp.models.sources import ModelSource
+from llmcomp.progress import tqdm
 from llmcomp.results import ROW_COLUMNS, STREAM_CHUNK, check_rows
+from llmcomp.version import __version__
 
 _PICTURE_BYTES = 511 * 32 * IMAGE_COLUMNS
 _SAMPLE_BYTES = 2
@@ -192,7 +195,7 @@ def _find(name: str, modality: str) -> Baseline:
         names = ", ".join(b.name for b in BASELINES if b.modality in (None, modality))
         raise Error(f"no baseline for {modality} is called {name!r}; there are {names}")
     if not baseline.is_installed:
-        raise Error(f"baseline {name} needs the package {baseline.package}; install llmcomp[baselines]")
+        raise Error(f"baseline {name} needs the package {baseline.package}; install llmcomp-exact[baselines]")
     return baseline
 
 
@@ -229,7 +232,7 @@ def _row(baseline: Baseline, dataset: Dataset, number: int, data: bytes) -> dict
         "device": "cpu",
         "dtype": "",
         "weights_sha256": "",
-        "version": metadata.version("llmcomp"),
+        "version": __version__,
     }
 
 

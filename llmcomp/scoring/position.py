@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from tqdm.auto import tqdm
 
 from llmcomp.codec.segments import MAPPING_DEFAULT, as_chunks, windowed_model
 from llmcomp.data import mappings
 from llmcomp.errors import Error
 from llmcomp.models.adapter import ModelTraits
 from llmcomp.models.load import load_model
+from llmcomp.progress import tqdm
 
 # How many chunks are scored between two updates of the progress bar.
 _CHUNKS_PER_UPDATE = 32

@@ -2,7 +2,7 @@
 
 The computation behind "Compression Scaling Laws for Transformer Compressors Across Modalities" (R. Bharadwaj, 2025),
 repeated so that its numbers can be checked. Nothing is coded by it and nothing could be decoded. Its 75 ratios are in
-results.py, its random baseline is in baselines.py.
+results/cells.py, its random baseline is in baselines.py.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class PublishedSum:
         return self.start(streams)()
 
     def start(self, streams: Sequence[Tokens]) -> Callable[[], list[float]]:
-        """Gives the model all that `bits` needs; what is returned waits for it, on any thread, and tells it."""
+        """Gives the model all that `bits` needs; what is returned waits for it, on any thread, and returns it."""
         bits = [0.0] * len(streams)
         long = [i for i, stream in enumerate(streams) if len(stream) > 1]
         started: list[Callable[[], None]] = []
@@ -114,7 +114,7 @@ def _warn_of_short_context(traits: ModelTraits) -> None:
     if traits.context_length < MAX_TOKENS:
         warnings.warn(
             f"{traits.label} sees {traits.context_length} tokens: the published protocol is cut there, not at "
-            f"{MAX_TOKENS}; bytes_scored tells what the bits cover",
+            f"{MAX_TOKENS}; bytes_scored is what the bits cover",
             stacklevel=4,
         )
 

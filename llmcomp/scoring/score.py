@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmcomp import coding
+from llmcomp.codec.container import MIXING_VERSIONS
 from llmcomp.codec.segments import MAPPING_DEFAULT, Coded, SegmentCodec, as_chunks
 from llmcomp.data import mappings
 from llmcomp.data.token_cache import TokenCache
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# What `adapt` adds to a row; the columns of results are the model's own.
+ADAPTIVE_COLUMNS = ("adaptive_ideal_bits", "adaptive_coded_bytes", "adaptive_ratio")
 # How much is scored between two updates of the progress bar.
 _SCORE_BATCH_BYTES = 1 << 18
 
@@ -33,9 +37,11 @@ def score(
     *,
     overlap: int | None = None,
     verify: bool = False,
+    adapt: bool = False,
     max_memory: MaxMemory = None,
     token_cache: TokenCache | None = None,
     device: str | None = None,
+    token_bits: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
     """One row a chunk (results.ROW_COLUMNS) of what `model` makes of `chunks`: bytes, or a data set with `.chunks`.
@@ -45,6 +51,11 @@ def score(
     and raises CorruptArchive for the first that is not its chunk. `mapping` None means "bytes". With the torch engine
     scores come from one pass over each window, as no decoder could repeat it, unless `verify` is set. `device`: where a
     model that is given by its name is loaded.
+
+    `adapt` adds ADAPTIVE_COLUMNS: the same for the model mixed with what each chunk's tokens teach on the way, as in
+    archives (csrc/FORMAT.md, "Mixing"), every chunk beginning anew, with the windows of the model's own columns. Bits,
+    coded bytes (verified too) and their ratio stand beside the model's own, which do not change; they are in no file of
+    rows, no cell and no law.
 
     protocol "published": the published computation on the same model. b % 128, at most 1,024 tokens (or the model's
     context, if smaller), first token free, the softmax over all logits (to 2e-6 bits a token, 1e-5 with the torch
@@ -56,7 +67,8 @@ def score(
 
     `max_memory`: what weights and batches may take, in bytes (an integer), as a share of all memory of the model's
     device (a float), or either as text ("8GB", "0.5"); None: what is free. A batch that does not fit is halved.
-    `token_cache` keeps tokens for other models with the same tokenizer.
+    `token_cache` keeps tokens for other models with the same tokenizer. `token_bits`: one more column of that name,
+    float32 arrays with the ideal bits of every token (lossless only).
 
     Raises:
         Error: an unknown protocol or mapping, an empty chunk, a model that gives NaN, or too little memory.
@@ -66,17 +78,25 @@ def score(
     from llmcomp import results
 
     model = load_model(model, device=device)
-    data, modality = getattr(chunks, "name", ""), getattr(chunks, "modality", "")
+    dataset, data, modality = chunks, getattr(chunks, "name", ""), getattr(chunks, "modality", "")
     chunks = as_chunks(getattr(chunks, "chunks", chunks))
     if protocol not in results.PROTOCOLS:
         raise Error(f"no protocol is called {protocol!r}; there are {', '.join(results.PROTOCOLS)}")
     if protocol == "published" and mapping not in (None, published.BYTES_MAPPING):
         raise Error(f"the published protocol has mapping {published.BYTES_MAPPING!r} only, found {mapping!r}")
+    if token_bits and protocol != "lossless":
+        raise Error(f"the bits of every token are told with protocol 'lossless', found {protocol!r}")
+    if protocol == "published" and adapt:
+        raise Error("the published protocol codes nothing, so there is nothing to adapt; expected protocol 'lossless'")
     scorer: _LosslessScorer | published.PublishedScorer
     if protocol == "lossless":
         mapping = mapping or MAPPING_DEFAULT
         codec = SegmentCodec(model, mapping, overlap, is_stepwise=None if verify else False, max_memory=max_memory)
-        scorer = _LosslessScorer(codec, mapping, token_cache or TokenCache(), verify)
+        mixing: dict[str, Any] = {"mixing": MIXING_VERSIONS[-1], "is_stepwise": None if verify else False}
+        mixed = SegmentCodec(model, mapping, codec.identity.overlap, **mixing) if adapt else None
+        scorer = _LosslessScorer(
+            codec, mapping, token_cache or TokenCache(), verify=verify, mixed=mixed, token_bits=token_bits
+        )
     else:
         mapping = published.BYTES_MAPPING
         scorer = published.PublishedScorer(model, token_cache or TokenCache(), max_memory)
@@ -84,12 +104,38 @@ def score(
     facts = {"dataset": data, "modality": modality, "protocol": protocol, "mapping": mapping, **_model_facts(model)}
     if not rows:
         return results.empty_rows()
-    return results.check_rows(pd.DataFrame(rows).assign(batch_rows=scorer.batch_rows, **facts))
+    table = pd.DataFrame(rows).assign(batch_rows=scorer.batch_rows, **facts)
+    return results.check_rows(add_places(table, dataset))
+
+
+def add_places(rows: pd.DataFrame, dataset: Any) -> pd.DataFrame:
+    """The rows of chunks of a data set, with how they were drawn and where each lies in it, as far as it says."""
+    documents, offsets = (list(getattr(dataset, name, ())) for name in ("documents", "offsets"))
+    numbers = rows["chunk"].astype(int)
+    return rows.assign(
+        draw=getattr(dataset, "draw", ""),
+        data_sha256=hashlib.sha256(chunks[0]).hexdigest()[:16] if (chunks := getattr(dataset, "chunks", ())) else "",
+        draw_seed=_column(getattr(dataset, "seed", None), rows),
+        chunk_bytes=_column(getattr(dataset, "chunk_bytes", None), rows),
+        document=[documents[i] if 0 <= i < len(documents) else "" for i in numbers],
+        offset=_column([offsets[i] if 0 <= i < len(offsets) else None for i in numbers], rows),
+    )
+
+
+def _column(values: Any, rows: pd.DataFrame) -> pd.Series:
+    import pandas as pd
+
+    return pd.Series(values, rows.index, "Int64")
+
+
+def adaptive_ratio(rows: pd.DataFrame) -> float:
+    """All adaptive bits over all bits in, of rows that were scored with `adapt`."""
+    return float((rows["adaptive_ratio"] * rows["bytes_in"]).sum() / rows["bytes_in"].sum())
 
 
 def _scored(chunks: Sequence[bytes], scorer: _LosslessScorer | published.PublishedScorer, progress: bool) -> list[dict]:
     """Rows of all chunks, with their numbers and their shares of the seconds; rows of dropped chunks are missing."""
-    from tqdm.auto import tqdm
+    from llmcomp.progress import tqdm
 
     rows: list[dict] = []
 
@@ -133,6 +179,7 @@ def _model_facts(model: Any) -> dict[str, Any]:
     return {
         "model": traits.name,
         "params": traits.n_params,
+        "n_params_nonembedding": traits.n_params_nonembedding,
         "step": traits.step,
         "engine": traits.engine,
         "backend": coding.backend_in_use(),
@@ -147,19 +194,42 @@ def _model_facts(model: Any) -> dict[str, Any]:
 class _LosslessScorer:
     """Chunks as an archive would code them."""
 
-    def __init__(self, codec: SegmentCodec, mapping: str, cache: TokenCache, verify: bool):
+    def __init__(
+        self,
+        codec: SegmentCodec,
+        mapping: str,
+        cache: TokenCache,
+        *,
+        verify: bool,
+        mixed: SegmentCodec | None,
+        token_bits: bool,
+    ):
+        """`mixed`: the codec that decodes what the same model codes mixed; None: without the adaptive columns."""
         self._codec, self._mapping, self._cache, self._verify = codec, mappings.get_mapping(mapping), cache, verify
+        self._mixed, self._has_token_bits = mixed, token_bits
 
     @property
     def batch_rows(self) -> int | None:
         return self._codec.batch_rows
 
-    def start(self, batch: list[bytes]) -> Callable[[], list[Coded]]:
-        return self._codec.start(self._cache.encoded(self._mapping, self._codec.traits.tokenizer, batch))
+    def start(self, batch: list[bytes]) -> Callable[[], list[tuple[Coded, ...]]]:
+        """For every chunk what the model codes, and mixed where that is asked for."""
+        encoded = self._cache.encoded(self._mapping, self._codec.traits.tokenizer, batch)
+        if self._mixed is not None:
+            return self._codec.start_both(encoded)  # type: ignore[return-value]
+        wait = self._codec.start(encoded)
+        return lambda: [(item,) for item in wait()]
 
-    def rows(self, batch: list[bytes], coded: list[Coded]) -> list[dict]:
+    def rows(self, batch: list[bytes], coded: list[tuple[Coded, ...]]) -> list[dict]:
+        rows = self._rows(self._codec, batch, [both[0] for both in coded])
+        if self._mixed is not None:
+            for row, more in zip(rows, self._rows(self._mixed, batch, [both[1] for both in coded]), strict=True):
+                row |= {name: more[name.removeprefix("adaptive_")] for name in ADAPTIVE_COLUMNS}
+        return rows
+
+    def _rows(self, codec: SegmentCodec, batch: list[bytes], coded: list[Coded]) -> list[dict]:
         if self._verify:
-            decoded = self._codec.decode([item.payload for item in coded], [len(chunk) for chunk in batch])
+            decoded = codec.decode([item.payload for item in coded], [len(chunk) for chunk in batch])
             if wrong := sum(chunk != content for chunk, content in zip(batch, decoded, strict=True)):
                 raise CorruptArchive(f"{wrong} of {len(batch)} chunks decode to other bytes than were coded")
         return [
@@ -171,6 +241,7 @@ class _LosslessScorer:
                 "coded_bytes": len(item.stream),
                 "side_bits": item.side_bits,
                 "ratio": (8 * len(item.stream) + item.side_bits) / (8 * len(chunk)),
+                **({"token_bits": item.token_bits.astype("float32")} if self._has_token_bits else {}),
             }
             for chunk, item in zip(batch, coded, strict=True)
         ]

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import archive_oracle
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hub_server import neox_config, neox_tensors, write_checkpoint
@@ -111,6 +113,23 @@ def test_a_killed_sweep_finishes_when_started_again(three_sizes: Path, text_file
     assert main(arguments) == 0
     assert len(results.read_rows(out)) == 9 * 2
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+
+
+def test_solid_archives_have_the_largest_segments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, archive = tmp_path / "text", tmp_path / "text.llmc"
+    sizes = []
+    content = b"".join(b"%d sheep and %d goats; " % (n, n * n) for n in range(9000))
+    for options in ([], ["--solid"]):
+        source.write_bytes(content)
+        assert main(["compress", "-q", "-f", "-m", "pico-13k", *options, str(source)]) == 0
+        sizes.append(archive.stat().st_size)
+    header = archive_oracle.read_header(archive_oracle.Reader(archive.read_bytes()))
+    assert header["segment_bytes"] == 1 << 20 and sizes[1] < 0.95 * sizes[0]
+    assert main(["compress", "-q", "-d", str(archive)]) == 0
+    assert source.read_bytes() == content
+    with pytest.raises(SystemExit) as ended:
+        main(["compress", "--solid", "--segment-bytes", "100", str(source)])
+    assert ended.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
 def test_salvage_tells_of_what_is_lost_by_its_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,7 +290,7 @@ def test_suites_are_listed_with_what_is_uncertain(capsys: pytest.CaptureFixture[
         and "uncertain: pythia-2.8b" in shown
     )
     assert main(["models", "olmo3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["n_params"] == 7_298_011_136
+    assert json.loads(capsys.readouterr().out)[0]["params"] == 7_298_011_136
     assert main(["models", "pythai"]) == 1
     assert "no suite is called 'pythai'" in capsys.readouterr().err
     assert main(["models", "one", "two"]) == 1
@@ -309,7 +328,7 @@ def test_dry_run_computes_nothing(
 ) -> None:
     out = tmp_path / "results"
     assert main([*sweep_arguments(three_sizes, text_file, out), "--dry-run"]) == 0
-    assert "9 cells, 0 finished, 9 to do" in capsys.readouterr().err
+    assert "9 cells, 0 finished, 9 to do" in capsys.readouterr().out
     assert not out.exists()
 
 
@@ -560,3 +579,22 @@ def test_every_payload_of_a_sweep_over_real_files_decodes(tmp_path: Path) -> Non
     for name, path in names.items():
         data = datasets.load_dataset(f"{name}={DATA / path}", n_chunks=2, progress=False)
         assert rows[rows["dataset"] == name]["bytes_in"].sum() == 25 * sum(map(len, data.chunks))
+
+
+def test_chunks_are_drawn_or_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = b"".join(b"line %d of the log\n" % i for i in range(900))
+    spec = f"log={tmp_path / 'own.txt'}"
+    (tmp_path / "own.txt").write_bytes(content)
+    given = ["score", "pico-13k", f"--dataset={spec}", "--chunks=3", "--chunk-bytes=256", "-q"]
+
+    def rows_of(*options: str) -> pd.DataFrame:
+        assert main([*given, *options, f"--out={tmp_path / 'rows.parquet'}"]) == 0
+        return results.read_rows(tmp_path / "rows.parquet").sort_values("chunk")
+
+    first, drawn, whole = rows_of("--draw=first"), rows_of("--seed=4"), rows_of("--whole", "--chunks=1")
+    assert first["offset"].tolist() == [0, 256, 512] and set(first["draw"]) == {"first"}
+    expected = datasets.load_dataset(spec, 3, 256, seed=4, progress=False)
+    assert drawn["offset"].tolist() == list(expected.offsets) != [0, 256, 512]
+    assert set(drawn["draw"]) == {"spread"} and set(drawn["draw_seed"]) == {4}
+    assert whole["bytes_in"].tolist() == [len(content)]
+    capsys.readouterr()

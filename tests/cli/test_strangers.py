@@ -4,6 +4,7 @@ error touches no file."""
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import pty
 import select
@@ -12,14 +13,17 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hub_server import Hub, neox_files
 from planted import REGISTERED, STEP, archive_that_names, plant_folder, stranger_environment
+from result_rows import make_rows
 from tiny_models import TRAINING_TEXT
 
 from llmcomp import compress, generate, load_model
 from llmcomp.cli.main import main
 from llmcomp.codec import container
+from llmcomp.results import write_rows
 
 
 @pytest.fixture
@@ -87,7 +91,7 @@ def archive(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # What the model finds likely, so that it is coded and not stored.
     content = generate(model, 600, temperature=0.01)
     (tmp_path / "content").write_bytes(content)
-    path.write_bytes(compress(content, model))
+    path.write_bytes(compress(content, model, stock=False))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     hub.requests.clear()
     return path
@@ -213,3 +217,14 @@ def test_an_error_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["info", str(tmp_path / "a\x1b[2Jb\x9bc é世.llmc")]) == 1
     told = capsys.readouterr().err
     assert "a\\x1b[2Jb\\x9bc é世.llmc" in told and told.strip().isprintable()
+
+
+def test_names_among_results_move_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = []
+    for params, step in itertools.product((1000, 10_000, 100_000), (10, 100, 1000)):
+        ratio = round(2048 * (0.2 + params**-0.3 + step**-0.5))
+        rows.append(make_rows((ratio,) * 2, params=params, step=step, dataset="a\x1b[2J\x9bb", model=f"{params}\x07"))
+    write_rows(tmp_path / "rows.parquet", pd.concat(rows))
+    assert main(["fit", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "a\\x1b[2J\\x9bb" in told and told.replace("\n", "").isprintable()

@@ -37,6 +37,8 @@ def test_a_golden_archive_decodes_on_the_machine(decoder, tmp_path):
     model, content = tmp_path / "model", golden.pico_content("pico-short")
     dump_model.main("pico-short", str(model))
     for version in golden.FOLDERS:
+        if "stock" in version:
+            continue  # the program has neither deflate nor LZMA
         archive = golden.pico_path(version, "pico-short")
         found = subprocess.run([*decoder, str(model), str(archive)], capture_output=True, check=True, timeout=600)
         assert found.stdout == content

@@ -38,7 +38,10 @@ _, _, verb, source, target, lanes, weights = sys.argv
 model = ConstantModel(json.loads(weights))
 options = {"output": target, "lanes": int(lanes), "progress": False}
 before = time.process_time()
-report = (compress_file if verb == "compress" else decompress_file)(source, model, **options)
+if verb == "compress":
+    report = compress_file(source, model, stock=False, **options)
+else:
+    report = decompress_file(source, model, **options)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps([report.content_bytes, report.n_stored, peak, time.process_time() - before]))
 """

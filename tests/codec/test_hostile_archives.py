@@ -10,7 +10,7 @@ import hostile_archives
 def test_nothing_but_errors_and_one_content():
     hostile = hostile_archives.Hostile(12345)
     passed: Counter[str] = Counter()
-    for _ in range(400):
+    for _ in range(600):
         passed += hostile_archives.read_every_way(hostile.blob(), hostile.rng)
     # Far enough into the readers to mean something.
     assert all(passed[way] > 40 for way in ("decompress", "segment", "info", "open", "salvage"))

@@ -137,7 +137,7 @@ def slow_numbers(layout: Layout, data: bytes, n_offsets: int) -> list[int]:
             n = n if n < layout.segment_bytes else 0
         payload = data[at + 4 :][: tag or n]
         number = -1
-        if n and (tag == 0 or (tag + 2 <= n and layout.has_model)) and len(payload) == (tag or n):
+        if n and (tag == 0 or (tag + 2 <= n and layout.may_code)) and len(payload) == (tag or n):
             check = int.from_bytes(data[at : at + 4], "little") ^ zlib.crc32(payload)
             for k in range(300):
                 if check == zlib.crc32(struct.pack("<IQII", layout.header_check, k, n, len(payload))):
@@ -147,10 +147,10 @@ def slow_numbers(layout: Layout, data: bytes, n_offsets: int) -> list[int]:
 
 
 @pytest.mark.parametrize("segment_bytes", [16, 200, 65537])
-@pytest.mark.parametrize("has_model", [True, False])
-def test_the_search_finds_what_trying_every_number_finds(segment_bytes, has_model):
+@pytest.mark.parametrize("may_code", [True, False])
+def test_the_search_finds_what_trying_every_number_finds(segment_bytes, may_code):
     rng = random.Random(segment_bytes)
-    layout = Layout(segment_bytes, container.tag_bytes(segment_bytes), has_model, 0x12345678)
+    layout = Layout(segment_bytes, container.tag_bytes(segment_bytes), may_code, 0x12345678)
     data = b""
     for number in (0, 1, 7, 255, 256, 299):
         for n in (segment_bytes, min(15, segment_bytes - 1), segment_bytes - 1):
@@ -174,7 +174,7 @@ def test_the_search_finds_what_trying_every_number_finds(segment_bytes, has_mode
     found = Stretch(layout, data, 1000, n_offsets).numbers
     expected = slow_numbers(layout, data, n_offsets)
     assert np.where(found < 300, found, -1).tolist() == expected
-    assert sum(number >= 0 for number in expected) >= (12 if has_model else 1)
+    assert sum(number >= 0 for number in expected) >= (12 if may_code else 1)
 
 
 @settings(max_examples=60, deadline=None)

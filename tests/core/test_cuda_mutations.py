@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 from test_cuda_build import C11, CORE, FLAGS, ROOT, compiler
+from test_cuda_engine_build import CHECKS
 from test_cuda_engine_build import CORE as ENGINE_CORE
 
 pytestmark = [
@@ -36,7 +37,9 @@ CODER = {
         "coding/coding.cu", "exchange_wait(&sums_come, at.warp == 0);", "", "intervals_kernel("
     ),
     "the entry is read before it is found": Mutation("coding/coding.cu", SYNC, "", "decode_kernel("),
-    "the first rows of two levels only": Mutation("coding/coding.cu", "outer * source.outer_stride_bytes", "0"),
+    "the first rows of two levels only": Mutation(
+        "coding/row_source.h", "(int64_t)outer * source.outer_stride_bytes", "0"
+    ),
     "a whole chunk counts before the token too early": Mutation(
         "coding/row_tiles.h", "n_before >= chunk_end) *before", "n_before >= chunk_begin) *before"
     ),
@@ -53,25 +56,61 @@ CODER = {
     ),
     "a token one too far": Mutation("coding/coding.cu", "n_elements + e;", "n_elements + e + 1;"),
 }
+STEP, PASS, ROWS = "transformer/attention_step.cu", "transformer/attention.cu", "transformer/rows.cu"
+GRAPH = "transformer/transformer.cu"
 ENGINE = {
-    "values of a tile are overwritten while they are read": Mutation(
-        "transformer/attention.cu", SYNC, "", "void value_tile("
-    ),
+    "values of a tile are overwritten while they are read": Mutation(PASS, SYNC, "", "void value_tile("),
     "a stage of a step is read before it has come": Mutation(
-        "transformer/attention.cu", "__pipeline_wait_prior(STEP_STAGES - 2);", "", "void weigh_values("
+        STEP, "__pipeline_wait_prior(STEP_STAGES - 2);", "", "void weigh_values("
     ),
-    "a stage of a step is overwritten while it is read": Mutation(
-        "transformer/attention.cu", SYNC, "", "void weigh_values("
-    ),
+    "a stage of a step is overwritten while it is read": Mutation(STEP, SYNC, "", "void weigh_values("),
     "keys of a step are those of the next one": Mutation(
-        "transformer/attention.cu", "+ key % KEY_BLOCK;", "+ (key + 1) % KEY_BLOCK;", "float score_keys("
+        STEP, "+ slot % KEY_BLOCK;", "+ (slot + 1) % KEY_BLOCK;", "void score_keys("
     ),
-    "the last key of a stage is skipped": Mutation(
-        "transformer/attention.cu", "key < n; key++", "key + 1 < n; key++", "void weigh_values("
+    "the last key of a stage is skipped": Mutation(STEP, "key < n; key++", "key + 1 < n; key++", "void weigh_values("),
+    "a query sees the key after it": Mutation(PASS, "return key <= position &&", "return key <= position + 1 &&"),
+    # Of other families.
+    "a window is one too long": Mutation(PASS, "position - key < a.window", "position - key <= a.window"),
+    "the first sums of a window are not its own": Mutation(PASS, "first_key == at.first_key ?", "first_key == 0 ?"),
+    "keys before a window are weighed": Mutation(PASS, "uint32_t key = n_before;", "uint32_t key = 0;"),
+    "all of a tile is seen": Mutation(PASS, "sees_all && is_seen<false>(", "sees_all || is_seen<false>("),
+    "a tile of a ring is looked for where it would be without": Mutation(
+        PASS, "IS_PLAIN ? first_key : first_key % a.capacity", "first_key"
     ),
-    "a query sees the key after it": Mutation(
-        "transformer/attention.cu", "+ 8 * j <= last)", "+ 8 * j <= last + 1)", "void find_maxima("
+    "a key is put beside its ring": Mutation(
+        PASS, "slot = position % a.capacity;", "slot = position;", "void lmc_place_kernel("
     ),
+    "a window of a step is one too short": Mutation(
+        "transformer/attention_cache.h", "position - a.window + 1 : 0", "position - a.window + 2 : 0"
+    ),
+    "a step does not go around its ring": Mutation(STEP, "if (!IS_PLAIN && slot >= a.capacity)", "if (false)"),
+    "values do not go around their ring": Mutation(STEP, "? at : at - ring_quads;", "? at : at;"),
+    "queries of one block share their weights": Mutation(
+        STEP, "&weights[q * apart + i];", "&weights[i];", "struct step_chains_t"
+    ),
+    "the last query of a group is another head's": Mutation(
+        STEP, "QUERIES, n_shared - first_of_part", "QUERIES, n_shared"
+    ),
+    "a query meets the keys of another group": Mutation(
+        PASS, "at.head / (a.n_heads / a.n_kv_heads)", "at.head % a.n_kv_heads"
+    ),
+    "scores are capped after the maximum": Mutation(
+        PASS, "capped_score(a, scores[i / 4][i % 4]);", "scores[i / 4][i % 4];", "void score_tile("
+    ),
+    "outputs are finished while a stage is read": Mutation(
+        "transformer/product.cu", SYNC + " /* none reads a stage any more */", ""
+    ),
+    "factors are not multiplied": Mutation(
+        "transformer/product_tiles.h", "if (finish.factors != nullptr)", "if (false)"
+    ),
+    "an RMSNorm has a mean": Mutation(ROWS, "means[row] = 0.0f;", "means[row] = norm.input[0];"),
+    "gains of one head for all": Mutation(ROWS, "row % norm.n_gains * norm.n_features;", "0;"),
+    "the norm is not multiplied on its way to the state": Mutation(
+        ROWS, "bias[i]), norm.multiplier, output[i]);", "bias[i]), 1.0f, output[i]);"
+    ),
+    "codes of another input are multiplied": Mutation(GRAPH, "if (!has_codes)", "if (false)"),
+    "every layer has the positions of the first": Mutation(GRAPH, "f.model.cosines[kind]", "f.model.cosines[0]"),
+    # Products, norms.
     "the last values of k are skipped": Mutation("transformer/product.cu", "if (left > 0) {", "if (left > 1) {"),
     "a stage of a product is read before it has come": Mutation("transformer/product.cu", SYNC, "", "auto meet"),
     "fragments of two tiles of tokens are swapped": Mutation(
@@ -96,13 +135,14 @@ ENGINE = {
 class Bench:
     """A copy of csrc, its objects, and the program that checks them."""
 
-    def __init__(self, folder: Path, program: str, core: tuple[str, ...] | list[str], sources: list[str]) -> None:
-        self.folder, self.program, self.sources = folder, program, sources
+    def __init__(self, folder: Path, c_sources: list[str], sources: list[str]) -> None:
+        self.folder, self.program = folder, "program"
+        self.sources = ["csrc/check/emulated/runtime.cpp", *sources]
         shutil.copytree(ROOT / "csrc", folder / "csrc")
-        self.core = [f"{name.replace('/', '-')}.o" for name in core]
-        for name, target in zip(core, self.core, strict=True):
-            self.run(compiler("CC", "gcc", "cc"), *C11, *FLAGS, "-c", f"csrc/core/{name}.c", "-o", target)
-        for source in (f"csrc/check/{program}.cpp", "csrc/check/emulated/runtime.cpp", *sources):
+        self.objects = [*map(self.object_of, c_sources), *map(self.object_of, self.sources)]
+        for source in c_sources:
+            self.run(compiler("CC", "gcc", "cc"), *C11, *FLAGS, "-c", source, "-o", self.object_of(source))
+        for source in self.sources:
             self.compile(source)
 
     def run(self, *command: str, check: bool = True, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
@@ -119,10 +159,15 @@ class Bench:
         self.run(*cxx, "-Icsrc/check/emulated", "-x", "c++", "-c", source, "-o", self.object_of(source))
 
     def check(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        sources = (f"csrc/check/{self.program}.cpp", "csrc/check/emulated/runtime.cpp", *self.sources)
-        objects = [*map(self.object_of, sources), *self.core]
-        self.run(compiler("CXX", "g++", "c++"), *objects, "-pthread", "-o", self.program)
+        self.run(compiler("CXX", "g++", "c++"), *self.objects, "-pthread", "-o", self.program)
         return self.run(f"./{self.program}", *arguments, check=False, timeout=600)
+
+    def users_of(self, source: str) -> list[str]:
+        """A source itself, or those that include a header of csrc/cuda."""
+        if not source.endswith(".h"):
+            return [source]
+        name = source.removeprefix("csrc/")
+        return [one for one in self.sources if f'#include "{name}"' in (self.folder / one).read_text()]
 
     def mutated(self, mutation: Mutation, users: Callable[[str], list[str]], *arguments: str) -> str:
         path = self.folder / "csrc/cuda" / mutation.file
@@ -144,8 +189,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def coder(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    core = [path.removeprefix("csrc/core/").removesuffix(".c") for path in CORE]
-    bench = Bench(tmp_path_factory.mktemp("coder"), "cuda_emulated", core, [])
+    bench = Bench(tmp_path_factory.mktemp("coder"), CORE, ["csrc/check/cuda_emulated.cpp"])
     assert bench.check("1", "40").returncode == 0
     return bench
 
@@ -153,7 +197,9 @@ def coder(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc/cuda").glob("*/*.cu"))]
-    bench = Bench(tmp_path_factory.mktemp("engine"), "transformer_emulated", ENGINE_CORE, sources)
+    sources += [f"csrc/check/{name}.cpp" for name in CHECKS]
+    c_sources = [*(f"csrc/core/{name}.c" for name in ENGINE_CORE), "csrc/check/transformer_cases.c"]
+    bench = Bench(tmp_path_factory.mktemp("engine"), c_sources, sources)
     assert bench.check("1", "4").returncode == 0
     return bench
 
@@ -166,4 +212,4 @@ def test_the_coder_checks_notice(coder: Bench, name: str) -> None:
 
 @pytest.mark.parametrize("name", ENGINE)
 def test_the_engine_checks_notice(engine: Bench, name: str) -> None:
-    assert engine.mutated(ENGINE[name], lambda source: [source], "1", "4"), name
+    assert engine.mutated(ENGINE[name], engine.users_of, "1", "4"), name

@@ -22,7 +22,7 @@ from llmcomp.data.datasets import Dataset, check_manifest, draw, list_datasets, 
 from llmcomp.errors import DatasetError
 
 
-def load(spec: str, n_chunks: int | None = None, **options: int) -> Dataset:
+def load(spec: str, n_chunks: int | None = None, **options: Any) -> Dataset:
     return load_dataset(spec, n_chunks, progress=False, **options)
 
 
@@ -66,14 +66,53 @@ def test_draw_is_the_documented_formula() -> None:
     assert max(draws.count(value) for value in range(6)) < 600
 
 
-def test_text_is_the_first_chunks_in_order(tmp_path: Path) -> None:
+def test_the_first_chunks_of_text_in_order_where_asked_for(tmp_path: Path) -> None:
     content = np.random.default_rng(0).bytes(5000)
     (tmp_path / "some.txt").write_bytes(content)
-    dataset = load(f"enwik8={tmp_path / 'some.txt'}")
-    assert (dataset.name, dataset.modality, dataset.seed) == ("enwik8", "text", None)
+    dataset = load(f"enwik8={tmp_path / 'some.txt'}", draw="first")
+    assert (dataset.name, dataset.modality, dataset.draw, dataset.seed) == ("enwik8", "text", "first", None)
     assert dataset.chunks == (content[:2048], content[2048:4096])
     assert dataset.sha256 == hashlib.sha256(content[:4096]).hexdigest()
-    assert load(f"text={tmp_path / 'some.txt'}", 3, chunk_bytes=1000).chunks[2] == content[2000:3000]
+    assert load(f"text={tmp_path / 'some.txt'}", 3, chunk_bytes=1000, draw="first").chunks[2] == content[2000:3000]
+
+
+def shuffled(n: int, seed: int) -> list[int]:
+    """The documented shuffle, with a list of all numbers in place of what was moved."""
+    order = list(range(n))
+    for i in range(n):
+        digest = hashlib.sha256(f"{seed} chunk {i}".encode()).digest()
+        j = i + int.from_bytes(digest[:8], "big") * (n - i) // 2**64
+        order[i], order[j] = order[j], order[i]
+    return order
+
+
+def test_chunks_of_text_are_drawn_over_the_whole_of_it(tmp_path: Path) -> None:
+    content = np.random.default_rng(1).bytes(100 * 300 + 77)
+    (tmp_path / "some.txt").write_bytes(content)
+    dataset = load(f"text={tmp_path / 'some.txt'}", 40, chunk_bytes=100, seed=3)
+    expected = shuffled(300, 3)[:40]
+    assert dataset.offsets == tuple(100 * number for number in expected)
+    assert dataset.chunks == tuple(content[100 * i : 100 * i + 100] for i in expected)
+    assert (dataset.draw, dataset.seed, dataset.n_available) == ("spread", 3, 300)
+    # Not the neighbours at the beginning, and each third of the file has its share.
+    thirds = np.bincount(np.array(expected) // 100)
+    assert thirds.min() >= 6
+    # More chunks keep those that there were; other seeds draw others; all chunks are all of them.
+    assert load(f"text={tmp_path / 'some.txt'}", 90, chunk_bytes=100, seed=3).chunks[:40] == dataset.chunks
+    assert load(f"text={tmp_path / 'some.txt'}", 40, chunk_bytes=100).chunks != dataset.chunks
+    assert sorted(load(f"text={tmp_path / 'some.txt'}", chunk_bytes=100).offsets) == list(range(0, 30_000, 100))
+
+
+def test_a_way_to_draw_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="draw is 'last', expected one of spread, first"):
+        load("text", draw="last")
+
+
+def test_pictures_and_speech_are_drawn_either_way(pictures: Path) -> None:
+    first = load(f"image={pictures}", 3, draw="first")
+    assert (first.draw, first.seed) == ("spread", 0)
+    assert first.chunks == load(f"image={pictures}", 3).chunks
+    assert first.documents == tuple(source.split()[0] for source in first.sources)
 
 
 def test_crops_are_where_they_say(pictures: Path) -> None:
@@ -186,6 +225,8 @@ def test_list_names_what_can_be_loaded_or_fetched(monkeypatch: pytest.MonkeyPatc
     assert names["enwik8"].path is None
     with pytest.raises(DatasetError, match="NAME=PATH"):
         load_dataset(tmp_path)
+    with pytest.raises(DatasetError, match="is no data"):
+        load_dataset(7)
     with pytest.raises(DatasetError, match="run `llmcomp data fetch enwik8`"):
         load("enwik8")
     (tmp_path / "enwik8").write_bytes(bytes(4096))
@@ -227,7 +268,7 @@ def write_bad_files(folder: Path) -> None:
     write_bad_tars(folder)
     Image.new("RGB", (64, 64)).save(folder / "dds.png", "DDS")
     Image.new("RGB", (64, 64)).save(folder / "eps.png", "EPS")
-    # A header that tells of 2^35 samples, the most that FLAC's 36 bits can but one.
+    # A header that claims 2^35 samples, the most that FLAC's 36 bits can but one.
     soundfile.write(folder / "long.flac", np.zeros(5000, np.int16), 16_000, subtype="PCM_16")
     content = bytearray((folder / "long.flac").read_bytes())
     content[21] |= 8
@@ -256,11 +297,12 @@ def write_bad_tars(folder: Path) -> None:
     ("spec", "n_chunks", "message"),
     [
         ("nothing", None, "no data set is called 'nothing'; there are text, image, speech, enwik8"),
-        ("nothing={}/short", None, "expected NAME=PATH"),
+        ("no thing={}/short", None, "expected NAME=PATH"),
+        ("={}/short", None, "expected NAME=PATH"),
         ("text=", None, "expected NAME=PATH"),
         ("text={}/missing", None, "missing does not exist"),
         ("enwik8={}/short", None, "found 2,047 bytes, expected at least one chunk of 2,048"),
-        ("enwik8={}/empty", None, "is a folder, expected a file"),
+        ("enwik8={}/empty", None, "found no file there"),
         ("image={}/empty", None, "found no picture"),
         ("image={}/short", None, "expected a folder or a tar of pictures"),
         ("image={}/cut.tar.gz", None, "expected a folder or a tar of pictures"),
@@ -271,7 +313,7 @@ def write_bad_tars(folder: Path) -> None:
         ("image={}/bomb.tar", 1, "bomb.tar"),
         ("image={}/dds.png", 1, "dds.png: not a readable picture"),
         ("image={}/eps.png", 1, "eps.png: not a readable picture"),
-        ("speech={}/long.flac", None, "tells of 34,359,743,368 samples, expected at most 1,073,741,824"),
+        ("speech={}/long.flac", None, "claims 34,359,743,368 samples, expected at most 1,073,741,824"),
         ("image={}/" + "x" * 300, None, "does not exist"),
         ("image=~nobody-of-this-name/a", None, "does not exist"),
         ("text=a\0b", None, "does not exist"),
@@ -312,7 +354,9 @@ def test_chunks_of_other_sizes(pictures: Path, utterances: Path) -> None:
 @needs_data
 def test_real_files() -> None:
     text = load(f"enwik8={DATA / 'enwik8.head'}", 64)
-    assert text.chunks[0].startswith(b"<mediawiki")
+    assert load(f"enwik8={DATA / 'enwik8.head'}", 1, draw="first").chunks[0].startswith(b"<mediawiki")
+    assert max(text.offsets) > 3_000_000
+    assert min(text.offsets) < 100_000
     image, speech = load(f"image={DATA / 'imagenet-val'}", 64), load(f"speech={DATA / 'librispeech'}", 64)
     # 45 % of the bytes of images and 50 % of those of speech have the top bit set, on all of ImageNet and LibriSpeech.
     for dataset, share in ((image, 0.45), (speech, 0.50)):

@@ -132,7 +132,7 @@ def test_torch_weights_of_every_form_are_read_ahead(suite: Path, tmp_path: Path)
     torch = pytest.importorskip("torch", reason="the torch engine is an extra")
     from safetensors.torch import load_file, save_file
 
-    from llmcomp.models.engines.torch import read_host_weights
+    from llmcomp.models.engines.torch_weights import read_host_weights
 
     whole = load_file(suite / "step1" / "model.safetensors")
     names = sorted(whole)
@@ -178,5 +178,5 @@ def test_the_plan_tells_the_memory_of_two(suite: Path, tmp_path: Path, capsys: p
     config = find_model(suite, 1).read_config()
     item_bytes = 2 if config.get("dtype", config.get("torch_dtype")) in ("float16", "bfloat16") else 4
     alone = 4 * weight_bytes // item_bytes
-    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("  memory"))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  memory"))
     assert f"{alone / 1000:.1f} kB for the largest model, {(alone + weight_bytes) / 1000:.1f} kB with the next" in line

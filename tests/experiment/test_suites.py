@@ -20,7 +20,7 @@ from hub_server import Hub, neox_config, neox_files, neox_tensors
 
 from llmcomp import fit_scaling_law, results
 from llmcomp.errors import Error
-from llmcomp.experiment import plan
+from llmcomp.experiment import choices
 from llmcomp.experiment.disk import DiskLimit
 from llmcomp.experiment.sweep import EqualWeightsWarning, sweep
 from llmcomp.models.lock import Lock, LockedFile, LockedRevision, read_lock, write_lock
@@ -337,7 +337,7 @@ def test_the_plan_of_all_of_pythia(hub: Hub, tmp_path: Path, capsys: pytest.Capt
     assert costs["flops"] == pytest.approx(flops, rel=1e-12)
     # 40 % of 989.5 TFLOP/s.
     assert costs["h200_seconds"] == pytest.approx(flops / (0.4 * 989.5e12))
-    told = capsys.readouterr().err
+    told = capsys.readouterr().out
     assert "7392 cells, 0 finished, 7392 to do" in told
     assert f"{expected_bytes / 1e12:.1f} TB of 1232 checkpoints" in told
     assert "at most 50.0 GB of weights at once" in told
@@ -346,7 +346,7 @@ def test_the_plan_of_all_of_pythia(hub: Hub, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_the_published_grid_is_what_the_suite_means_without_options() -> None:
-    words, protocols = plan.usual("pythia")
+    words, protocols = choices.usual("pythia")
     assert words == ("enwik8", "imagenet", "librispeech") and protocols == ("lossless", "published")
     grid = select(load_suite("pythia"))
     assert len(grid) * len(words) == 75
@@ -356,7 +356,7 @@ def test_the_published_grid_is_what_the_suite_means_without_options() -> None:
         for size in ("70m", "160m", "410m", "1b", "1.4b")
         for step in (1000, 8000, 32000, 128000, 143000)
     ]
-    assert plan.usual("pico") == (("text", "image", "speech"), ("lossless",))
+    assert choices.usual("pico") == (("text", "image", "speech"), ("lossless",))
 
 
 def test_other_choices_belong_to_suites(tmp_path: Path) -> None:

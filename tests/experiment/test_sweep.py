@@ -25,6 +25,7 @@ import pytest
 from hub_server import Hub, neox_files, write_checkpoint
 
 from llmcomp import load_model, pico, results
+from llmcomp.data.datasets import load_dataset
 from llmcomp.errors import Error
 from llmcomp.experiment import plan as grid
 from llmcomp.experiment.sweep import EqualWeightsWarning, TrainingDataWarning, sweep
@@ -155,14 +156,75 @@ def test_no_flipped_bit_changes_a_trusted_row(suite: Path, tmp_path: Path) -> No
     assert n_refused >= 10
 
 
-def test_other_settings_replace_a_cell_and_none_counts_twice(suite: Path, tmp_path: Path) -> None:
-    run(suite, tmp_path)
-    scorer = Counting()
-    rows = run(suite, tmp_path, scorer, datasets=some_data(n_chunks=2))
-    assert len(scorer.calls) == 4
-    read = results.read_rows(tmp_path)
-    assert len(read) == len(rows) == 4 * 2
-    assert len(list(tmp_path.glob("*.superseded"))) == 4
+class Chunks(Counting):
+    """What each call was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[list[bytes]] = []
+
+    def __call__(self, chunks: list[bytes], *rest: Any, **options: Any) -> pd.DataFrame:
+        self.given.append(list(chunks))
+        return super().__call__(chunks, *rest, **options)
+
+
+def of_rows(rows: pd.DataFrame) -> list[list[Any]]:
+    key = ["model", "step", "dataset", "chunk", "bytes_in", "coded_bytes", "data_sha256"]
+    return rows.sort_values(key)[key].to_numpy().tolist()
+
+
+def test_more_chunks_keep_those_that_are_there(suite: Path, tmp_path: Path) -> None:
+    def asked(n: int, out: str = "out") -> tuple[pd.DataFrame, list[list[bytes]]]:
+        scorer = Chunks()
+        data = [Data(d.name, d.modality, d.chunks[:n]) for d in some_data(n_chunks=9)]
+        return run(suite, tmp_path / out, scorer, datasets=data), scorer.given
+
+    all_chunks = {data.name: data.chunks for data in some_data(n_chunks=9)}
+    for n_before, n in ((0, 3), (3, 7), (7, 9)):
+        rows, given = asked(n)
+        assert sorted(given) == sorted(2 * [chunks[n_before:n] for chunks in all_chunks.values()])
+        assert of_rows(rows) == of_rows(asked(n, f"alone-{n}")[0])
+        assert of_rows(results.read_rows(tmp_path / "out")) == of_rows(rows)
+    # Fewer are some of those; neither the files nor their sums are touched.
+    for n in (2, 3, 5, 8):
+        rows, given = asked(n)
+        assert given == [] and of_rows(rows) == of_rows(asked(n, f"alone-{n}")[0])
+    cells = sweep(suite, STEPS, [Data(d.name, d.modality, d.chunks[:5]) for d in some_data(n_chunks=9)],
+                  tmp_path / "out", unit="cell", progress=False)  # fmt: skip
+    assert cells["chunks"].tolist() == [5] * 4
+    assert len(cell_files(tmp_path / "out")) == 4 * 3
+    assert not list((tmp_path / "out").glob("*.superseded"))
+
+
+def test_chunks_are_kept_only_where_they_are_the_same(suite: Path, tmp_path: Path) -> None:
+    """And verified, where that is asked for."""
+    before = some_data(n_chunks=3)[0]
+    run(suite, tmp_path, steps=(1,), datasets=[before])
+    other = Data(before.name, before.modality, [before.chunks[0], b"another chunk", *before.chunks[2:], b"and more"])
+    scorer = Chunks()
+    run(suite, tmp_path, scorer, steps=(1,), datasets=[other])
+    assert scorer.given == [other.chunks]
+    # They begin alike, so rows could not be told apart: the older are set aside.
+    assert len(list(tmp_path.glob("*.superseded"))) == 1
+    scorer = Chunks()
+    run(suite, tmp_path, scorer, steps=(1,), datasets=[other], verify=True)
+    assert scorer.given == [other.chunks]
+    assert len(results.read_rows(tmp_path)) == 4
+
+
+def test_other_data_and_settings_lie_beside_each_other(suite: Path, tmp_path: Path) -> None:
+    content = np.random.default_rng(3).bytes(4000)
+    (tmp_path / "own.bin").write_bytes(content)
+    out, tables = tmp_path / "out", []
+    for options in ({}, {"seed": 1}, {"draw": "first"}, {"chunk_bytes": 200}, {"engine": "exact-int8"}):
+        how: dict[str, Any] = {"n_chunks": 4, "chunk_bytes": 100, **options}
+        tables.append(sweep(suite, 1, {"own": tmp_path / "own.bin"}, out, progress=False, **how))
+    (tmp_path / "own.bin").write_bytes(content[::-1])
+    tables.append(sweep(suite, 1, {"own": tmp_path / "own.bin"}, out, n_chunks=4, chunk_bytes=100, progress=False))
+    assert [len(table) for table in tables] == [4] * 6
+    assert len(results.read_rows(out)) == 24
+    assert len(results.cells(results.read_rows(out))) == 6
+    assert not list(out.glob("*.superseded"))
 
 
 @pytest.mark.parametrize("names", [("run_1", "run-1"), ("a/tiny", "b/tiny"), ("run 1/step5", "run:1/step5")])
@@ -176,11 +238,11 @@ def test_a_model_whose_name_looks_alike_keeps_its_finished_cells(tmp_path: Path,
     scorer = Counting()
     sweep([first, second], datasets=text, out=out, scorer=scorer, progress=False)
     assert scorer.calls == []
-    # Trained again in its place, a model's older cell is another setting of that cell.
+    # Trained again in its place it is another model, and the cells of the older one stay as well.
     write_checkpoint(second, seed=9)
     sweep(second, datasets=text, out=out, scorer=scorer, progress=False)
-    assert len(scorer.calls) == len(list(out.glob("*.superseded"))) == 1
-    assert len(cell_files(out)) == 2
+    assert len(scorer.calls) == 1 and not list(out.glob("*.superseded"))
+    assert len(cell_files(out)) == 3
 
 
 def older_names(out: Path) -> None:
@@ -242,9 +304,12 @@ def test_folders_with_names_as_long_as_file_systems_allow(tmp_path: Path, name: 
     assert rows.attrs["failed"] == []
     assert set(rows["model"]) == {name}
     scorer = Counting()
-    text = [Data("d" * 200, "text", some_data(n_chunks=2)[0].chunks)]
+    text = [Data("d" * 200, "text", some_data(n_chunks=4)[0].chunks)]
     sweep(folder, datasets=text, out=tmp_path / "out", scorer=scorer, progress=False)
-    assert len(scorer.calls) == len(list((tmp_path / "out").glob("*.superseded"))) == 1
+    assert len(scorer.calls) == 1 and len(results.read_rows(tmp_path / "out")) == 4
+    cell_files(tmp_path / "out")[0].write_bytes(b"PAR1")
+    sweep(folder, datasets=text, out=tmp_path / "out", scorer=scorer, progress=False)
+    assert len(list((tmp_path / "out").glob("*.superseded"))) == 1
 
 
 def test_what_was_not_verified_is_computed_again_if_it_is_to_be(suite: Path, tmp_path: Path) -> None:
@@ -421,7 +486,7 @@ def test_a_worker_that_dies_is_a_failure(suite: Path, tmp_path: Path) -> None:
 
 def test_ray_is_an_extra(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(Error, match=r"pip install llmcomp\[ray\]"):
+    with pytest.raises(Error, match=r"pip install llmcomp-exact\[ray\]"):
         run(suite, tmp_path, executor="ray")
 
 
@@ -434,7 +499,7 @@ def test_dry_run_changes_nothing(suite: Path, tmp_path: Path, capsys: Any) -> No
     capsys.readouterr()
     table = run(suite, out, dry_run=True)
     assert table["status"].value_counts().to_dict() == {"finished": 2, "to do": 2}
-    plan = capsys.readouterr().err
+    plan = capsys.readouterr().out
     assert "4 cells, 2 finished, 2 to do" in plan
     assert "prose: 3 chunks, 600 bytes of text" in plan
 
@@ -527,7 +592,7 @@ def test_a_grid_from_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monke
     assert len(table) == 12
     assert hub.downloads("model.safetensors") == 0
     n_bytes = len(neox_files(1)["model.safetensors"]) + len(neox_files(1)["tokenizer.json"])
-    assert f"{6 * n_bytes / 1000:.1f} kB of 6 checkpoints" in capsys.readouterr().err
+    assert f"{6 * n_bytes / 1000:.1f} kB of 6 checkpoints" in capsys.readouterr().out
     with pytest.warns(EqualWeightsWarning, match="org/a step 2 and org/a step 3"):
         rows = sweep(["org/a", "org/b"], **asked)
     assert rows.attrs["failed"] == []
@@ -607,3 +672,24 @@ def test_a_mapping_from_names_to_files_scores_those_files(suite: Path, tmp_path:
     assert rows["coded_bytes"].tolist() != sample["coded_bytes"].tolist()
     with pytest.raises(Error, match="expected a name and the path of its files"):
         sweep(suite, 1, {"text": 7}, tmp_path / "third", progress=False)
+
+
+def test_rows_say_how_their_chunks_were_drawn(suite: Path, tmp_path: Path) -> None:
+    content = np.random.default_rng(1).bytes(5000)
+    (tmp_path / "own.bin").write_bytes(content)
+    data = {"dna": tmp_path / "own.bin", "waves": np.arange(2000, dtype=np.int16)}
+    how: dict[str, Any] = {"chunk_bytes": 500, "n_chunks": 2, "progress": False}
+    sweep(suite, 1, data, tmp_path / "out", seed=5, baselines=True, **how)
+    sweep(suite, 1, data, tmp_path / "first", draw="first", **how)
+    sweep(suite, 1, {"pair": ["one row", "another"]}, tmp_path / "rows", whole=True, draw="first", progress=False)
+    drawn, first, whole = (results.read_rows(tmp_path / name) for name in ("out", "first", "rows"))
+    assert set(drawn["modality"]) == {"dna", "audio"}
+    assert set(drawn["draw"]) == {"spread"} and set(drawn["draw_seed"]) == {5} and set(drawn["chunk_bytes"]) == {500}
+    assert set(first["draw"]) == {"first"} and first["draw_seed"].isna().all()
+    assert first["offset"].tolist() == [0, 500] * 2
+    assert whole["bytes_in"].tolist() == [7, 7] and whole["chunk_bytes"].isna().all()
+    # What a row is of can be found again by what it says.
+    for row in drawn[(drawn["dataset"] == "dna") & (drawn["model"] == "gzip-9") & (drawn["chunk"] >= 0)].itertuples():
+        assert row.document == "own.bin"
+        chunk = content[row.offset : row.offset + 500]
+        assert chunk == load_dataset(f"dna={tmp_path / 'own.bin'}", 2, 500, 5, progress=False).chunks[row.chunk]

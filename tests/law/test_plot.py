@@ -417,7 +417,7 @@ def test_held_out_cells_lie_over_what_was_predicted_of_them():
     ]
     assert "95 % predictive" in panels[-1].get_legend().get_title().get_text()
     steps = laws["text"].holdout("step").plot()
-    assert steps[0].get_xlabel() == "parameters P"
+    assert steps[0].get_xlabel() == "parameters P (total)"
 
 
 def test_a_law_of_one_axis_is_drawn(tmp_path):

@@ -35,6 +35,7 @@ from llmcomp.errors import CorruptArchive, Error
 from llmcomp.models.adapter import AdaptedModel
 from llmcomp.models.checkpoint import Tensor, core_arguments
 from llmcomp.models.engines import cuda as engine_cuda
+from llmcomp.models.engines import cuda_streams
 from llmcomp.models.engines.cuda import CudaInt8Model, CudaModel
 from llmcomp.models.engines.exact import ExactModel, Int8Model
 
@@ -254,7 +255,7 @@ def test_steps_are_those_of_the_cpu(variant: str, engine: str) -> None:
 
 @pytest.mark.parametrize("first", [1, 16, 31, 32, 33, 47])
 def test_any_split_into_prefill_and_steps(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmcomp.models.engines.cuda._PREFILL_ROWS", 20)  # what is longer is read in pieces
+    monkeypatch.setattr(cuda_streams, "PREFILL_ROWS", 20)  # what is longer is read in pieces
     cpu, device = make_pair()
     tokens = draw(cpu, 1, 48)
     expected = cpu.logits(tokens)[0]
@@ -303,8 +304,12 @@ def small_windows(**changes: object) -> tuple[ExactModel, CudaModel]:
     return make_pair(**{"vocab_size": 256, "max_position_embeddings": 32, **changes})
 
 
+@pytest.mark.parametrize("halved_streams", [2, 512])
 @pytest.mark.parametrize(("overlap", "lanes"), [(0, 99), (8, 99), (8, 2), (23, 3)])
-def test_streams_of_any_length_decode_side_by_side(overlap: int, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_of_any_length_decode_side_by_side(
+    overlap: int, lanes: int, halved_streams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_streams, "_HALVED_STREAMS", halved_streams)
     cpu, device = small_windows()
     monkeypatch.setattr(device, "lanes", lambda n_tokens: lanes)
     rng = np.random.default_rng(3)
@@ -323,9 +328,9 @@ def test_streams_of_any_length_decode_side_by_side(overlap: int, lanes: int, mon
 def test_archives_cross_both_ways(engine: str) -> None:
     cpu, device = (llmcomp.load_model("pico-13k", engine=engine, device=device) for device in ("cpu", "cuda"))
     data = TEXT[:250] + "Größe, ∞".encode()
-    archive = llmcomp.compress(data, cpu, segment_bytes=100)
+    archive = llmcomp.compress(data, cpu, segment_bytes=100, stock=False)
     assert not any(segment.stored for segment in ArchiveReader(io.BytesIO(archive)).segments())
-    assert llmcomp.compress(data, device, segment_bytes=100) == archive
+    assert llmcomp.compress(data, device, segment_bytes=100, stock=False) == archive
     assert llmcomp.decompress(archive, device) == llmcomp.decompress(archive, cpu) == data
     assert llmcomp.decompress(archive, device="cuda") == data
     with open_archive(io.BytesIO(archive), device="cuda") as file:
@@ -345,6 +350,26 @@ def test_a_token_costs_no_waiting_for_the_device(emulated: emulated_device.Machi
     assert emulated.n_synchronizations - before[1] < 45
 
 
+def test_many_streams_are_two_halves_that_work_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps of both are on their way before either is waited for."""
+    monkeypatch.setattr(cuda_streams, "_HALVED_STREAMS", 3)
+    told: list[tuple[str, int]] = []
+    start, collect = cuda_streams._ChainPart.start, cuda_streams._ChainPart.collect
+
+    def tell(what: str, part: Any, call: Any, *arguments: Any) -> Any:
+        told.append((what, part._core.stream))
+        return call(part, *arguments)
+
+    monkeypatch.setattr(cuda_streams._ChainPart, "start", lambda part, *given: tell("start", part, start, *given))
+    monkeypatch.setattr(cuda_streams._ChainPart, "collect", lambda part: tell("collect", part, collect))
+    cpu, device = small_windows()
+    contents = [bytes(range(n)) for n in (20, 9, 30)]
+    payloads = [item.payload for item in SegmentCodec(cpu).encode(contents)]
+    assert SegmentCodec(device).decode(payloads, [len(content) for content in contents]) == contents
+    assert [what for what, _ in told[:4]] == ["start", "start", "collect", "collect"]
+    assert told[0][1] == told[2][1] != told[1][1] == told[3][1]
+
+
 class Watched:
     """A session of the C module, and the rows of every call of decode_steps."""
 
@@ -360,18 +385,18 @@ class Watched:
 
 
 def test_streams_that_have_ended_have_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_cuda, "_LOG_STEPS", 4)
-    monkeypatch.setattr(engine_cuda.DecodingChain, "steps_max", 4)
+    monkeypatch.setattr(cuda_streams, "_LOG_STEPS", 4)
+    monkeypatch.setattr(cuda_streams.DecodingChain, "steps_max", 4)
     cpu, device = small_windows()
     watched: list[Watched] = []
-    make = engine_cuda.DecodingChain.__init__
+    make = cuda_streams._ChainPart.__init__
 
     def make_watched(self: Any, *arguments: Any) -> None:
         make(self, *arguments)
         self._core = Watched(self._core)
         watched.append(self._core)
 
-    monkeypatch.setattr(engine_cuda.DecodingChain, "__init__", make_watched)
+    monkeypatch.setattr(cuda_streams._ChainPart, "__init__", make_watched)
     contents = [bytes(range(n)) for n in (70, 3, 40, 9, 1, 60, 22)]
     coded = SegmentCodec(cpu).encode(contents)
     payloads = [item.payload for item in coded]
@@ -550,7 +575,7 @@ def test_without_the_cuda_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 
 
 def test_without_a_driver_or_a_device(emulated: emulated_device.Machine) -> None:
-    archive = llmcomp.compress(TEXT[:200], "pico-13k")
+    archive = llmcomp.compress(TEXT[:200], "pico-13k", stock=False)
     emulated.n_devices = 0
     with pytest.raises(Error, match=r"device 'cuda:1': no CUDA device was found \(no CUDA-capable device"):
         llmcomp.load_model("pico-13k", device="cuda:1")
@@ -635,7 +660,7 @@ def use_and_misuse() -> None:
             wrong()
     good = core_arguments(device.config, device._tensors, False)
     without_head = {"tensors": {**good["tensors"], "head": None}}
-    for broken in ({"n_heads": 7}, {"hidden": 25}, {"context_length": 10**6}, {"norm": "rms"}, without_head):
+    for broken in ({"n_heads": 7}, {"hidden": 25}, {"context_length": 1 << 25}, {"qk_norm": "full"}, without_head):
         config = {**good["config"], **({} if "tensors" in broken else broken)}
         with pytest.raises(Error):
             sys.modules["llmcomp._cuda"].TransformerModel(
@@ -675,8 +700,8 @@ def test_the_check_of_the_device_says_that_there_is_none() -> None:
 def test_a_longer_archive() -> None:
     cpu, device = llmcomp.load_model("pico-77k"), llmcomp.load_model("pico-77k", device="cuda")
     data = TEXT[:9000]
-    archive = llmcomp.compress(data, cpu, segment_bytes=3000)
-    assert llmcomp.compress(data, device, segment_bytes=3000) == archive
+    archive = llmcomp.compress(data, cpu, segment_bytes=3000, stock=False)
+    assert llmcomp.compress(data, device, segment_bytes=3000, stock=False) == archive
     assert llmcomp.decompress(archive, device) == data
 
 
@@ -718,6 +743,8 @@ def test_shapes_of_pythia(shape: str, dtype: str, engine: str) -> None:
 def test_hundreds_of_streams_at_once(engine: str) -> None:
     cpu, device = (llmcomp.load_model("pico-595k", engine=engine, device=device) for device in ("cpu", "cuda"))
     data = (TEXT * 40)[: 600 * 2048]
-    archive = llmcomp.compress(data, device, segment_bytes=2048)
+    archive = llmcomp.compress(data, device, segment_bytes=2048, stock=False)
     assert llmcomp.decompress(archive, device) == data
-    assert llmcomp.decompress(llmcomp.compress(data[:8192], device, segment_bytes=2048), cpu) == data[:8192]
+    assert (
+        llmcomp.decompress(llmcomp.compress(data[:8192], device, segment_bytes=2048, stock=False), cpu) == data[:8192]
+    )

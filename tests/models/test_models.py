@@ -50,7 +50,8 @@ def sha256(data: bytes) -> str:
 def test_registry_holds_the_published_grid_and_the_bundled_suite() -> None:
     known = {entry.name: entry for entry in list_models()}
     assert set(pico.SUITE_NAMES) <= set(known)
-    assert known["EleutherAI/pythia-1.4b"].params == 1_400_000_000
+    assert known["EleutherAI/pythia-1.4b"].params == 1_414_647_808
+    assert known["EleutherAI/pythia-1.4b"].nominal == 1_400_000_000
     # Biderman et al. 2023: 154 checkpoints a model.
     assert len(known["EleutherAI/pythia-70m"].steps) == 154
     grid = select(load_suite("pythia"))
@@ -124,6 +125,20 @@ def test_identity_is_that_of_the_content(tmp_path: Path) -> None:
     after = find_model(there)
     assert after.identity != before.identity
     assert after.weights_digest == before.weights_digest
+
+
+def test_links_in_a_folder_of_anybody_say_nothing_of_the_content(tmp_path: Path) -> None:
+    """As in the hub's cache, where a link's target is named by the digest; here whoever made the folder named it."""
+    sources = []
+    for seed in (1, 2):
+        folder = write_checkpoint(tmp_path / str(seed) / "snapshot", seed)
+        (tmp_path / str(seed) / "blobs").mkdir()
+        blob = tmp_path / str(seed) / "blobs" / ("0" * 64)
+        (folder / "model.safetensors").rename(blob)
+        (folder / "model.safetensors").symlink_to(Path("../blobs") / blob.name)
+        sources.append(find_model(folder))
+    assert sources[0].weights_digest != sources[1].weights_digest
+    assert sources[0].identity != sources[1].identity
 
 
 @pytest.mark.parametrize(
@@ -327,7 +342,7 @@ def test_without_torch_the_engine_says_what_to_install() -> None:
     code = "import sys; sys.modules['torch'] = None; import llmcomp; llmcomp.load_model('pico-13k', engine='torch')"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "llmcomp.errors.Error" in answer.stderr
-    assert "pip install llmcomp[torch]" in answer.stderr.splitlines()[-1]
+    assert "pip install llmcomp-exact[torch]" in answer.stderr.splitlines()[-1]
 
 
 def test_bundled_models_need_no_torch() -> None:

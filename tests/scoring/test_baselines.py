@@ -126,7 +126,7 @@ def test_unknown_and_missing_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
         baseline_rows(text, ("png",), progress=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert list_baselines("text") == ("gzip-9", "bzip2-9", "xz-9e")
-    with pytest.raises(Error, match=r"zstd-19 needs the package zstandard; install llmcomp\[baselines\]"):
+    with pytest.raises(Error, match=r"zstd-19 needs the package zstandard; install llmcomp-exact\[baselines\]"):
         baseline_rows(text, ("zstd-19",), progress=False)
 
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import json
 import threading
 from collections.abc import Callable, Iterator
 
+import mixing_oracle
 import numpy as np
+import oracle
 import pytest
 from tiny_models import TRAINING_TEXT, TinyModel
 
-from llmcomp import coding, load_model, score
+from llmcomp import coding, compress, load_model, score
+from llmcomp.cli.main import main
+from llmcomp.codec.container import ArchiveReader
 from llmcomp.errors import Error
 from llmcomp.models.adapter import AdaptedModel
+from llmcomp.results import cells, read_rows
 from llmcomp.scoring import background
 from llmcomp.scoring.background import in_background
 from llmcomp.scoring.published import CLAMP, PublishedSum
+from llmcomp.scoring.score import ADAPTIVE_COLUMNS, adaptive_ratio
 
 PATIENCE = 20.0
 
@@ -205,3 +213,77 @@ def test_the_protocols_cannot_share_a_pass() -> None:
         bits.append(-np.log2(freq[0].astype(np.float64) / total[0].astype(np.float64)))
     assert bits[1].sum() == pytest.approx(PublishedSum(AdaptedModel(model)).bits([tokens])[0], rel=1e-5)
     assert abs(bits[0][1:].sum() - bits[1].sum()) > 1
+
+
+def test_score_tells_the_bits_of_every_token() -> None:
+    model = TinyModel()
+    chunks = [TRAINING_TEXT[:100], TRAINING_TEXT[100:170]]
+    rows = score(chunks, model, token_bits=True, progress=False)
+    for chunk, bits, ideal in zip(chunks, rows["token_bits"], rows["ideal_bits"], strict=True):
+        assert bits.dtype == np.float32 and len(bits) == len(chunk)
+        assert bits.sum(dtype=np.float64) == pytest.approx(ideal, rel=1e-5)
+    # The first token, after the start token 0, by the softmax itself.
+    logits = model.logits([[0]])[0, 0].astype(np.float64)
+    first = np.log2(np.exp(logits - logits.max()).sum()) - (logits[chunks[0][0]] - logits.max()) / np.log(2)
+    assert rows["token_bits"][0][0] == pytest.approx(first, rel=1e-5)
+    assert "token_bits" not in score(chunks, model, progress=False)
+    coded_bits = 8 * rows["coded_bytes"] + rows["side_bits"]
+    assert rows["bits_per_token"].tolist() == pytest.approx((coded_bits / rows["tokens"]).tolist())
+    with pytest.raises(Error, match="lossless"):
+        score(chunks, model, "published", token_bits=True, progress=False)
+
+
+# Adaptive columns.
+
+
+def test_adaptive_columns_stand_beside_the_models_own():
+    chunks = [TRAINING_TEXT * 2, b"again and again and " * 20, b"x", bytes(range(200))]
+    plain, rows = (score(chunks, TinyModel(), adapt=adapt, verify=True, progress=False) for adapt in (False, True))
+    assert list(rows.columns) == [*plain.columns, *ADAPTIVE_COLUMNS]
+    assert rows[plain.columns].drop(columns="seconds").equals(plain.drop(columns="seconds"))
+    assert rows["adaptive_coded_bytes"][1] < rows["coded_bytes"][1] / 2
+    for row, chunk in zip(rows.itertuples(), chunks, strict=True):
+        # What an archive's segment has: the archive of the chunk less the frame.
+        blob = compress(chunk, TinyModel(), overlap=6, stock=False)
+        segment = next(iter(ArchiveReader(io.BytesIO(blob)).segments()))
+        assert segment.stored or row.adaptive_coded_bytes == len(segment.payload)
+        assert row.adaptive_ratio == row.adaptive_coded_bytes / len(chunk)
+        assert 0 <= 8 * row.adaptive_coded_bytes - row.adaptive_ideal_bits <= 16
+    total = 8 * sum(map(len, chunks)) * adaptive_ratio(rows)
+    assert total == pytest.approx(8 * rows["adaptive_coded_bytes"].sum())
+
+
+def test_adaptive_bits_are_those_of_the_oracle():
+    """From the model's own intervals by tests/support/mixing_oracle.py, written from FORMAT.md."""
+    chunk = b"one two one two one three one two"
+    model, mixer, bits = TinyModel(context_length=99), mixing_oracle.Mixer(), 0.0
+    logits = model.logits(np.frombuffer(b"\0" + chunk[:-1], np.uint8)[None])[0]
+    for row, token in zip(logits, chunk, strict=True):
+        weights = [int(w) for w in oracle.weights(row)]
+        mixed = mixing_oracle.mixed_weights(mixer, weights)
+        bits -= np.log2(mixed[token] / sum(mixed))
+        mixer.take(token, weights[token], sum(weights))
+    assert score([chunk], model, adapt=True, progress=False)["adaptive_ideal_bits"][0] == pytest.approx(bits)
+
+
+def test_cells_and_laws_know_nothing_of_adaptive_columns():
+    rows = score([TRAINING_TEXT], TinyModel(), adapt=True, progress=False)
+    assert cells(rows).equals(cells(rows.drop(columns=[*ADAPTIVE_COLUMNS])))
+    assert not any("adaptive" in column for column in cells(rows).columns)
+
+
+def test_the_published_protocol_does_not_adapt():
+    with pytest.raises(Error, match="adapt"):
+        score([b"abc"], TinyModel(), "published", adapt=True, progress=False)
+
+
+def test_adaptive_ratio_on_the_command_line(tmp_path, capsys):
+    (tmp_path / "text").write_bytes(b"again and again and " * 200)
+    command = ["score", "pico-13k", "--dataset", f"text={tmp_path / 'text'}", "--json", "-q"]
+    assert main(command) == 0
+    (plain,) = json.loads(capsys.readouterr().out)
+    assert main([*command, "--adapt", "--out", str(tmp_path / "rows.parquet")]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert "adaptive_ratio" not in plain and row["ratio"] == plain["ratio"]
+    assert row["adaptive_ratio"] < 0.5 * row["ratio"]
+    assert not set(ADAPTIVE_COLUMNS) & set(read_rows(tmp_path / "rows.parquet").columns)

@@ -5,6 +5,7 @@ input token to the row of logits after it. Intervals and the range decoder are o
 """
 
 import hashlib
+import lzma
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -167,9 +168,35 @@ def decode_stream(
     return joined
 
 
+def n_side_bytes(mapping: str, n: int, lacks_bytes: bool) -> int:
+    return {"bytes": int(lacks_bytes), "latin1": 0}.get(mapping, -(-n // 8))
+
+
+def is_marked(payload: bytes, mapping: str | None, n: int, lacks_bytes: bool) -> bool:
+    """Whether the payload has a kind in an archive of format 2."""
+    n_side = 0 if mapping is None else n_side_bytes(mapping, n, lacks_bytes)
+    return payload[-1] == 0 and len(payload) not in (n_side, 1)
+
+
+def stock_content(payload: bytes, n: int) -> bytes:
+    """The content of a payload of a stock codec, by the one-shot functions of the standard library."""
+    stream, kind = payload[:-2], payload[-2]
+    require(kind in (1, 2), "kind of payload")
+    if kind == 1:
+        inflate = zlib.decompressobj(wbits=-15)
+        content, is_whole = inflate.decompress(stream) + inflate.flush(), inflate.eof and not inflate.unused_data
+    else:
+        # The header of a file of the LZMA SDK: lc + 9 (lp + 5 pb), the dictionary, no size told.
+        file = bytes([3 + 9 * (0 + 5 * 2)]) + struct.pack("<IQ", 2**20, 2**64 - 1) + stream
+        alone = lzma.LZMADecompressor(lzma.FORMAT_ALONE)
+        content, is_whole = alone.decompress(file), alone.eof and not alone.unused_data
+    require(is_whole and len(content) == n, "the end of a stock codec's stream")
+    return content
+
+
 def cut_payload(payload: bytes, mapping: str, n: int, lacks_bytes: bool) -> tuple[bytes, bytes]:
     """(side bytes, stream) of a payload of n original bytes."""
-    n_side = {"bytes": int(lacks_bytes), "latin1": 0}.get(mapping, -(-n // 8))
+    n_side = n_side_bytes(mapping, n, lacks_bytes)
     side, stream = payload[:n_side], payload[n_side:]
     require(len(side) == n_side, "too short for its side bytes")
     if mapping == "bytes":
@@ -210,14 +237,22 @@ def decode(
         if is_stored:
             out += payload
             continue
-        mapping = MAPPINGS[header["mapping"]]
+        mapping = MAPPINGS[header["mapping"]] if "mapping" in header else None
+        own = header
+        if header["version"] == 2 and is_marked(payload, mapping, n, bool(stand_ins) or dummy_space):
+            if payload[-2] != 3 or not header.get("mixing"):
+                out += stock_content(payload, n)
+                continue
+            payload, own = payload[:-2], header | {"mixing": 0}
+        require(mapping is not None, "a payload that needs a model")
+        assert mapping is not None
         side, stream = cut_payload(payload, mapping, n, bool(stand_ins) or dummy_space)
         table = list(token_bytes)
         if side == b"\x80" and mapping == "bytes":
             for byte, token in stand_ins.items():
                 table[token] = bytes([byte])
         n += dummy_space and side == b"\x80" and mapping == "bytes"
-        joined = undo_mapping(mapping, decode_stream(header, stream, n, table, start), side)
+        joined = undo_mapping(mapping, decode_stream(own, stream, n, table, start), side)
         if dummy_space and side == b"\x80" and mapping == "bytes":
             require(joined[:1] == b" ", "no dummy space")
             joined = joined[1:]

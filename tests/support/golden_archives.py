@@ -5,6 +5,7 @@ Nothing here may change once the files are frozen. All arithmetic of the model i
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -15,16 +16,26 @@ from tiny_models import TinyModel
 from llmcomp.data.tokenizers import Tokenizer
 
 # By form. What writes format 1 is an empty salt; that of format 2 is made of the content.
-FORMS = {"1": "archives", "2": "archives-2", "2 mixed": "archives-2-mixed"}
+FORMS = {"1": "archives", "2": "archives-2", "2 mixed": "archives-2-mixed", "2 stock": "archives-2-stock"}
 FOLDERS = {form: Path(__file__).parents[1] / "golden" / folder for form, folder in FORMS.items()}
-WRITING: dict[str, dict] = {"1": {"salt": b""}, "2": {"mix": False}, "2 mixed": {}}
+WRITING: dict[str, dict] = {
+    "1": {"salt": b""},
+    "2": {"mix": False, "stock": False},
+    "2 mixed": {"stock": False, "mix": True},
+    # What other versions of zlib and liblzma would write is another archive: these are only read.
+    "2 stock": {"mix": False},
+}
+
 CONTENTS = {
     "empty": b"",
     "byte": b"\xff",
     "text": b"A golden archive decodes forever. " * 8 + "Grüße, ÿ und 世界; <|endoftext|>\n".encode() * 3,
     "binary": bytes(range(256)) + bytes(200) + b"\xc0\xc1\xf5\xff" * 30 + "ÿÿ\u00c0\u00c1".encode() * 9,
     "zeros": bytes(500),
+    # What comes again so far away that LZMA alone finds it.
+    "far": bytes(byte & 3 for byte in hashlib.shake_256(b"golden").digest(33_000)) * 2,
 }
+STOCK_CONTENTS = ("far",)
 OPTIONS = {
     "default": {"overlap": 4},
     "overlap0": {"overlap": 0},
@@ -98,14 +109,16 @@ Case = tuple[str, str, str, str]
 def cases() -> list[Case]:
     """(form, tokenizer, options, content): a file each."""
     contents = {"1": ("text", "binary"), "2": ("text",), "2 mixed": ("text", "binary")}
-    return [
+    coded = [
         (v, t, o, c)
-        for v in FOLDERS
+        for v in contents
         for t in TOKENIZERS
         for o in OPTIONS
         for c in CONTENTS
-        if o == "default" or c in contents[v]
+        if c not in STOCK_CONTENTS and (o == "default" or c in contents[v])
     ]
+    stock = [("2 stock", "lacking", o, c) for o in ("wide", "shift", "segments") for c in ("text", "zeros")]
+    return coded + stock + [("2 stock", "bytes", "wide", c) for c in STOCK_CONTENTS]
 
 
 # Archives of the exact engine with bundled weights: (model, step, contents that follow one another, options).

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import random
 import struct
 import zlib
@@ -46,7 +47,10 @@ class Hostile:
     def __init__(self, seed: int):
         self.rng = random.Random(seed)
         self._nested = [b""]
-        self._payloads: dict[bytes, bytes] = {}
+        self._mixing = 0
+        self._payloads: dict[tuple[bool, bytes], bytes] = {}
+        self._streams: dict[tuple[int, bytes], bytes] = {}
+        self._contents: dict[bytes, bytes] = {}
 
     def blob(self) -> bytes:
         rng = self.rng
@@ -63,7 +67,7 @@ class Hostile:
 
     def _header(self, version: int, segment_bytes: int) -> tuple[bytes, int, bool]:
         rng = self.rng
-        has_model = rng.random() < 0.8
+        has_model, self._mixing = rng.random() < 0.8, 0
         flags = int(has_model) if rng.random() < 0.98 else rng.randrange(256)
         out = (
             b"\x89LMC" + bytes([version, flags]) + (rng.choice((b"s" * 16, rng.randbytes(16))) if version > 1 else b"")
@@ -75,7 +79,8 @@ class Hostile:
             mapping = rng.choice((0, 0, 0, 1, 2, 3)) if mapping == 0 else mapping
             out += bytes([arithmetic, engine, mapping])
             if version > 1:
-                out += bytes([0 if rng.random() < 0.98 else rng.randrange(256)])
+                self._mixing = rng.choice((0, 1)) if rng.random() < 0.98 else rng.randrange(256)
+                out += bytes([self._mixing])
             context = rng.choice((1, 2, 8, 32))
             overlap = rng.randrange(context)
             for value in (context, overlap, 256, 0):
@@ -114,6 +119,9 @@ class Hostile:
         if rng.random() < 0.02:
             number = rng.choice((0, 1, 255, 256, (1 << 32) - 1, (1 << 64) - 1))
         kind = rng.random()
+        if kind < 0.15 and 4 < n < 1 << 20:
+            payload = self._stock(n)
+            return Frame(number, n, len(payload), payload)
         # Long ones are never coded: to decode a step at a time takes seconds.
         if has_model and kind < 0.3 and 4 < n < 100:
             payload = self._coded(n)
@@ -133,14 +141,37 @@ class Hostile:
         rng = self.rng
         at = rng.randrange(40)
         content = TEXT[at : at + min(n, 4000)]
-        if content not in self._payloads:
-            coded = compress(content, MODEL, overlap=2, salt=b"", segment_bytes=max(16, len(content)))
+        is_alone = self._mixing == 0 or rng.random() < 0.3
+        if (is_alone, content) not in self._payloads:
+            options = {"overlap": 2, "segment_bytes": max(16, len(content)), "mix": not is_alone, "stock": False}
+            coded = compress(content, MODEL, salt=b"s" * 16, **options)
             segment = next(iter(ArchiveReader(io.BytesIO(coded)).segments()), None)
-            self._payloads[content] = b"x" if segment is None or segment.stored else segment.payload
-        payload = self._payloads[content]
+            self._payloads[is_alone, content] = b"x" if segment is None or segment.stored else segment.payload
+        payload = self._payloads[is_alone, content]
+        if is_alone and self._mixing:
+            payload += bytes([3, 0])
+        self._contents[payload] = content
         if rng.random() < 0.3:
             payload = rng.choice((payload[:-1], payload + b"\0", payload + b"\1", payload[::-1], b"\0"))
         return payload or b"\0"
+
+    def _stock(self, n: int) -> bytes:
+        """A payload of deflate or LZMA: right, of another length, with another end, or damaged."""
+        rng = self.rng
+        size = n if rng.random() < 0.7 else rng.choice((0, n - 1, n + 1, 1 << 16, 1 << 22))
+        kind, content = rng.choice((1, 2)), rng.choice((bytes(size), TEXT[:8] * (size // 8) + TEXT[: size % 8]))
+        if (kind, content) not in self._streams:
+            self._streams[kind, content] = _deflated(content) if kind == 1 else _lzma_coded(content)
+        stream = self._streams[kind, content]
+        payload = stream + bytes([kind, 0])
+        self._contents[payload] = content
+        if rng.random() < 0.4:
+            more, other = rng.randbytes(rng.choice((1, 5))), rng.choice((0, 1, 2, 3, 255))
+            at = rng.randrange(len(payload))
+            bent = payload[:at] + bytes([payload[at] ^ 1 << rng.randrange(8)]) + payload[at + 1 :]
+            wrong = (stream[:-1], stream + more, stream + b"\0", more + stream, stream + stream)
+            payload = rng.choice((bent, stream + bytes([other, 0]), rng.choice(wrong) + bytes([kind, 0]), payload[-2:]))
+        return payload
 
     def _laid_out(self, header: bytes, check: int, segment_bytes: int, frames: list[Frame]) -> bytes:
         rng = self.rng
@@ -175,7 +206,7 @@ class Hostile:
 
     def _content(self, frames: list[Frame]) -> bytes:
         """Right where all segments are stored or coded text from the start."""
-        known = {payload: content for content, payload in self._payloads.items()}
+        known = self._contents
         return b"".join(frame.payload if frame.tag == 0 else known.get(frame.payload, b"") for frame in frames)
 
     def _damaged(self, blob: bytes) -> bytes:
@@ -194,13 +225,24 @@ class Hostile:
         return bytes(bad)
 
 
+def _deflated(content: bytes) -> bytes:
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return deflate.compress(content) + deflate.flush()
+
+
+def _lzma_coded(content: bytes) -> bytes:
+    """The stream of a file of the LZMA SDK, behind its header of 13 bytes."""
+    filters = [{"id": lzma.FILTER_LZMA1, "preset": 6, "dict_size": 1 << 16}]
+    return lzma.compress(content, format=lzma.FORMAT_ALONE, filters=filters)[13:]
+
+
 def rng_tail(rng: random.Random) -> bytes:
     """More bytes of a varint than it needs, or than there may be."""
     return rng.choice((b"\0", b"\x80\0", b"\xff\xff\xff\xff\x7f"))
 
 
 def read_every_way(blob: bytes, rng: random.Random) -> Counter[str]:
-    """How often each way of reading passed; AssertionError where two tell of different bytes, and what is no Error."""
+    """How often each way of reading passed; AssertionError where two give different bytes, and what is no Error."""
     passed: Counter[str] = Counter()
     in_order: dict[int, object] = {}
     content = None

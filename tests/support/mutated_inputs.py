@@ -298,7 +298,7 @@ class Pickle:
         return buffer.getvalue()
 
     def read_one(self, rng: random.Random) -> None:
-        from llmcomp.models.engines import torch as engine
+        from llmcomp.models.engines import torch_weights as engine
 
         if rng.random() < 0.1:
             content = self._pickled(rng.choice(self.things), rng.random() < 0.5)

@@ -38,7 +38,8 @@ def plant_folder(folder: Path, marker: Path) -> Path:
 
 def archive_that_names(name: str = REGISTERED, step: int | str | None = STEP, engine: str = "torch") -> bytes:
     """An archive of TRAINING_TEXT in whose header that model and engine stand."""
-    return compress(TRAINING_TEXT, TinyModel(name=name, step=step, engine=engine, fingerprint="ab" * 32))
+    model = TinyModel(name=name, step=step, engine=engine, fingerprint="ab" * 32)
+    return compress(TRAINING_TEXT, model, stock=False)
 
 
 def stranger_environment(tmp_path: Path, endpoint: str) -> dict[str, str]:

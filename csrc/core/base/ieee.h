@@ -1,7 +1,7 @@
-/* The only float rules of llmcomp: the processor's floating-point state, exact widening of the short formats,
- * and the functions that are built from + - * / sqrt fma alone. Scalar code, shared by the CPU, CUDA and the
- * checks; core/base/vec_<isa>.h say the same for vectors. Nothing here may call libm (fma and sqrt are IEEE
- * operations) or depend on how the compiler contracts expressions: build with -ffp-contract=off. */
+/* The only float rules of llmcomp: the processor's floating-point state, exact widening of the 16-bit
+ * formats, and the functions that are built from + - * / sqrt fma alone. Scalar code, shared by the CPU, CUDA
+ * and the checks; core/base/vec_<isa>.h say the same for vectors. Nothing here may call libm (fma and sqrt
+ * are IEEE operations) or depend on how the compiler contracts expressions: build with -ffp-contract=off. */
 #ifndef LLMCOMP_CORE_BASE_IEEE_H
 #define LLMCOMP_CORE_BASE_IEEE_H
 
@@ -245,6 +245,10 @@ LMC_FN float lmc_relu(float x) {
     return x < 0.0f ? 0.0f : x;
 }
 
+LMC_FN float lmc_relu_squared(float x) {
+    return lmc_mul(lmc_relu(x), lmc_relu(x));
+}
+
 /* The four numbers of a layer, ready to compute with. */
 typedef struct lmc_xielu_rule {
     float alpha_p, alpha_n, beta, eps;
@@ -256,6 +260,12 @@ LMC_FN float lmc_xielu(float x, lmc_xielu_rule_t rule) {
     float m = lmc_expm1_of_minus(-(x < rule.eps ? x : rule.eps));
     float negative = lmc_fma(lmc_sub(m, x), rule.alpha_n, linear);
     return x > 0.0f ? positive : negative;
+}
+
+/* Values beyond -limit and limit become these. */
+LMC_FN float lmc_clip(float x, float limit) {
+    float below = x > limit ? limit : x;
+    return below < -limit ? -limit : below;
 }
 
 /* What becomes of an output of the head where logits are capped. */

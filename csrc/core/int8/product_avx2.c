@@ -23,7 +23,7 @@ LMC_INLINE void widen_tile(const lmc_int8_product_t *p, lmc_int8_tile_t *tile, c
         size_t row = tile->row + (r < tile->n_rows ? r : tile->n_rows - 1);
         const int8_t *from = p->weights + row * p->n_k + tile->k;
         for (size_t k = 0; k < tile->n_k; k += LMC_INT8_K) {
-            /* The next tile's row: too short for the processor to guess. */
+            /* The next tile's row, which is too short for the hardware prefetcher. */
             if (k % 64 == 0) _mm_prefetch((const char *)(from + n_rows * p->n_k + k), _MM_HINT_T0);
             __m128i narrow = _mm_loadu_si128((const __m128i *)(from + k));
             _mm256_storeu_si256((__m256i *)(tile->weights[r] + k), _mm256_cvtepi8_epi16(narrow));

@@ -48,7 +48,7 @@ lmc_int8_rows_of_few(const lmc_int8_product_t *p, size_t row, size_t n_rows, con
             sums[lane][r] = _mm256_setzero_si256();
     }
     for (size_t k = 0; k < p->n_k; k += LMC_INT8_K) {
-        /* The rows that come next: too short for the processor to guess. */
+        /* The next rows, which are too short for the hardware prefetcher. */
         if (first_lane == 0 && k % 64 == 0) {
 #pragma GCC unroll 4
             for (size_t r = 0; r < 4; r++)

@@ -69,7 +69,7 @@ static size_t slots_for(size_t n_tokens_max) {
     return n;
 }
 
-/* Cuts memory, or with NULL only tells how much it takes. */
+/* Cuts memory, or with NULL only counts how much it takes. */
 static size_t lay_out(lmc_mixer_t *mixer, void *memory, size_t n_tokens_max) {
     lmc_arena_t arena = {memory, 0, sizeof(uint64_t)};
     lmc_mixer_t ignored, *to = mixer == NULL ? &ignored : mixer;

@@ -1,6 +1,6 @@
 /* What a configuration asks for: whether its numbers fit together, what belongs into each slot of the
  * weights, and which version of the arithmetic it needs. */
-#include "core/transformer/forward.h"
+#include "core/transformer/group.h"
 
 /* Far above any model; keeps every product of sizes below 2^63. */
 #define LMC_SIZE_MAX ((size_t)1 << 24)
@@ -138,6 +138,7 @@ static lmc_shape_t qk_norm_shape(const lmc_transformer_config_t *config, size_t 
     return vector_if(config->qk_norm != LMC_QK_NORM_NONE, (is_one ? 1 : n_heads) * config->head_dim);
 }
 
+/* As long as there are slots: a table. */
 lmc_shape_t lmc_layer_slot_shape(const lmc_transformer_config_t *config, lmc_layer_slot_t slot) {
     size_t hidden = config->hidden, wide = config->intermediate, head_dim = config->head_dim;
     size_t of_queries = config->n_heads * head_dim, of_keys = config->n_kv_heads * head_dim;

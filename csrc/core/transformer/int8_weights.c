@@ -2,7 +2,7 @@
  * multiplied is the kernels' business, and where in the forward pass that of forward.c. */
 #include <string.h>
 
-#include "core/transformer/forward.h"
+#include "core/transformer/group.h"
 #include "core/base/parallel.h"
 #include "core/base/size.h"
 

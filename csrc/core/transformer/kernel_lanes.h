@@ -123,7 +123,7 @@ static void lmc_activate_run(lmc_activation_rule_t rule, float *values, const fl
         LMC_ACTIVATE(lmc_relu(x));
         break;
     case LMC_ACTIVATION_RELU_SQUARED:
-        LMC_ACTIVATE(lmc_mul(lmc_relu(x), lmc_relu(x)));
+        LMC_ACTIVATE(lmc_relu_squared(x));
         break;
     case LMC_ACTIVATION_XIELU:
         LMC_ACTIVATE(lmc_xielu(x, xielu));
@@ -132,10 +132,8 @@ static void lmc_activate_run(lmc_activation_rule_t rule, float *values, const fl
 }
 
 static void lmc_clip_run(float *values, size_t n_values, float limit) {
-    for (size_t i = 0; i < n_values; i++) {
-        float x = values[i] > limit ? limit : values[i];
-        values[i] = x < -limit ? -limit : x;
-    }
+    for (size_t i = 0; i < n_values; i++)
+        values[i] = lmc_clip(values[i], limit);
 }
 
 static void lmc_finish_logits_run(float *values, size_t n_values, float multiplier, float cap) {
@@ -167,7 +165,7 @@ static void lmc_rotate_run(float *head, size_t n_pairs, const float *cosines, co
 
 const lmc_transformer_kernels_t LMC_TRANSFORMER_KERNELS = {
     .product = lmc_product_run,
-    .short_lanes = LMC_SHORT_LANES,
+    .lanes_16bit = LMC_16BIT_LANES,
     .tile_rows = LMC_TILE_ROWS,
     .widen = lmc_widen_run,
     .normalise = lmc_normalise_run,

@@ -17,7 +17,7 @@
  * from the output; only the last call has the bias (NULL: none is added). n_k may be 0. */
 typedef struct lmc_product {
     const void *weights;
-    lmc_dtype_t dtype; /* of the weights: binary32, but up to short_lanes */
+    lmc_dtype_t dtype; /* of the weights; 16 bits: one panel of at most lanes_16bit lanes */
     ptrdiff_t row_stride, k_stride;
     size_t n_rows, n_k;
     const float *input; /* n_panels of [n_k][LMC_LANES], input_stride floats apart */
@@ -59,7 +59,7 @@ typedef struct lmc_activation_rule {
 typedef struct lmc_transformer_kernels {
     void (*product)(const lmc_product_t *product);
     /* product takes float16 and bfloat16 weights of one panel with so many lanes or fewer. */
-    size_t short_lanes;
+    size_t lanes_16bit;
     /* Rows that product likes to have of a single panel's widened weights. */
     size_t tile_rows;
     /* Exact widening of n elements. */

@@ -6,7 +6,7 @@
 #include "core/base/vec_neon.h"
 
 #define LMC_TRANSFORMER_KERNELS lmc_transformer_kernels_neon
-#define LMC_SHORT_LANES 0
+#define LMC_16BIT_LANES 0
 #define LMC_TILE_ROWS 6
 #define LMC_INLINE static inline __attribute__((always_inline))
 

@@ -2,7 +2,7 @@
  * cosines and sines of the rotary positions. */
 #include <string.h>
 
-#include "core/transformer/forward.h"
+#include "core/transformer/group.h"
 #include "core/base/parallel.h"
 
 #define LMC_PI 0x1.921fb54442d18p+1
@@ -170,7 +170,7 @@ static void fill_vector(const lmc_context_t *context, lmc_transformer_tensor_t t
         target[i] = lmc_add(1.0f, target[i]);
 }
 
-#define LMC_IS_GAIN(NAME, name) sizeof #name > 5 && strcmp(#name + sizeof #name - 5, "gain") == 0,
+#define LMC_IS_GAIN(NAME, name) sizeof #name > 5 && strcmp(&#name[sizeof #name - 5], "gain") == 0,
 static int is_layer_gain(int slot) {
     const int gains[] = {LMC_LAYER_SLOTS(LMC_IS_GAIN)};
     return gains[slot];

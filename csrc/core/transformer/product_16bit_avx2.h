@@ -1,5 +1,5 @@
-/* The matrix product of 16-bit weights for few tokens, for AVX2 and for AVX-512, where memory bounds it as
- * well. The vectors run over 8 rows. A tile of them, a line of each row, is turned into columns first, still
+/* The matrix product of 16-bit weights for at most eight tokens; memory-bound, so AVX-512 uses it too. The
+ * vectors run over 8 rows. A tile of them, a line of each row, is turned into columns first, still
  * 16 bits wide, in a buffer; each column is widened where it is used. So only 16 bits a weight are read, and
  * turning takes half the instructions that it takes after widening. */
 #ifndef LLMCOMP_CORE_TRANSFORMER_PRODUCT_16BIT_AVX2_H
@@ -10,9 +10,9 @@
 /* Columns of a tile: a line of each row, so that no line is needed again when others have pushed it out. */
 #define LMC_TILE_COLUMNS 32
 #define LMC_TILE_WEIGHTS (8 * LMC_TILE_COLUMNS)
-/* Blocks of 8 rows that go side by side where the tokens are so few that the chains would wait. */
-#define LMC_SHORT_BLOCKS 2
-#define LMC_SHORT_LANES 8
+/* Blocks of 8 rows side by side, so that the chains of one hide the latency of the other's. */
+#define LMC_16BIT_BLOCKS 2
+#define LMC_16BIT_LANES 8
 
 /* Where column k of a tile begins: they lie as lmc_turn_columns leaves them, k beside k + 8. */
 static inline size_t lmc_turned_column(size_t k) {
@@ -58,10 +58,10 @@ LMC_INLINE __m256 lmc_widen_column(const uint16_t *column, const lmc_dtype_t dty
 }
 
 /* sums[b][t] += a column of block b times the value of token t. */
-LMC_INLINE void lmc_add_column(__m256 sums[LMC_SHORT_BLOCKS][LMC_SHORT_LANES], const uint16_t *column,
+LMC_INLINE void lmc_add_column(__m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES], const uint16_t *column,
                                const float *x, const lmc_dtype_t dtype, const size_t n_tokens,
                                const size_t n_blocks) {
-    __m256 weights[LMC_SHORT_BLOCKS];
+    __m256 weights[LMC_16BIT_BLOCKS];
 #pragma GCC unroll 2
     for (size_t b = 0; b < n_blocks; b++)
         weights[b] = lmc_widen_column(column + b * LMC_TILE_WEIGHTS, dtype);
@@ -78,7 +78,7 @@ LMC_INLINE void lmc_add_column(__m256 sums[LMC_SHORT_BLOCKS][LMC_SHORT_LANES], c
  * t]. dtype, n_tokens and n_blocks are constants at every call. */
 LMC_INLINE void lmc_short_rows(const lmc_product_t *p, size_t row, size_t k, size_t n_k, const float *x,
                                const lmc_dtype_t dtype, const size_t n_tokens, const size_t n_blocks) {
-    _Alignas(32) uint16_t columns[LMC_SHORT_BLOCKS * LMC_TILE_WEIGHTS];
+    _Alignas(32) uint16_t columns[LMC_16BIT_BLOCKS * LMC_TILE_WEIGHTS];
     ptrdiff_t stride = p->row_stride;
     const uint16_t *weights = (const uint16_t *)(const void *)lmc_weights_at(p, row, k);
     /* The rows that come next are asked for in the order in which they lie in memory, if that is their own.
@@ -88,7 +88,7 @@ LMC_INLINE void lmc_short_rows(const lmc_product_t *p, size_t row, size_t k, siz
     ptrdiff_t line_bytes = is_whole ? LMC_LINE_BYTES : 2 * stride;
     int resume = p->resume || k > 0, is_end = k + n_k == p->n_k;
     float *out = p->output + row * LMC_LANES;
-    __m256 sums[LMC_SHORT_BLOCKS][LMC_SHORT_LANES];
+    __m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES];
 #pragma GCC unroll 2
     for (size_t b = 0; b < n_blocks; b++)
         lmc_begin_sums(sums[b], out + 8 * b * LMC_LANES, resume, n_tokens);
@@ -149,7 +149,7 @@ LMC_INLINE void lmc_short_product_of(const lmc_product_t *p, const lmc_dtype_t d
 
 /* Returns 0, having done nothing, where the tokens are too many: more than 4, or 8 with 16-bit weights. */
 static int lmc_product_few_run(const lmc_product_t *p) {
-    size_t most = p->dtype == LMC_FLOAT32 ? 4 : LMC_SHORT_LANES;
+    size_t most = p->dtype == LMC_FLOAT32 ? 4 : LMC_16BIT_LANES;
     if (p->n_panels != 1 || p->k_stride != 1 || p->n_lanes > most) return 0;
     if (p->dtype == LMC_FLOAT16)
         lmc_short_product_of(p, LMC_FLOAT16);

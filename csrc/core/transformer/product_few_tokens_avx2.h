@@ -1,5 +1,5 @@
-/* The matrix product of float32 weights for few tokens, for AVX2 and for AVX-512, where memory bounds it as
- * well. The vectors run over 8 rows, whose weights are transposed in registers. Rows are taken whole, as they
+/* The matrix product of float32 weights for at most four tokens; memory-bound, so AVX-512 uses it too. The
+ * vectors run over 8 rows, whose weights are transposed in registers. Rows are taken whole, as they
  * lie in memory. */
 #ifndef LLMCOMP_CORE_TRANSFORMER_PRODUCT_FEW_TOKENS_AVX2_H
 #define LLMCOMP_CORE_TRANSFORMER_PRODUCT_FEW_TOKENS_AVX2_H
@@ -15,7 +15,7 @@
 /* Tokens of a product's columns that lie packed on the stack. */
 #define LMC_PACKED_FLOATS 8192
 /* A tile of two blocks of rows, whose chains hide each other's latency, is at most this large: more than that
- * and the next tile, which is asked for meanwhile, would push it out of the cache. */
+ * and the next tile, which is prefetched meanwhile, would push it out of the cache. */
 #define LMC_TWO_BLOCKS_BYTES 16384
 
 static const char *lmc_weights_at(const lmc_product_t *p, size_t row, size_t k) {
@@ -23,7 +23,7 @@ static const char *lmc_weights_at(const lmc_product_t *p, size_t row, size_t k) 
     return (const char *)p->weights + (row * (size_t)p->row_stride + k) * element_bytes;
 }
 
-/* A tile is over before the processor has guessed where the next one lies: it is asked for meanwhile, line by
+/* A tile is too short for the hardware prefetcher to find the next one: it is prefetched meanwhile, line by
  * line. NULL where the rows of the next tile do not follow in memory. */
 static const char *lmc_next_tile(const lmc_product_t *p, size_t row, size_t n_rows) {
     int is_dense = p->k_stride == 1 && p->row_stride == (ptrdiff_t)p->n_k;

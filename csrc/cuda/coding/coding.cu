@@ -8,6 +8,7 @@
 #include "cuda/coding/cluster.h"
 #include "cuda/coding/report.h"
 #include "cuda/coding/row_source.h"
+#include "cuda/coding/warp.h"
 
 namespace {
 
@@ -19,9 +20,9 @@ constexpr int32_t TOKEN_INACTIVE = -1, TOKEN_ERROR = -2;
 
 /* Sums below 2^53: 24 bits at a time, so that 32 lanes fit the 32-bit reduction. */
 __device__ __forceinline__ uint64_t warp_sum(uint64_t x) {
-    uint64_t low = __reduce_add_sync(ALL_LANES, (uint32_t)x & 0xFFFFFFu);
-    uint64_t middle = __reduce_add_sync(ALL_LANES, (uint32_t)(x >> 24) & 0xFFFFFFu);
-    uint64_t high = __reduce_add_sync(ALL_LANES, (uint32_t)(x >> 48));
+    uint64_t low = reduce_add((uint32_t)x & 0xFFFFFFu);
+    uint64_t middle = reduce_add((uint32_t)(x >> 24) & 0xFFFFFFu);
+    uint64_t high = reduce_add((uint32_t)(x >> 48));
     return low + (middle << 24) + (high << 48);
 }
 
@@ -96,14 +97,14 @@ __device__ __forceinline__ int32_t maximum_of_row(holding_t &held, const row_arr
         top = lmc_tiles_max(held.vectors, top, DTYPE);
     }
     float maximum = lmc_max_or_nan(lmc_word_max_value(top, DTYPE), held.edge);
-    int32_t key = __reduce_max_sync(ALL_LANES, lmc_max_key(maximum));
+    int32_t key = reduce_max(lmc_max_key(maximum));
     cluster_begun();
     if (at.lane < plan.n_blocks) store_in_block(&keys[at.warp], at.lane, key, exchange);
     exchange_wait(exchange, true);
     key = LMC_KEY_NEGATIVE_INFINITY;
     for (uint32_t i = at.lane; i < plan.n_blocks * plan.n_warps; i += LMC_WARP_LANES)
         key = max(key, keys[i]);
-    return __reduce_max_sync(ALL_LANES, key);
+    return reduce_max(key);
 }
 
 /* The weights of the whole warp's vectors, and of this thread's vectors before n_before. */

@@ -236,10 +236,10 @@ LMC_FN void lmc_tiles_load(lmc_vector_t vectors[LMC_TILE_VECTORS], const unsigne
     }
 }
 
-/* The maximum; NaN wins over everything. */
+/* The maximum; NaN wins over everything. Devices before sm_80 have no such instruction. */
 
 LMC_FN float lmc_max_or_nan(float a, float b) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     float top;
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(top) : "f"(a), "f"(b));
     return top;
@@ -251,7 +251,7 @@ LMC_FN float lmc_max_or_nan(float a, float b) {
 /* Element by element on a 32-bit word: one binary32, or two of the short formats. */
 LMC_FN uint32_t lmc_word_max(uint32_t a, uint32_t b, lmc_dtype_t dtype) {
     if (dtype == LMC_FLOAT32) return lmc_bits_of(lmc_max_or_nan(lmc_float_of(a), lmc_float_of(b)));
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     uint32_t top;
     if (dtype == LMC_BFLOAT16)
         asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(top) : "r"(a), "r"(b));

@@ -16,16 +16,30 @@
 /* The position of a row that takes no part. */
 #define LMC_NO_POSITION UINT32_MAX
 
+/* What becomes of the outputs y of a product where more is asked than a bias, the exact GELU and addends; in
+ * this order: clipped, activated and then multiplied by factors, scaled and capped as logits. */
+typedef struct lmc_cuda_finish {
+    float clip; /* 0: none */
+    bool is_activated, are_logits;
+    lmc_activation_t activation;
+    const float *xielu;   /* the four numbers of lmc_xielu_rule_t, of that activation alone */
+    const float *factors; /* [n_tokens][n_rows], which may be the output; NULL: none */
+    float logits_multiplier, logits_cap;
+} lmc_cuda_finish_t;
+
 /* Matrix product: output[t][i] = chain(weights[i], input[t]; n_k), then, where they are wanted and in this
- * order: + bias[i], GELU, + addends[0][t][i], + addends[1][t][i]. An addend may be the output. */
+ * order: + bias[i]; with a finish, that, and else GELU, + addends[0][t][i], fma(it, multiplier,
+ * addends[1][t][i]). An addend may be the output. */
 typedef struct lmc_cuda_product {
     const void *weights; /* [n_rows][n_k] of dtype */
     const float *input;  /* [n_tokens][n_k] */
     const float *bias, *addends[2];
+    float multiplier;
     float *output; /* [n_tokens][n_rows] */
     uint32_t n_tokens, n_rows, n_k;
     lmc_dtype_t dtype;
-    bool with_gelu;
+    bool with_gelu, with_finish;
+    lmc_cuda_finish_t finish;
     const float *scales; /* [n_rows] of weights that are codes, in place of dtype; else NULL */
 } lmc_cuda_product_t;
 
@@ -56,18 +70,29 @@ cudaError_t lmc_cuda_rows_of_step(const uint32_t *streams, const int32_t *tokens
                                   uint32_t n_positions, const lmc_cuda_transformer_work_t &work,
                                   uint64_t *error, lmc_cuda_stream_t stream);
 
-/* A token that is not one becomes token 0; error (NULL: not wanted) tells which row had it. */
-cudaError_t lmc_cuda_embed(const lmc_transformer_tensor_t &embedding, uint32_t n_embeddings,
-                           uint32_t n_features, const int32_t *tokens, uint32_t n_rows, float *output,
-                           uint64_t *error, lmc_cuda_stream_t stream);
+/* output = embedding[token] * multiplier, + positions[row_positions[row]] where there are such. A token that
+ * is not one becomes token 0; error (NULL: not wanted) tells which row had it. */
+typedef struct lmc_cuda_embedding {
+    lmc_transformer_tensor_t tokens, positions; /* [n_embeddings], [n_positions][n_features]; or NULL data */
+    float multiplier;
+    uint32_t n_embeddings, n_positions, n_features, n_rows;
+    float *output; /* [n_rows][n_features] */
+} lmc_cuda_embedding_t;
+cudaError_t lmc_cuda_embed(const lmc_cuda_embedding_t &embedding, const int32_t *tokens,
+                           const uint32_t *row_positions, uint64_t *error, lmc_cuda_stream_t stream);
 
-/* One or two norms of the same rows, which differ in gain and bias; a second output of NULL: one. */
+/* One or two norms of the same rows, which differ in gain and bias; a second output of NULL: one. Rows of
+ * input and outputs begin `stride` floats apart, and an only output may be the input. is_added: the only
+ * output is fma(norm, multiplier, output). */
 typedef struct lmc_cuda_norm {
-    const float *input; /* [n_rows][n_features] */
-    const float *gains[2], *biases[2];
+    lmc_norm_t kind;
+    const float *input;
+    const float *gains[2], *biases[2]; /* [n_gains][n_features]: row i has those of i % n_gains */
     float *outputs[2];
-    uint32_t n_rows, n_features;
+    uint32_t n_rows, n_features, stride, n_gains;
     float epsilon;
+    bool is_added;
+    float multiplier;
 } lmc_cuda_norm_t;
 cudaError_t lmc_cuda_norm(const lmc_cuda_norm_t &norm, lmc_cuda_stream_t stream);
 
@@ -76,20 +101,44 @@ cudaError_t lmc_cuda_error_merge(const uint64_t *found, uint32_t first_row, uint
                                  lmc_cuda_stream_t stream);
 cudaError_t lmc_cuda_chain_log(const lmc_cuda_transformer_chain_t &chain, lmc_cuda_stream_t stream);
 
-/* Attention of one layer. keys: [stream][head][block of 32 keys][quad][32 keys][4 features of the quad];
- * values: [stream][head][key][n_quads * 4]. Features that fill up the last quad are 0: they can only turn a
- * score of -0 into +0, which no weight notices. */
+/* Attention of one layer. The cache is a ring of `capacity` keys, a multiple of 32, for every stream and key
+ * head, in which key j is number i = j % capacity. keys: [stream][key head][block of 32 keys][quad][32
+ * keys][4 features of the quad]; values: [stream][key head][key][n_quads * 4]. Features that fill up the last
+ * quad are 0: they can only turn a score of -0 into +0, which no weight notices. A query sees the last
+ * `window` keys up to its own, or all where that is 0. */
 typedef struct lmc_cuda_attention {
-    float *keys, *values; /* of the layer */
-    float *qkv;           /* [n_rows][n_heads][query, key, value][head_dim] */
-    float *output;        /* [n_rows][n_heads][head_dim] */
+    float *keys, *values;               /* of the layer */
+    float *queries;                     /* of a row: n_heads, each query_head floats from the one before */
+    const float *new_keys, *new_values; /* of a row: n_kv_heads, each key_head floats apart */
+    uint32_t query_row, query_head;     /* floats from a row, or a head, to the next */
+    uint32_t key_row, key_head;
+    float *output; /* [n_rows][n_heads][head_dim] */
+    float *scores; /* of steps, where shared memory does not hold them: [n_rows][n_heads][score_length] */
     const uint32_t *row_streams, *row_positions;
     const float *cosines, *sines; /* [n_pairs][table_length] */
     uint32_t table_length, n_pairs;
-    uint32_t n_rows, n_heads, head_dim, n_quads;
-    uint32_t capacity, n_positions; /* keys that a head has room for; those that are in use at most */
-    float scale, floor;
+    uint32_t n_rows, n_heads, n_kv_heads, head_dim, n_quads;
+    uint32_t capacity, n_positions; /* n_positions: those of a stream that are in use at most */
+    uint32_t window;
+    lmc_softmax_rule_t softmax;
 } lmc_cuda_attention_t;
+
+/* Queries of a row that one block of a step computes, all of which meet the same keys: 1, 2 or 4, of wide
+ * heads, whose threads have more features, at most 2. */
+#define LMC_CUDA_STEP_FEATURES 128
+static inline uint32_t lmc_cuda_step_queries(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim) {
+    uint32_t n_shared = n_heads / n_kv_heads;
+    return n_shared <= 2 ? n_shared : head_dim <= LMC_CUDA_STEP_FEATURES ? 4 : 2;
+}
+/* Scores that a query can have, rounded up to a multiple of 4; capacity is one. */
+static inline uint32_t lmc_cuda_score_length(uint32_t window, uint32_t capacity) {
+    return window != 0 && window < capacity ? (window + 3) / 4 * 4 : capacity;
+}
+/* Do the queries and scores of a block of a step find room in shared memory? What a block has without asking
+ * is 48 KiB; 12 KiB are stages of values, and a little is for maxima. */
+static inline bool lmc_cuda_scores_are_shared(uint32_t n_queries, uint32_t n_quads, uint32_t score_length) {
+    return (size_t)n_queries * (4 * n_quads + score_length) <= 9 * 1024 - 32;
+}
 
 /* Turns queries, in place, and keys, and puts keys and values into the cache. */
 cudaError_t lmc_cuda_attention_place(const lmc_cuda_attention_t &attention, lmc_cuda_stream_t stream);

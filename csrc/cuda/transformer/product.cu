@@ -211,8 +211,49 @@ __device__ __forceinline__ void multiply_rest(const stage_t<TILE> &stage, corner
     }
 }
 
+template <class TILE>
+__device__ __forceinline__ void store_sums(const lmc_cuda_product_t &p, size_t first_token, size_t first_row,
+                                           corner_t corner, const float (&sums)[TILE::TOKENS][TILE::ROWS]) {
+#pragma unroll
+    for (unsigned i = 0; i < TILE::TOKENS; i++) {
+#pragma unroll
+        for (unsigned j = 0; j < TILE::ROWS; j++)
+            store_output<false>(p, first_token + corner.token + 4 * i, first_row + corner.row + 8 * j,
+                                sums[i][j]);
+    }
+}
+
+/* Where outputs are finished: by way of memory that the stages no longer need, so that one short loop does
+ * it, over outputs that lie side by side. */
+template <class TILE>
+__device__ __forceinline__ void finish_sums(const lmc_cuda_product_t &p, size_t first_token, size_t first_row,
+                                            corner_t corner, float *memory,
+                                            const float (&sums)[TILE::TOKENS][TILE::ROWS]) {
+    constexpr unsigned N_ROWS = 8 * TILE::ROWS, STRIDE = N_ROWS + 8; /* a warp's; lanes in different banks */
+    constexpr unsigned TOKENS = TILE::TOKENS < 4 ? TILE::TOKENS : 4, N_WARPS = TILE::THREADS / LMC_WARP_LANES;
+    static_assert(N_WARPS * 4 * TOKENS * STRIDE * sizeof(float) <= 2 * sizeof(stage_t<TILE>),
+                  "the stages hold the sums of some tokens of every warp");
+    unsigned lane = threadIdx.x % LMC_WARP_LANES;
+    memory += threadIdx.x / LMC_WARP_LANES * 4 * TOKENS * STRIDE;
+    first_token += corner.token - lane_of_4(lane);
+    first_row += corner.row - lane_of_8(lane);
+#pragma unroll
+    for (unsigned first = 0; first < TILE::TOKENS; first += TOKENS, first_token += 4 * TOKENS) {
+        __syncwarp();
+#pragma unroll
+        for (unsigned i = 0; i < TOKENS * TILE::ROWS; i++)
+            memory[(i / TILE::ROWS * 4 + lane_of_4(lane)) * STRIDE + i % TILE::ROWS * 8 + lane_of_8(lane)] =
+                sums[first + i / TILE::ROWS][i % TILE::ROWS];
+        __syncwarp();
+#pragma unroll 1
+        for (unsigned i = lane; i < 4 * TOKENS * N_ROWS; i += LMC_WARP_LANES)
+            store_output<true>(p, first_token + i / N_ROWS, first_row + i % N_ROWS,
+                               memory[i / N_ROWS * STRIDE + i % N_ROWS]);
+    }
+}
+
 /* One tile a block; blocks that follow each other share their weights. */
-template <class TILE, lmc_dtype_t DTYPE, template <class, lmc_dtype_t> class COPY>
+template <class TILE, lmc_dtype_t DTYPE, template <class, lmc_dtype_t> class COPY, bool HAS_FINISH>
 __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
     lmc_product_kernel(const __grid_constant__ lmc_cuda_product_t p) {
     alignas(16) __shared__ stage_t<TILE> stages[2];
@@ -242,20 +283,26 @@ __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
         meet();
         multiply_rest<TILE>(stages[turn], corner, left, sums);
     }
-#pragma unroll
-    for (unsigned i = 0; i < TILE::TOKENS; i++) {
-#pragma unroll
-        for (unsigned j = 0; j < TILE::ROWS; j++)
-            store_output(p, first_token + corner.token + 4 * i, first_row + corner.row + 8 * j, sums[i][j]);
+    if constexpr (HAS_FINISH) {
+        __syncthreads(); /* none reads a stage any more */
+        finish_sums<TILE>(p, first_token, first_row, corner, &stages[0].input[0][0], sums);
+    } else {
+        store_sums<TILE>(p, first_token, first_row, corner, sums);
     }
+}
+
+template <class TILE, template <class, lmc_dtype_t> class COPY, bool HAS_FINISH>
+cudaError_t launch_kernel(const lmc_cuda_product_t &p, lmc_cuda_stream_t stream) {
+    auto kernel = p.dtype == LMC_FLOAT32   ? lmc_product_kernel<TILE, LMC_FLOAT32, COPY, HAS_FINISH>
+                  : p.dtype == LMC_FLOAT16 ? lmc_product_kernel<TILE, LMC_FLOAT16, COPY, HAS_FINISH>
+                                           : lmc_product_kernel<TILE, LMC_BFLOAT16, COPY, HAS_FINISH>;
+    return launch_blocks(kernel, count_tiles<TILE>(p), TILE::THREADS, 0, stream, p);
 }
 
 template <class TILE, template <class, lmc_dtype_t> class COPY = aligned_copy_t>
 cudaError_t launch_tiles(const lmc_cuda_product_t &p, lmc_cuda_stream_t stream) {
-    auto kernel = p.dtype == LMC_FLOAT32   ? lmc_product_kernel<TILE, LMC_FLOAT32, COPY>
-                  : p.dtype == LMC_FLOAT16 ? lmc_product_kernel<TILE, LMC_FLOAT16, COPY>
-                                           : lmc_product_kernel<TILE, LMC_BFLOAT16, COPY>;
-    return launch_blocks(kernel, count_tiles<TILE>(p), TILE::THREADS, 0, stream, p);
+    return p.with_finish ? launch_kernel<TILE, COPY, true>(p, stream)
+                         : launch_kernel<TILE, COPY, false>(p, stream);
 }
 
 } // namespace

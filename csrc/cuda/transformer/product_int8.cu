@@ -4,6 +4,7 @@
 #include <cuda_pipeline_primitives.h>
 
 #include "core/int8/rule.h"
+#include "cuda/coding/warp.h"
 #include "cuda/transformer/int8_mma.h"
 #include "cuda/transformer/product_tiles.h"
 
@@ -34,7 +35,7 @@ __device__ __forceinline__ void load_four(const number_rows_t &rows, const unsig
 }
 
 __device__ __forceinline__ uint32_t largest_of_block(uint32_t magnitude, int32_t *of_warps) {
-    int32_t of_warp = __reduce_max_sync(0xFFFFFFFFu, (int32_t)magnitude); /* the sign bit is 0 */
+    int32_t of_warp = reduce_max((int32_t)magnitude); /* the sign bit is 0 */
     if (threadIdx.x % LMC_WARP_LANES == 0) of_warps[threadIdx.x / LMC_WARP_LANES] = of_warp;
     __syncthreads();
     int32_t largest = of_warps[0];
@@ -217,7 +218,7 @@ __device__ __forceinline__ void add_over_k(int32_t *memory, warp_place_t warp, c
 /* Sums become outputs 16 rows at a time, by way of the warp's part of memory that the stages no longer need:
  * one short loop over outputs that lie side by side, in place of all that an output takes for every sum of a
  * thread. */
-template <class TILE>
+template <class TILE, bool HAS_FINISH>
 __device__ __forceinline__ void store_sums(const lmc_cuda_product_t &p, const float *input_scales,
                                            size_t first_token, size_t first_row, int32_t *memory,
                                            warp_place_t warp, const code_sums_t<TILE> &sums) {
@@ -243,13 +244,13 @@ __device__ __forceinline__ void store_sums(const lmc_cuda_product_t &p, const fl
             size_t token = first_token + i / MMA_ROWS, row = first_row + i % MMA_ROWS;
             if (token >= p.n_tokens || row >= p.n_rows) continue;
             float number = lmc_mul((float)memory[i / MMA_ROWS * STRIDE + i % MMA_ROWS], p.scales[row]);
-            store_output(p, token, row, lmc_mul(number, input_scales[token]));
+            store_output<HAS_FINISH>(p, token, row, lmc_mul(number, input_scales[token]));
         }
     }
 }
 
 /* One tile a block; blocks that follow each other share their weights. */
-template <class TILE>
+template <class TILE, bool HAS_FINISH>
 __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
     lmc_code_product_kernel(const __grid_constant__ lmc_cuda_product_t p,
                             const __grid_constant__ lmc_cuda_codes_t input) {
@@ -278,14 +279,15 @@ __global__ void __launch_bounds__(TILE::THREADS, TILE::BLOCKS)
     }
     __syncthreads(); /* none reads a stage any more */
     if constexpr (TILE::OVER_K > 1) add_over_k<TILE>((int32_t *)stages, warp, sums);
-    if (warp.k == 0) store_sums<TILE>(p, input.scales, first_token, first_row, (int32_t *)stages, warp, sums);
+    if (warp.k == 0)
+        store_sums<TILE, HAS_FINISH>(p, input.scales, first_token, first_row, (int32_t *)stages, warp, sums);
 }
 
 template <class TILE>
 cudaError_t launch_tiles(const lmc_cuda_product_t &p, const lmc_cuda_codes_t &input,
                          lmc_cuda_stream_t stream) {
-    return launch_blocks(lmc_code_product_kernel<TILE>, count_tiles<TILE>(p), TILE::THREADS, 0, stream, p,
-                         input);
+    auto kernel = p.with_finish ? lmc_code_product_kernel<TILE, true> : lmc_code_product_kernel<TILE, false>;
+    return launch_blocks(kernel, count_tiles<TILE>(p), TILE::THREADS, 0, stream, p, input);
 }
 
 } // namespace

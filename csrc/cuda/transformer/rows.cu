@@ -52,20 +52,31 @@ __global__ void lmc_rows_of_step_kernel(const uint32_t *streams, const int32_t *
 
 /* Embedding: one block a row. */
 
-__global__ void lmc_embed_kernel(const void *embedding, lmc_dtype_t dtype, uint32_t n_embeddings,
-                                 uint32_t n_features, const int32_t *tokens, float *output, uint64_t *error) {
+__device__ __forceinline__ const unsigned char *row_of(const lmc_transformer_tensor_t &matrix, uint32_t row,
+                                                       uint32_t n_features) {
+    return (const unsigned char *)matrix.data + (size_t)row * n_features * lmc_element_bytes(matrix.dtype);
+}
+
+__global__ void lmc_embed_kernel(const __grid_constant__ lmc_cuda_embedding_t e, const int32_t *tokens,
+                                 const uint32_t *row_positions, uint64_t *error) {
     uint32_t row = blockIdx.x, token = (uint32_t)tokens[row];
-    if (token >= n_embeddings) {
+    if (token >= e.n_embeddings) {
         if (error != nullptr && threadIdx.x == 0) report_error(error, row, LMC_ERROR_TOKEN);
         token = 0;
     }
-    const unsigned char *source =
-        (const unsigned char *)embedding + (size_t)token * n_features * lmc_element_bytes(dtype);
-    for (uint32_t i = threadIdx.x; i < n_features; i += ROW_THREADS)
-        output[(size_t)row * n_features + i] = lmc_symbol_load(source, i, dtype);
+    const unsigned char *source = row_of(e.tokens, token, e.n_features), *of_position = nullptr;
+    if (e.positions.data != nullptr) {
+        uint32_t position = row_positions[row];
+        of_position = row_of(e.positions, position < e.n_positions ? position : 0, e.n_features);
+    }
+    for (uint32_t i = threadIdx.x; i < e.n_features; i += ROW_THREADS) {
+        float x = lmc_mul(lmc_symbol_load(source, i, e.tokens.dtype), e.multiplier);
+        if (of_position != nullptr) x = lmc_add(x, lmc_symbol_load(of_position, i, e.positions.dtype));
+        e.output[(size_t)row * e.n_features + i] = x;
+    }
 }
 
-/* Layer norm. */
+/* Norms. */
 
 /* A chunk of the block's rows in shared memory, floats_apart a row, which puts the chains' reads in different
  * banks. */
@@ -78,7 +89,7 @@ __device__ __forceinline__ void load_chunk(const norm_chunk_t &chunk, const lmc_
                                            uint32_t first_row, uint32_t begin, uint32_t n) {
     __syncthreads();
     for (uint32_t row = 0; row < NORM_ROWS && first_row + row < norm.n_rows; row++) {
-        const float *source = norm.input + (size_t)(first_row + row) * norm.n_features + begin;
+        const float *source = norm.input + (size_t)(first_row + row) * norm.stride + begin;
         for (uint32_t i = threadIdx.x; i < n; i += ROW_THREADS)
             chunk.values[row * chunk.floats_apart + i] = source[i];
     }
@@ -86,8 +97,8 @@ __device__ __forceinline__ void load_chunk(const norm_chunk_t &chunk, const lmc_
 }
 
 /* Four chains a row, by feature modulo 4, joined as (0 + 1) + (2 + 3): FORMAT.md, section 4.2. Chunks hold a
- * multiple of 4 features, and a row that fits one is loaded once, by the first of the two sums. */
-template <bool SQUARES>
+ * multiple of 4 features, and a row that fits one is loaded once, by the first of the sums, IS_FIRST. */
+template <bool SQUARES, bool IS_FIRST>
 __device__ __forceinline__ void sum_features(const norm_chunk_t &chunk, const lmc_cuda_norm_t &norm,
                                              uint32_t first_row, const float *centres, float *partial,
                                              float *sums) {
@@ -96,7 +107,7 @@ __device__ __forceinline__ void sum_features(const norm_chunk_t &chunk, const lm
     float sum = 0.0f, centre = SQUARES && has_chain ? centres[row] : 0.0f;
     for (uint32_t begin = 0; begin < norm.n_features; begin += chunk.n_features) {
         uint32_t n = min(norm.n_features - begin, chunk.n_features);
-        if (!SQUARES || norm.n_features > chunk.n_features) load_chunk(chunk, norm, first_row, begin, n);
+        if (IS_FIRST || norm.n_features > chunk.n_features) load_chunk(chunk, norm, first_row, begin, n);
         if (!has_chain) continue;
         const float *values = chunk.values + row * chunk.floats_apart;
 #pragma unroll 8
@@ -117,15 +128,30 @@ __device__ __forceinline__ void sum_features(const norm_chunk_t &chunk, const lm
 
 __device__ __forceinline__ void write_norm(const lmc_cuda_norm_t &norm, size_t row, float mean,
                                            float factor) {
-    for (uint32_t i = threadIdx.x; i < norm.n_features; i += ROW_THREADS) {
-        size_t at = row * norm.n_features + i;
-        float scaled = lmc_mul(lmc_sub(norm.input[at], mean), factor);
-        norm.outputs[0][at] = lmc_fma(scaled, norm.gains[0][i], norm.biases[0][i]);
-        if (norm.outputs[1] != nullptr)
-            norm.outputs[1][at] = lmc_fma(scaled, norm.gains[1][i], norm.biases[1][i]);
+    size_t of_gains = norm.n_gains == 1 ? 0 : row % norm.n_gains * norm.n_features;
+    const float *gain = norm.gains[0] + of_gains, *bias = norm.biases[0] + of_gains;
+    const float *input = norm.input + row * norm.stride;
+    float *output = norm.outputs[0] + row * norm.stride, *second = norm.outputs[1];
+    auto scaled = [&](uint32_t i) { return lmc_mul(lmc_sub(input[i], mean), factor); };
+    uint32_t i = threadIdx.x;
+    if (norm.is_added) {
+        for (; i < norm.n_features; i += ROW_THREADS)
+            output[i] = lmc_fma(lmc_fma(scaled(i), gain[i], bias[i]), norm.multiplier, output[i]);
+    } else if (norm.outputs[1] == nullptr) {
+        for (; i < norm.n_features; i += ROW_THREADS)
+            output[i] = lmc_fma(scaled(i), gain[i], bias[i]);
+    } else {
+        second += row * norm.stride;
+        for (; i < norm.n_features; i += ROW_THREADS) {
+            float x = scaled(i);
+            output[i] = lmc_fma(x, gain[i], bias[i]);
+            second[i] = lmc_fma(x, norm.gains[1][i], norm.biases[1][i]);
+        }
     }
 }
 
+/* An RMSNorm is a LayerNorm about 0. */
+template <lmc_norm_t KIND>
 __global__ void __launch_bounds__(ROW_THREADS)
     lmc_norm_kernel(const __grid_constant__ lmc_cuda_norm_t norm, uint32_t chunk_features) {
     LMC_DYNAMIC_SHARED(float, norm_memory);
@@ -134,10 +160,14 @@ __global__ void __launch_bounds__(ROW_THREADS)
     uint32_t first_row = blockIdx.x * NORM_ROWS, row = threadIdx.x;
     bool is_row = row < NORM_ROWS && first_row + row < norm.n_rows;
     float count = (float)norm.n_features;
-    sum_features<false>(chunk, norm, first_row, nullptr, partial, means);
-    if (is_row) means[row] = lmc_div(means[row], count);
+    if (KIND == LMC_NORM_LAYER) {
+        sum_features<false, true>(chunk, norm, first_row, nullptr, partial, means);
+        if (is_row) means[row] = lmc_div(means[row], count);
+    } else if (row < NORM_ROWS) {
+        means[row] = 0.0f;
+    }
     __syncthreads();
-    sum_features<true>(chunk, norm, first_row, means, partial, factors);
+    sum_features<true, KIND != LMC_NORM_LAYER>(chunk, norm, first_row, means, partial, factors);
     if (is_row) factors[row] = lmc_div(1.0f, lmc_sqrt(lmc_add(lmc_div(factors[row], count), norm.epsilon)));
     __syncthreads();
     for (uint32_t i = 0; i < NORM_ROWS && first_row + i < norm.n_rows; i++)
@@ -180,19 +210,20 @@ cudaError_t lmc_cuda_rows_of_step(const uint32_t *streams, const int32_t *tokens
                          work.row_positions, work.is_active, error);
 }
 
-cudaError_t lmc_cuda_embed(const lmc_transformer_tensor_t &embedding, uint32_t n_embeddings,
-                           uint32_t n_features, const int32_t *tokens, uint32_t n_rows, float *output,
-                           uint64_t *error, lmc_cuda_stream_t stream) {
-    return launch_blocks(lmc_embed_kernel, n_rows, ROW_THREADS, 0, stream, embedding.data, embedding.dtype,
-                         n_embeddings, n_features, tokens, output, error);
+cudaError_t lmc_cuda_embed(const lmc_cuda_embedding_t &embedding, const int32_t *tokens,
+                           const uint32_t *row_positions, uint64_t *error, lmc_cuda_stream_t stream) {
+    return launch_blocks(lmc_embed_kernel, embedding.n_rows, ROW_THREADS, 0, stream, embedding, tokens,
+                         row_positions, error);
 }
 
 cudaError_t lmc_cuda_norm(const lmc_cuda_norm_t &norm, lmc_cuda_stream_t stream) {
     uint32_t in_fours = (norm.n_features + NORM_CHAINS - 1) / NORM_CHAINS * NORM_CHAINS;
     uint32_t chunk = in_fours < NORM_CHUNK_MAX ? in_fours : NORM_CHUNK_MAX;
     size_t shared_bytes = NORM_ROWS * (chunk + NORM_CHAINS) * sizeof(float);
-    return launch_blocks(lmc_norm_kernel, (norm.n_rows + NORM_ROWS - 1) / NORM_ROWS, ROW_THREADS,
-                         shared_bytes, stream, norm, chunk);
+    auto kernel =
+        norm.kind == LMC_NORM_LAYER ? lmc_norm_kernel<LMC_NORM_LAYER> : lmc_norm_kernel<LMC_NORM_RMS>;
+    return launch_blocks(kernel, (norm.n_rows + NORM_ROWS - 1) / NORM_ROWS, ROW_THREADS, shared_bytes, stream,
+                         norm, chunk);
 }
 
 cudaError_t lmc_cuda_error_merge(const uint64_t *found, uint32_t first_row, uint64_t *error,

@@ -19,10 +19,9 @@ extern "C" {
 #endif
 
 #define LMC_CUDA_HEAD_DIM_MAX 256
-#define LMC_CUDA_CONTEXT_MAX 8192
 
-/* lmc_transformer_config_check, and LMC_ERROR_ARGUMENT for head or context sizes above these, and for all
- * that needs another arithmetic than version 1: the switches are not on the device yet. */
+/* lmc_transformer_config_check, and LMC_ERROR_ARGUMENT for larger heads, and for norms of all queries or keys
+ * together (LMC_QK_NORM_FULL) where a fused matrix has them apart: no family has that. */
 lmc_status_t lmc_cuda_transformer_config_check(const lmc_transformer_config_t *config);
 
 /* The model. */
@@ -49,9 +48,10 @@ void lmc_cuda_transformer_model_place(const lmc_transformer_model_t *model,
 /* The cache: keys and values of n_streams streams. */
 
 /* positions[s], on the device, is the number of tokens that stream s has seen. Write 0 there, on the same
- * CUDA stream, to start stream s again, or anything smaller to go back. */
+ * CUDA stream, to start stream s again, or, where no layer has a window, anything smaller to go back. Of
+ * several layers those with a window keep that, and room for LMC_CUDA_STRETCH_TOKENS more. */
 typedef struct lmc_cuda_transformer_cache {
-    float *keys, *values;
+    float *keys, *values, *scores; /* scores of a step, where a block has no room for them; else NULL */
     uint32_t *positions;
     uint32_t n_streams, capacity; /* capacity: tokens a stream can hold, a multiple of 32 */
     uint32_t n_layers;
@@ -60,6 +60,10 @@ typedef struct lmc_cuda_transformer_cache {
 /* n_layers: the model's; or 1 for a pass that leaves nothing behind. */
 size_t lmc_cuda_transformer_cache_bytes(const lmc_transformer_config_t *config, uint32_t n_layers,
                                         uint32_t n_streams, uint32_t n_tokens);
+/* The most tokens that a stream can take in one pass, n_longest of its batch. */
+#define LMC_CUDA_STRETCH_TOKENS 256
+uint32_t lmc_cuda_transformer_stretch_max(const lmc_transformer_config_t *config,
+                                          const lmc_cuda_transformer_cache_t *cache);
 /* memory: of the device, aligned to 256 bytes as cudaMalloc gives it; only the positions are written. */
 int lmc_cuda_transformer_cache_init(const lmc_transformer_config_t *config, uint32_t n_layers,
                                     uint32_t n_streams, uint32_t n_tokens, void *memory,

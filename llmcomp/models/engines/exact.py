@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,6 +76,8 @@ class ExactModel(Tokenized):
         self._tensors = match_tensors(self.config, weights, name)
         self.dtype = self._tensors[self.config.uses[0].name].dtype
         self.n_params = sum(tensor.data.size for tensor in self._tensors.values())
+        embeddings = {use.name: math.prod(use.shape) for use in self.config.uses if use.slot in ("embedding", "head")}
+        self.n_params_nonembedding = self.n_params - sum(embeddings.values())
         if vocab_size is not None:
             if not 1 <= vocab_size <= self.n_logits:
                 raise Error(f"{name}: vocab_size is {vocab_size}, expected 1 to {self.n_logits}")

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import platform
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,15 +30,17 @@ from llmcomp.checked_json import read_object
 from llmcomp.coding import cuda
 from llmcomp.data.tokenizer_files import find_tokenizer_file
 from llmcomp.data.tokenizers import Tokenized
-from llmcomp.errors import Error, named, reason, shown
+from llmcomp.errors import Error, reason
+from llmcomp.models.engines import torch_steps
 from llmcomp.models.memory import PassMemory, host_memory
 
 try:
     import torch
     import transformers
-    from safetensors.torch import load_file
 except ImportError as error:
-    raise Error(f"the torch engine needs PyTorch and transformers ({error}): pip install llmcomp[torch]") from None
+    raise Error(
+        f"the torch engine needs PyTorch and transformers ({error}): pip install llmcomp-exact[torch]"
+    ) from None
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTIONS = ("sdpa", "eager")
@@ -52,15 +53,16 @@ _DEVICE_BLOCK_ROWS = 8192
 # Rows of a batch, at most, on a processor and on a device; more do not make the products faster.
 _BATCH_ROWS = 8192
 _DEVICE_BATCH_ROWS = 1 << 16
+# Of a thread in a step or a pass: a millisecond or so.
+_FLOP_PER_THREAD = 10**8
 # What a row holds while it goes through a layer, in values of the model's width: the residual, queries, keys and
 # values, and the two wide arrays of the MLP are 15; twice that for copies and the allocator's gaps.
 _ROW_WIDTHS = 30
-# Buffers that old checkpoints store beside the weights.
-_BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
 
 class TorchModel(Tokenized):
-    """A causal language model of transformers, made by `load_torch` or from a module that is loaded already.
+    """A causal language model of transformers, made by `load_torch` or from a module that is loaded already, with its
+    `tokenizer`, or the path to read it from.
 
     `n_logits` logits a row, of which the first `vocab_size` are tokens; the padded rest gets no probability.
     `n_params` counts tied weights once. `weights_sha256` is what `digest` gives, else (also where that raises `Error`)
@@ -78,19 +80,28 @@ class TorchModel(Tokenized):
         name: str,
         step: int | None = None,
         tokenizer_path: str | os.PathLike[str] | None = None,
+        tokenizer: Any = None,
         digest: Callable[[], str] | None = None,
     ) -> None:
-        self.module = module.eval()
+        self.module = module
         self.name, self.step = name, step
         weight = next(module.parameters())
         self.device, self.dtype = str(weight.device), str(weight.dtype).removeprefix("torch.")
         self.attention = getattr(module.config, "_attn_implementation", None)
         self.n_params = sum(parameter.numel() for parameter in module.parameters())
-        self.n_logits = int(module.get_output_embeddings().weight.shape[0])
-        self.context_length = int(getattr(module.config, "max_position_embeddings", 0) or 2048)
+        embeddings = [module.get_input_embeddings(), module.get_output_embeddings()]
+        weights = {id(parameter): parameter.numel() for one in embeddings if one for parameter in one.parameters()}
+        self.n_params_nonembedding = self.n_params - sum(weights.values())
+        self._text_config = module.config.get_text_config()
+        head = module.get_output_embeddings()
+        self.n_logits = int(self._text_config.vocab_size if head is None else head.weight.shape[0])
+        self.context_length = _context_length(self._text_config)
         self._tokenizer_path = tokenizer_path
+        if tokenizer is not None:  # instead of one that is read when it is first asked for
+            self.tokenizer, self.tokenizer_fingerprint = tokenizer, tokenizer.fingerprint
+            self.vocab_size = min(int(tokenizer.vocab_size), self.n_logits)
         self._digest = digest
-        self._accepts = set(inspect.signature(module.forward).parameters)
+        self._is_causal = False
 
     @functools.cached_property
     def weights_sha256(self) -> str:
@@ -116,19 +127,21 @@ class TorchModel(Tokenized):
             else platform.processor() or platform.machine(),
             "dtype": self.dtype,
             "attention": self.attention,
-            "threads": None if on_cuda else torch.get_num_threads(),
+            "threads": None if on_cuda else self._n_threads(1),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
+        if self._way_of_steps != "shared":
+            facts["steps"] = self._way_of_steps
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def pass_memory(self) -> PassMemory:
         """What a pass takes on this model's device: for every row the values that go through a layer, and beside them
         one block of logits with the two of float32 that `log2_probabilities` makes of it without the CUDA part."""
         on_device, item_bytes = self.device.startswith("cuda"), DTYPES[self.dtype].itemsize
-        row_bytes = _ROW_WIDTHS * int(getattr(self.module.config, "hidden_size", 4096)) * item_bytes
+        row_bytes = _ROW_WIDTHS * int(getattr(self._text_config, "hidden_size", 4096)) * item_bytes
         if self.attention == "eager":
-            n_heads = int(getattr(self.module.config, "num_attention_heads", 32))
+            n_heads = int(getattr(self._text_config, "num_attention_heads", 32))
             row_bytes += 2 * 4 * n_heads * self.context_length
         block_rows, rows_max = (_DEVICE_BLOCK_ROWS, _DEVICE_BATCH_ROWS) if on_device else (_BLOCK_ROWS, _BATCH_ROWS)
         n_float_copies = 0 if on_device and cuda.is_built() else 2
@@ -147,9 +160,9 @@ class TorchModel(Tokenized):
 
     def logits(self, tokens: npt.ArrayLike, as_tensor: bool = False) -> Any:
         """int [B, T] -> float32 [B, T, n_logits]: NumPy, or on request a tensor in the model's dtype and place."""
-        with torch.inference_mode():
-            logits = self.module(self._as_tokens(tokens), use_cache=False).logits
-        return logits if as_tensor else _as_numpy(logits)
+        self._check_causal()
+        logits = self.forward(tokens, use_cache=False).logits
+        return logits if as_tensor else torch_steps.as_numpy(logits)
 
     def intervals(
         self,
@@ -171,7 +184,7 @@ class TorchModel(Tokenized):
         lengths: npt.ArrayLike | None = None,
         vocab_size: int | None = None,
     ) -> Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Gives the device the work of `intervals`; what is returned waits for it, on any thread, and tells them.
+        """Gives the device the work of `intervals`; what is returned waits for it, on any thread, and returns them.
 
         On a device the three numbers of all rows come back in one copy behind the work; nothing waits before. Errors
         of rows are raised by what is returned.
@@ -211,7 +224,7 @@ class TorchModel(Tokenized):
     def start_log2_probabilities(
         self, tokens: npt.ArrayLike, targets: npt.ArrayLike, lengths: npt.ArrayLike | None = None
     ) -> Callable[[], np.ndarray]:
-        """Gives the device the work of `log2_probabilities`; what is returned waits for it and tells them."""
+        """Gives the device the work of `log2_probabilities`; what is returned waits for it and returns them."""
 
         def of_block(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
             if logits.device.type == "cuda" and cuda.is_built():
@@ -229,11 +242,11 @@ class TorchModel(Tokenized):
 
         return finish
 
-    def session(self, n_streams: int) -> TorchSession:
-        """A session of `n_streams` streams that advance together, one token a call."""
-        return TorchSession(self, n_streams)
+    def session(self, n_streams: int) -> torch_steps.TorchSession:
+        """A session of `n_streams` streams that advance together, one token a call, by the cache that the model has
+        (`torch_steps`); one that has none warns of what its steps cost."""
+        return torch_steps.WAYS[self._way_of_steps](self, n_streams)
 
-    @torch.inference_mode()
     def _start(
         self,
         tokens: npt.ArrayLike,
@@ -250,6 +263,7 @@ class TorchModel(Tokenized):
 
         What is returned waits for ([n_numbers, B * T] on the CPU, row numbers that are not padding, (B, T)).
         """
+        self._check_causal()
         inputs, wanted = self._as_tokens(tokens), np.ascontiguousarray(targets, np.int64)
         if wanted.shape != tuple(inputs.shape):
             raise Error(f"targets have shape {wanted.shape}, expected that of the tokens, {tuple(inputs.shape)}")
@@ -262,17 +276,16 @@ class TorchModel(Tokenized):
         rows_there, wanted_there = _copy_ahead(rows, place), _copy_ahead(wanted.reshape(-1), place)
         head_is_linear = self._head_is_linear
         with self.watch("forward"):
-            if head_is_linear:
-                states = self.module.base_model(inputs, use_cache=False).last_hidden_state
-            else:
-                states = self.module(inputs, use_cache=False).logits
+            module = self.module.base_model if head_is_linear else self.module
+            output = self._run(module, inputs, use_cache=False)
+            states = output.last_hidden_state if head_is_linear else output.logits
         states = states.reshape(-1, states.shape[-1])
         result: torch.Tensor | None = None
         n_rows = _DEVICE_BLOCK_ROWS if place.type == "cuda" else _BLOCK_ROWS
         for block in rows_there.split(n_rows):
-            with self.watch("forward"):
+            with self.watch("forward"), self._at_work(len(block)):
                 logits = self.module.get_output_embeddings()(states[block]) if head_is_linear else states[block]
-            with self.watch("intervals"):
+            with self.watch("intervals"), torch.no_grad():
                 found = of_block(logits, wanted_there[block])
                 if result is None:
                     result = torch.zeros((n_numbers, wanted.size), dtype=dtype, device=found.device)
@@ -282,17 +295,92 @@ class TorchModel(Tokenized):
         wait = _copy_behind(result)
         return lambda: (wait(), rows, wanted.shape)
 
+    # The module at work.
+
+    def forward(self, tokens: npt.ArrayLike, **options: Any) -> Any:
+        """What the module returns for int [B, T], with those `options` that it takes."""
+        return self._run(self.module, self._as_tokens(tokens), **options)
+
+    def _run(self, module: Any, ids: torch.Tensor, **options: Any) -> Any:
+        parameters = inspect.signature(module.forward).parameters
+        taken = {name: value for name, value in options.items() if name in parameters}
+        with self._at_work(ids.numel()):
+            return module(ids, **taken)
+
+    @contextlib.contextmanager
+    def _at_work(self, n_rows: int) -> Iterator[None]:
+        """The module as it is when it is used, and so many threads as `n_rows` tokens are worth; then as before.
+
+        A module in training, of which this is a view, goes on training.
+        """
+        in_training = [part for part in self.module.modules() if part.training] if self.module.training else []
+        n_before, n_threads = torch.get_num_threads(), self._n_threads(n_rows)
+        for part in in_training:
+            part.training = False
+        if n_threads != n_before:
+            torch.set_num_threads(n_threads)
+        try:
+            # Not inference_mode: what modules keep between calls must still do for training.
+            with torch.no_grad():
+                yield
+        finally:
+            if n_threads != n_before:
+                torch.set_num_threads(n_before)
+            for part in in_training:
+                part.training = True
+
+    def _n_threads(self, n_rows: int) -> int:
+        """A thread for every 10^8 operations, of those that torch may take: on a machine with other work, the threads
+        of a small step wait for one another many times as long as they compute."""
+        n_max = torch.get_num_threads()
+        if self.device.startswith("cuda"):
+            return n_max
+        return max(1, min(n_max, 2 * self.n_params * n_rows // _FLOP_PER_THREAD))
+
+    @functools.cached_property
+    def _way_of_steps(self) -> str:
+        self._check_causal()
+        return torch_steps.way_of(self)
+
+    def _check_causal(self) -> None:
+        """`Error` for a model whose logits depend on what comes after them; asked once."""
+        if self._is_causal:
+            return
+        tokens = np.random.default_rng(1).integers(0, self.n_logits, (2, min(8, self.context_length)))
+        tokens[1, :-1] = tokens[0, :-1]
+        tokens[1, -1] = (tokens[0, -1] + 1) % self.n_logits
+        # Not one batch: what a batch shares, such as the experts' capacity, is no look ahead.
+        first, second = (torch_steps.as_numpy(self.forward(row[None], use_cache=False).logits[0]) for row in tokens)
+        if first.shape != (tokens.shape[1], self.n_logits):
+            raise Error(
+                f"{self.name}: {tokens.shape[1]} tokens have logits of shape {first.shape}, expected "
+                f"({tokens.shape[1]}, {self.n_logits})"
+            )
+        difference = np.abs(first[:-1] - second[:-1]).max(initial=0)
+        if difference > 1e-2 * np.abs(first).max():
+            raise Error(
+                f"{self.name} is not causal: the logits before a token change by {difference:.3g} with that token, so "
+                "what it codes could not be decoded"
+            )
+        self._is_causal = True
+
     @functools.cached_property
     def _head_is_linear(self) -> bool:
         """Whether the logits are the head's product with the last states (some models scale or cap them after it)."""
-        tokens = self._as_tokens(np.arange(min(8, self.n_logits))[None])
-        with torch.inference_mode():
-            output = self.module.base_model(tokens, use_cache=False)
-            if getattr(output, "last_hidden_state", None) is None:
-                return False
-            found = self.module.get_output_embeddings()(output.last_hidden_state).float()
-            expected = self.module(tokens, use_cache=False).logits.float()
-        return found.shape == expected.shape and bool(torch.allclose(found, expected, rtol=1e-2, atol=1e-2))
+        ids = self._as_tokens(np.arange(min(8, self.n_logits))[None])
+        # Of a model that has no such parts, whatever it misses is not there.
+        try:
+            states = self._run(self.module.base_model, ids, use_cache=False).last_hidden_state
+            with torch.no_grad():
+                found = self.module.get_output_embeddings()(states).float()
+        except Exception:
+            return False
+        expected = self._run(self.module, ids, use_cache=False).logits.float()
+        if found.shape != expected.shape:
+            return False
+        # The same product: what rounding leaves between them is far less than a cap or a scale does.
+        near = 1e-5 if self.dtype == "float32" else 4e-3
+        return bool((found - expected).abs().max() <= near * expected.abs().max())
 
     def _as_tokens(self, tokens: npt.ArrayLike) -> torch.Tensor:
         array = np.asarray(tokens)
@@ -305,60 +393,6 @@ class TorchModel(Tokenized):
         if array.size and not 0 <= int(array.min()) <= int(array.max()) < self.n_logits:
             raise Error(f"tokens reach from {array.min()} to {array.max()}, expected 0 to {self.n_logits - 1}")
         return _copy_ahead(np.ascontiguousarray(array, np.int64), torch.device(self.device))
-
-
-class TorchSession:
-    """Streams that are read one token at a time with a key-value cache. `step`: int [B] -> float32 [B, n_logits].
-
-    All streams share the slots of one cache. A stream that pauses (`active` False) leaves a masked slot behind and its
-    positions go on where they stopped; `reset` masks all its slots.
-    """
-
-    def __init__(self, model: TorchModel, n_streams: int) -> None:
-        if n_streams < 1:
-            raise Error(f"a session of {n_streams} streams, expected at least 1")
-        self._model, self.n_streams = model, n_streams
-        self._cache: Any = None
-        self._seen = torch.zeros((n_streams, 0), dtype=torch.int64)
-        self.positions = np.zeros(n_streams, np.int64)
-
-    def step(self, tokens: npt.ArrayLike, active: npt.ArrayLike | None = None) -> np.ndarray:
-        """Read one token of every active stream; rows of the others are zeros."""
-        model = self._model
-        chosen = np.ones(self.n_streams, bool) if active is None else np.asarray(active, bool)
-        inputs = np.where(chosen, np.asarray(tokens), 0)
-        if inputs.shape != (self.n_streams,) or chosen.shape != inputs.shape:
-            raise Error(f"tokens have shape {np.shape(tokens)}, expected ({self.n_streams},)")
-        if (self.positions[chosen] >= model.context_length).any():
-            raise Error(f"a stream has read {model.context_length} tokens, all that {model.name} can read; reset it")
-        # A paused stream sees its own slot in this step: a softmax over nothing would leave NaN in the cache.
-        mask = torch.cat([self._seen, torch.ones((self.n_streams, 1), dtype=torch.int64)], dim=1)
-        options = {
-            "attention_mask": mask.to(model.device),
-            "position_ids": torch.from_numpy(self.positions[:, None].copy()).to(model.device),
-            "past_key_values": self._cache,
-        }
-        with torch.inference_mode():
-            output = model.module(
-                model._as_tokens(inputs[:, None]),
-                use_cache=True,
-                **{key: value for key, value in options.items() if key in model._accepts},
-            )
-        self._cache = output.past_key_values
-        mask[:, -1] = torch.from_numpy(chosen)
-        self._seen = mask
-        self.positions += chosen
-        logits = _as_numpy(output.logits[:, -1])
-        logits[~chosen] = 0
-        return logits
-
-    def reset(self, stream: int | None = None) -> None:
-        """Make `stream` (None: every stream) forget all that it read."""
-        chosen = slice(None) if stream is None else stream
-        self._seen[chosen] = 0
-        self.positions[chosen] = 0
-        if not self.positions.any():
-            self._cache, self._seen = None, self._seen[:, :0]
 
 
 def load_torch(
@@ -380,23 +414,25 @@ def load_torch(
     without a word from its caller it would ask on standard input.
 
     `device`: "cpu" (default), "cuda", "cuda:1", ...; `dtype`: "float32" (default), "bfloat16", "float16";
-    `attention`: "sdpa" (default) or "eager"; `digest` gives the model's `weights_sha256` where it is not to be that of
+    `attention`: "sdpa" or "eager", by default what transformers takes for this model: "sdpa" where it computes the same
+    there; `digest` gives the model's `weights_sha256` where it is not to be that of
     the weights as they are in use; `weights`: what `read_host_weights` read of the folder before. `Error` for weights
     that are missing, truncated or of other shapes.
     """
     folder = Path(folder)
-    device, dtype, attention = device or "cpu", dtype or "float32", attention or "sdpa"
+    device, dtype = device or "cpu", dtype or "float32"
     if dtype not in DTYPES:
         raise Error(f"no dtype is called {dtype!r}, expected one of {', '.join(DTYPES)}")
-    if attention not in ATTENTIONS:
+    if attention is not None and attention not in ATTENTIONS:
         raise Error(f"no attention is called {attention!r}, expected one of {', '.join(ATTENTIONS)}")
     if not trust_remote_code:
         _refuse_code(folder)
     progress = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        options: dict[str, Any] = {"dtype": DTYPES[dtype], "attn_implementation": attention, "weights_only": True}
-        options["output_loading_info"] = True
+        options: dict[str, Any] = {"dtype": DTYPES[dtype], "weights_only": True, "output_loading_info": True}
+        if attention is not None:
+            options["attn_implementation"] = attention
         trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         found: Any
         if weights is None:
@@ -559,85 +595,6 @@ def device_peak_bytes(device: str) -> int:
     return int(found)
 
 
-def read_host_weights(folder: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint in host memory, as they are stored; may run on any thread beside a model at work.
-
-    `load_torch` itself may not: while transformers makes a module, it changes torch's default dtype for all threads.
-    """
-    folder = Path(folder)
-    paths = [folder / "model.safetensors"]
-    if not paths[0].is_file():
-        paths = sorted(folder.glob("model-*-of-*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not paths:
-        raise Error(f"{folder}: found neither model.safetensors nor pytorch_model.bin")
-    weights: dict[str, torch.Tensor] = {}
-    for path in paths:
-        if path.suffix == ".bin":
-            weights |= _read_pickle(path)
-            continue
-        try:
-            # Mapped tensors are read when they are first used; a copy is read now.
-            weights |= {name: tensor.clone() for name, tensor in load_file(path).items()}
-        # As in `load_torch`.
-        except Exception as error:
-            raise Error(f"{path}: cannot read these weights: {reason(error)}") from error
-    return weights
-
-
-def read_pickled_weights(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The tensors of pytorch_model.bin or of its shards as arrays; bfloat16 is widened to float32.
-
-    Read by torch's weights_only loader, which runs no code from the file. Buffers that are not weights are left out.
-    """
-    folder = Path(folder)
-    paths = sorted(folder.glob("pytorch_model*.bin"))
-    if not paths:
-        raise Error(f"{folder}: found no pytorch_model.bin")
-    weights: dict[str, np.ndarray] = {}
-    for path in paths:
-        for name, tensor in _read_pickle(path, mapped=True).items():
-            if name.endswith(_BUFFERS):
-                continue
-            if tensor.dtype not in DTYPES.values():
-                found = str(tensor.dtype).removeprefix("torch.")
-                raise Error(f"{path}: {named(name)} has dtype {found}, expected one of {', '.join(DTYPES)}")
-            weights[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return weights
-
-
-def _read_pickle(path: Path, mapped: bool = False) -> dict[str, torch.Tensor]:
-    """The tensors of one pickled state, by name, parameters as plain tensors. No code of the file is run.
-
-    `Error` for a file that is torn or foreign, or holds anything but dense tensors that have all their bytes there.
-    """
-    # Files of torch before 1.6 are no zip archives, and cannot be mapped.
-    try:
-        with path.open("rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
-    # A torn or foreign file ends in errors of zipfile, pickle or torch.
-    except Exception as error:
-        if "weights_only" in str(error):  # torch's message tells how to run the file's code all the same
-            asked = re.search(r"GLOBAL (\S+)", str(error))
-            found = f"asks for {named(asked[1])}" if asked else "is torn or no pickle"
-            raise Error(f"{path}: it {found}; expected a pickle of nothing but tensors") from None
-        raise Error(f"{path}: torch cannot read these weights: {reason(error)}") from error
-    if not isinstance(state, dict):
-        raise Error(f"{path}: found a pickled {type(state).__name__}, expected tensors by their names")
-    tensors = {}
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise Error(f"{path}: {shown(name)} is a {type(value).__name__}, expected tensors by their names")
-        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
-            kind = f"{value.dtype}, {value.layout}, on {value.device}"
-            raise Error(f"{path}: {named(name)} is {kind}; expected a dense tensor of numbers")
-        # A stride of 0 lets a few bytes stand for any number of them.
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise Error(f"{path}: {named(name)}, shape {list(value.shape)}, has fewer bytes than values")
-        tensors[name] = value.detach()
-    return tensors
-
-
 def _copy_ahead(array: np.ndarray, place: torch.device) -> torch.Tensor:
     """An array on the device, behind the work that it has been given, which nothing waits for: from pinned memory,
     which torch's allocator keeps until the copy is done."""
@@ -661,12 +618,16 @@ def _copy_behind(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     return wait
 
 
+def _context_length(config: Any) -> int:
+    """The most tokens that a window may hold; of a model that states none, such as Mamba, 2,048."""
+    for name in ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length"):
+        if isinstance(found := getattr(config, name, None), int) and found > 0:
+            return found
+    return 2048
+
+
 def _device_memory(device: str) -> tuple[int, int]:
     """(free, all) bytes of a device; what torch keeps for later use is free."""
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free_bytes + kept_bytes, total_bytes
-
-
-def _as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.float().cpu().numpy()
