@@ -176,6 +176,7 @@ def median_times(contenders: dict[str, Contender], n_repeats: int, clock: Callab
     return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
+# Long: a line a contender and a field.
 def measure(n_rows: int, n_repeats: int, clock_name: str) -> dict[str, object]:
     clock = time.perf_counter if clock_name == "wall" else time.thread_time
     logits, tokens = realistic_rows(n_rows, VOCAB_SIZE)

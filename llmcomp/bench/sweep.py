@@ -201,6 +201,7 @@ class _WatchedExact:
         return watched
 
 
+# Long: the defaults of every argument, then what was measured field by field.
 def run_sweep_benchmark(
     suite: str = "pythia",
     engine: str = "exact",

@@ -152,6 +152,7 @@ def compare(
     return compare_rows(rows_a, rows_b, level=level)
 
 
+# Long: a line a field of what is found.
 def compare_rows(
     a: pd.DataFrame, b: pd.DataFrame, documents: Sequence[str] | None = None, *, level: float = 0.95
 ) -> Comparison:

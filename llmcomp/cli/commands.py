@@ -59,6 +59,7 @@ def score(args: argparse.Namespace) -> int:
     return 0
 
 
+# Long: a line an argument.
 def sweep(args: argparse.Namespace) -> int:
     from llmcomp.cli import cluster
     from llmcomp.experiment.sweep import sweep
@@ -157,6 +158,7 @@ def _results(args: argparse.Namespace) -> Any:
     return read_cells(args.folder)
 
 
+# Long: what options exclude each other is refused before any file is touched.
 def compress(args: argparse.Namespace) -> int:
     from llmcomp.cli import files
     from llmcomp.codec.files import Skipped

@@ -28,6 +28,7 @@ def _names(options: Iterable[Option]) -> list[str]:
     return [name for option in options for name in option.names]
 
 
+# Long: a script of bash.
 def _bash(program: str, commands: Sequence[Command]) -> str:
     """A word that begins with "-" is an option of the command so far; behind an option with choices comes one of them;
     else a subcommand, where there are any, or a file."""

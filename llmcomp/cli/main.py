@@ -83,6 +83,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
         print(f"llmcomp: warning: {message}", file=sys.stderr)
 
 
+# Long: some lines a command.
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no plan")

@@ -62,6 +62,7 @@ class TrainingDataWarning(UserWarning):
     """A chunk is part of what a bundled model was trained on."""
 
 
+# Long, because every argument is checked here and handed on once.
 def sweep(
     models: str | Sequence[Any],
     steps: int | Sequence[int | None] | None = None,

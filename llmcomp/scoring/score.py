@@ -29,6 +29,7 @@ ADAPTIVE_COLUMNS = ("adaptive_ideal_bits", "adaptive_coded_bytes", "adaptive_rat
 _SCORE_BATCH_BYTES = 1 << 18
 
 
+# Long: what does not go together is refused here, once.
 def score(
     chunks: Iterable[bytes],
     model: Any,

@@ -42,6 +42,7 @@ def planted(
     return rows_of(base + CHUNK * gain, "a"), rows_of(base, "b"), [f"d{number}" for number in documents]
 
 
+@pytest.mark.slow
 def test_the_interval_over_documents_holds_at_its_level_and_one_over_chunks_would_not() -> None:
     rng = np.random.default_rng(5)
     held = naive = 0
@@ -58,6 +59,7 @@ def test_the_interval_over_documents_holds_at_its_level_and_one_over_chunks_woul
     assert naive < 300
 
 
+@pytest.mark.slow
 def test_no_difference_is_found_where_there_is_none_and_one_where_there_is() -> None:
     rng = np.random.default_rng(6)
     found = [compare_rows(*planted(rng, 20, 5, effect=0.0)).better for _ in range(200)]

@@ -14,8 +14,8 @@ SIMDE = Path("/usr/include/simde/x86/avx512.h")
 
 slow = pytest.mark.slow
 TARGETS = [
-    pytest.param("check-core", ("cc",), id="check-core"),
-    pytest.param("fuzz-short", ("clang",), id="fuzz-short"),
+    pytest.param("check-core", ("cc",), id="check-core", marks=slow),
+    pytest.param("fuzz-short", ("clang",), id="fuzz-short", marks=slow),
     pytest.param("check-sanitize", ("cc", "clang"), id="check-sanitize", marks=slow),
     pytest.param("check-valgrind", ("cc", "valgrind"), id="check-valgrind", marks=slow),
     pytest.param("check-pool-model", ("cc", "spin"), id="check-pool-model", marks=slow),

@@ -50,6 +50,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @emulation_needs_linux
+@pytest.mark.slow
 def test_the_engine_on_an_emulated_device_gives_the_bits_of_the_serial_backend(emulated: Path) -> None:
     assert "0 failures" in run(emulated, 1, 8, timeout=300)
 
@@ -61,6 +62,7 @@ def test_the_engine_on_an_emulated_device_many_times(emulated: Path) -> None:
 
 
 @needs_nvcc
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ENGINE, ids=lambda path: path.stem)
 def test_the_ptx_rounds_every_operation_to_nearest_once(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "engine.ptx"

@@ -162,6 +162,7 @@ def test_killed_shards_are_replaced_by_those_that_live(suite: Path, tmp_path: Pa
     check_folder(shards, expected)
 
 
+@pytest.mark.slow
 def test_a_stopped_shard_is_replaced_and_may_go_on(suite: Path, tmp_path: Path, expected: bytes) -> None:
     """SIGSTOP stops the heart too: after the lease another takes the cell; woken up, the first one does no harm."""
     shards = Shards(suite, tmp_path, seconds=0.3, lease=1.5)
@@ -211,6 +212,7 @@ def test_baselines_in_processes(suite: Path, tmp_path: Path) -> None:
     assert table_bytes(rows) == table_bytes(alone)
 
 
+@pytest.mark.slow
 def test_a_cell_that_kills_its_workers_fails_and_the_others_do_not(suite: Path, tmp_path: Path, capfd: Any) -> None:
     out, text = tmp_path / "out", some_data()[:1]
     scorer = Logged(tmp_path / "log", kills=2)

@@ -89,6 +89,7 @@ def test_a_planted_law_of_one_axis_comes_back(form):
         assert law.ci[name][1] >= value * 0.999
 
 
+@pytest.mark.slow
 def test_noise_does_not_hide_a_break():
     rng = np.random.default_rng(3)
     table = table_of(PLANTED["broken"][0] + 0.001 * rng.standard_normal(len(P)))

@@ -47,6 +47,7 @@ def test_shared_exponents_are_found_and_predict_better():
     assert np.mean(joint) < np.mean(separate)
 
 
+@pytest.mark.slow
 def test_separate_exponents_are_not_shared():
     for seed in range(3):
         table = table_of(SEPARATE, seed)
@@ -99,6 +100,7 @@ def test_sharing_narrows_the_interval_of_an_exponent():
         assert np.log(joint[1] / joint[0]) < 0.8 * np.log(alone[1] / alone[0])
 
 
+@pytest.mark.slow
 def test_ways_to_share_are_compared():
     found = compare_shares(results.published())
     assert set(found["share"]) == set(SHARES)

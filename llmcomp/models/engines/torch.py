@@ -3,7 +3,7 @@
 What holds here: the same machine, the same library versions and the same calls (batch shape, order of steps) give the
 same logits. What does not: one pass and step by step differ in the last bits, and so do other batch shapes, thread
 counts, devices and versions. An archive that this engine made is therefore decoded by the same calls on the same
-machine, and its fingerprint says which; the exact engine promises more, for GPT-NeoX models.
+machine, and its fingerprint says which; the exact engine promises more, for the families that it knows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +247,7 @@ class TorchModel(Tokenized):
         (`torch_steps`); one that has none warns of what its steps cost."""
         return torch_steps.WAYS[self._way_of_steps](self, n_streams)
 
+    # Long: one batch from its checks to what waits for it, in the order in which the device gets the work.
     def _start(
         self,
         tokens: npt.ArrayLike,
@@ -427,12 +428,31 @@ def load_torch(
         raise Error(f"no attention is called {attention!r}, expected one of {', '.join(ATTENTIONS)}")
     if not trust_remote_code:
         _refuse_code(folder)
+    options: dict[str, Any] = {"dtype": DTYPES[dtype], "weights_only": True, "output_loading_info": True}
+    if attention is not None:
+        options["attn_implementation"] = attention
+    module = _load_module(folder, device, weights, trust_remote_code, options)
+    tokenizer_path = tokenizer_path or find_tokenizer_file(folder)
+    if device.startswith("cuda") and not cuda.is_built():
+        warnings.warn(
+            "this llmcomp was built without its CUDA part: logits are copied to the processor to be coded, which is "
+            "correct and slow",
+            stacklevel=2,
+        )
+    return TorchModel(module, name=name or folder.name, step=step, tokenizer_path=tokenizer_path, digest=digest)
+
+
+def _load_module(
+    folder: Path,
+    device: str,
+    weights: dict[str, torch.Tensor] | None,
+    trust_remote_code: bool,
+    options: Mapping[str, Any],
+) -> Any:
+    """The module on its device, without a bar of transformers; all of its weights were there."""
     progress = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        options: dict[str, Any] = {"dtype": DTYPES[dtype], "weights_only": True, "output_loading_info": True}
-        if attention is not None:
-            options["attn_implementation"] = attention
         trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         found: Any
         if weights is None:
@@ -454,14 +474,7 @@ def load_torch(
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
         raise Error(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}")
-    tokenizer_path = tokenizer_path or find_tokenizer_file(folder)
-    if device.startswith("cuda") and not cuda.is_built():
-        warnings.warn(
-            "this llmcomp was built without its CUDA part: logits are copied to the processor to be coded, which is "
-            "correct and slow",
-            stacklevel=2,
-        )
-    return TorchModel(module, name=name or folder.name, step=step, tokenizer_path=tokenizer_path, digest=digest)
+    return module
 
 
 _TRUST = "load_model(..., engine='torch', trust_remote_code=True) says that whoever made the model is trusted"
