@@ -108,6 +108,16 @@ def _check_depth(found: Any) -> None:
     raise ValueError(f"nested more than {DEPTH_MAX} deep")
 
 
+def finite_number(value: Any) -> float | None:
+    """A finite number as a float; None for anything else, booleans and integers beyond binary64 among them."""
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    return None
+
+
 class Members:
     """The members of an object of `origin`, each asked for as what it must be.
 
@@ -138,13 +148,10 @@ class Members:
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
         """A finite number, as a float."""
-        value = self._get(key, default)
-        try:
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-                return float(value)
-        except OverflowError:
-            pass
-        raise self.error(key, "a number")
+        number = finite_number(self._get(key, default))
+        if number is None:
+            raise self.error(key, "a number")
+        return number
 
     def flag(self, key: str, default: Any = _REQUIRED) -> bool:
         """true or false."""

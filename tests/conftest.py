@@ -58,3 +58,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def three_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three sizes at three steps: enough for a law."""
+    folder = tmp_path_factory.mktemp("models")
+    for number, width in enumerate((16, 32, 48)):
+        for step in (1, 10, 100):
+            name = folder / f"tiny-{width}" / f"step{step}"
+            write_checkpoint(name, seed=100 * number + step, hidden_size=width, intermediate_size=4 * width)
+    return folder

@@ -12,6 +12,7 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "check/neox_layer_order.h"
 #include "llmcomp/coder.h"
 #include "llmcomp/mixing.h"
 #include "llmcomp/transformer.h"
@@ -132,21 +133,9 @@ static void read_tokens(reader_t *reader, checkpoint_t *model) {
     if (n_single_bytes != 256) die("the vocabulary has %d of 256 bytes", n_single_bytes);
 }
 
-/* The order of the tensors in the file: GPT-NeoX's. */
+/* The order of the model's own tensors in the file; then each layer's, neox_layer_order. */
 static const lmc_model_slot_t model_order[] = {LMC_MODEL_EMBEDDING, LMC_MODEL_FINAL_NORM_GAIN,
                                                LMC_MODEL_FINAL_NORM_BIAS, LMC_MODEL_HEAD};
-static const lmc_layer_slot_t layer_order[] = {LMC_LAYER_ATTENTION_NORM_GAIN,
-                                               LMC_LAYER_ATTENTION_NORM_BIAS,
-                                               LMC_LAYER_MLP_NORM_GAIN,
-                                               LMC_LAYER_MLP_NORM_BIAS,
-                                               LMC_LAYER_QKV,
-                                               LMC_LAYER_QKV_BIAS,
-                                               LMC_LAYER_OUT,
-                                               LMC_LAYER_OUT_BIAS,
-                                               LMC_LAYER_UP,
-                                               LMC_LAYER_UP_BIAS,
-                                               LMC_LAYER_DOWN,
-                                               LMC_LAYER_DOWN_BIAS};
 
 static lmc_transformer_config_t read_config(reader_t *reader) {
     lmc_transformer_config_t config = {.embedding_multiplier = 1,
@@ -184,8 +173,8 @@ static checkpoint_t read_checkpoint(const char *path) {
     memset(layers, 0, model.config.n_layers * sizeof *layers);
     model.weights.layers = layers;
     for (size_t i = 0; i < model.config.n_layers; i++)
-        for (size_t j = 0; j < sizeof layer_order / sizeof *layer_order; j++)
-            layers[i].slots[layer_order[j]] = read_tensor(&reader, dtype);
+        for (size_t j = 0; j < sizeof neox_layer_order / sizeof *neox_layer_order; j++)
+            layers[i].slots[neox_layer_order[j]] = read_tensor(&reader, dtype);
     read_tokens(&reader, &model);
     return model;
 }

@@ -2,6 +2,8 @@
  * or the hashes beside them would. */
 #include "check/transformer_cases.h"
 
+#include "check/neox_layer_order.h"
+
 #include "check.h"
 
 lmc_transformer_config_t check_case_config(const check_case_t *c) {
@@ -218,20 +220,6 @@ static lmc_transformer_tensor_t make_tensor(uint64_t *random, lmc_dtype_t dtype,
     return (lmc_transformer_tensor_t){data, dtype};
 }
 
-/* The order in which GPT-NeoX's tensors were drawn when its hashes were written; then all others. */
-static const lmc_layer_slot_t first_slots[] = {LMC_LAYER_ATTENTION_NORM_GAIN,
-                                               LMC_LAYER_ATTENTION_NORM_BIAS,
-                                               LMC_LAYER_MLP_NORM_GAIN,
-                                               LMC_LAYER_MLP_NORM_BIAS,
-                                               LMC_LAYER_QKV,
-                                               LMC_LAYER_QKV_BIAS,
-                                               LMC_LAYER_OUT,
-                                               LMC_LAYER_OUT_BIAS,
-                                               LMC_LAYER_UP,
-                                               LMC_LAYER_UP_BIAS,
-                                               LMC_LAYER_DOWN,
-                                               LMC_LAYER_DOWN_BIAS};
-
 static lmc_transformer_tensor_t make_slot(uint64_t *random, lmc_dtype_t dtype, lmc_shape_t shape, int is_gain,
                                           size_t n_inputs) {
     if (shape.n_rows == 0) return (lmc_transformer_tensor_t){0};
@@ -255,8 +243,8 @@ static void make_layer_slot(uint64_t *random, lmc_dtype_t dtype, const lmc_trans
 static void make_layer(uint64_t *random, lmc_dtype_t dtype, const lmc_transformer_config_t *config,
                        lmc_transformer_layer_t *layer) {
     memset(layer, 0, sizeof *layer);
-    for (size_t i = 0; i < sizeof first_slots / sizeof *first_slots; i++)
-        make_layer_slot(random, dtype, config, first_slots[i], layer);
+    for (size_t i = 0; i < sizeof neox_layer_order / sizeof *neox_layer_order; i++)
+        make_layer_slot(random, dtype, config, neox_layer_order[i], layer);
     for (int slot = 0; slot < LMC_LAYER_SLOT_COUNT; slot++)
         make_layer_slot(random, dtype, config, (lmc_layer_slot_t)slot, layer);
 }

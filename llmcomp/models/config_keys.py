@@ -6,11 +6,10 @@ is `families`' business.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llmcomp.checked_json import SIZE_MAX
+from llmcomp.checked_json import SIZE_MAX, finite_number
 from llmcomp.errors import Error, named, shown
 
 _LAYERS_MAX = 1 << 12
@@ -102,13 +101,10 @@ class Keys:
         return value
 
     def number(self, key: str, default: float) -> float:
-        value = self.get(key, default)
-        try:
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-                return float(value)
-        except OverflowError:
-            pass
-        raise self.error(key, "a number")
+        number = finite_number(self.get(key, default))
+        if number is None:
+            raise self.error(key, "a number")
+        return number
 
     def share(self, key: str, default: float) -> float:
         value = self.number(key, default)
@@ -192,10 +188,10 @@ def parse_rotary(
 
 
 def _pop_number(keys: Keys, rope: dict[str, Any], key: str, default: float | None = None) -> float:
-    value = rope.pop(key, default)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    number = finite_number(rope.pop(key, default))
+    if number is None:
         raise keys.error("rope_parameters" if keys.has("rope_parameters") else "rope_scaling", f"a number {key}")
-    return float(value)
+    return number
 
 
 def _parse_scaling(keys: Keys, rope: dict[str, Any], kind: Any, context: int) -> dict[str, Any]:

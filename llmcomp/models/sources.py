@@ -456,26 +456,21 @@ def _is_blob(path: Path) -> bool:
 
 
 def _file_digest(path: Path) -> str:
-    """Of the content, whatever a link in a folder of anybody's is called; as the hub has it, so that its cache as a
-    folder is the same model: SHA-1 of git for what git holds, else SHA-256."""
+    """Of the content, whatever a link in a folder of anybody's is called; in the form in which the hub states it, so
+    that its cache as a folder is the same model."""
     status = path.stat()
-    is_git = _is_blob(path) and len(path.readlink().name) == 40
-    return _content_digest(path, status.st_size, status.st_mtime_ns, is_git)
+    like = path.readlink().name if _is_blob(path) else ""
+    return _content_digest(path, status.st_size, status.st_mtime_ns, like)
 
 
 @functools.lru_cache(maxsize=4096)
-def _content_digest(path: Path, n_bytes: int, mtime_ns: int, is_git: bool = False) -> str:
-    del mtime_ns  # what the digest is remembered by
-    if is_git:
-        return _digest_of(path, hashlib.sha1(f"blob {n_bytes}\0".encode(), usedforsecurity=False))
-    return _sha256(path)
+def _content_digest(path: Path, n_bytes: int, mtime_ns: int, like: str) -> str:
+    del n_bytes, mtime_ns  # they are what the digest is remembered by
+    return _stated_digest(path, like)
 
 
 def _sha256(path: Path) -> str:
-    return _digest_of(path, hashlib.sha256())
-
-
-def _digest_of(path: Path, digest: Any) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_HASH_BLOCK_BYTES):
             digest.update(block)

@@ -30,17 +30,6 @@ from llmcomp.errors import Error
 TEXT = (b"It was a bright cold day in April, and the clocks were striking thirteen.\n" * 60)[:4096]
 
 
-@pytest.fixture(scope="module")
-def three_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three sizes at three steps: enough for a law."""
-    folder = tmp_path_factory.mktemp("models")
-    for number, width in enumerate((16, 32, 48)):
-        for step in (1, 10, 100):
-            name = folder / f"tiny-{width}" / f"step{step}"
-            write_checkpoint(name, seed=100 * number + step, hidden_size=width, intermediate_size=4 * width)
-    return folder
-
-
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"

@@ -10,26 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_server import write_checkpoint
 
 from llmcomp import results
 from llmcomp.cli.main import main
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for number, width in enumerate((16, 32, 48)):
-        for step in (1, 10, 100):
-            name = folder / f"tiny-{width}" / f"step{step}"
-            write_checkpoint(name, seed=100 * number + step, hidden_size=width, intermediate_size=4 * width)
-    return folder
-
-
 @pytest.fixture
-def grid(models: Path, tmp_path: Path) -> list[str]:
+def grid(three_sizes: Path, tmp_path: Path) -> list[str]:
     (tmp_path / "text.txt").write_bytes(b"It was a bright cold day in April.\n" * 120)
-    sizes = [f"--model={models / name}" for name in ("tiny-16", "tiny-32", "tiny-48")]
+    sizes = [f"--model={three_sizes / name}" for name in ("tiny-16", "tiny-32", "tiny-48")]
     steps = ["--step=1", "--step=10", "--step=100"]
     return ["sweep", *sizes, *steps, f"--dataset=enwik8={tmp_path / 'text.txt'}", "--chunks=2", "-q"]
 

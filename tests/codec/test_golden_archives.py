@@ -8,6 +8,7 @@ import json
 import archive_oracle
 import golden_archives as golden
 import pytest
+from tiny_models import starter
 
 import llmcomp
 from llmcomp import compress, decompress, pico
@@ -25,22 +26,6 @@ def label(case: golden.Case) -> str:
 @pytest.fixture(scope="module")
 def models() -> dict[str, golden.IntegerModel]:
     return {tokenizer: golden.IntegerModel(tokenizer) for tokenizer in golden.TOKENIZERS}
-
-
-def starter(model: golden.IntegerModel):
-    """A window of the model for the oracle, from `row` alone: neither sessions nor batches."""
-
-    def start():
-        state = 0
-
-        def step(token):
-            nonlocal state
-            state, row = model.row(state, token)
-            return row
-
-        return step
-
-    return start
 
 
 def test_no_golden_archive_is_missing_or_unknown():

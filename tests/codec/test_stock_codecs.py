@@ -16,7 +16,7 @@ from pathlib import Path
 import archive_oracle
 import numpy as np
 import pytest
-from tiny_models import TRAINING_TEXT, ConstantModel, TinyModel
+from tiny_models import TRAINING_TEXT, ConstantModel, TinyModel, starter
 
 import llmcomp
 from llmcomp import compress, decompress
@@ -244,7 +244,7 @@ def test_a_segment_that_mixing_makes_larger_is_coded_without():
     assert kinds_of(blob) == [3, "model", 3]
     assert decompress(blob, model) == content
     table: list[bytes | None] = [bytes([byte]) for byte in range(256)]
-    assert archive_oracle.decode(blob, table, {}, lambda: stepping(model)) == content
+    assert archive_oracle.decode(blob, table, {}, starter(model)) == content
     alone, mixed = (
         [payload for _, _, payload in archive_oracle.read_segments(compress(content, model, **options, mix=mix))[1]]
         for mix in (False, True)
@@ -257,17 +257,6 @@ def test_a_segment_that_mixing_makes_larger_is_coded_without():
         assert file.read(100) == content[150:250]
 
 
-def stepping(model: TinyModel):
-    state = 0
-
-    def step(token):
-        nonlocal state
-        state, row = model.row(state, token)
-        return row
-
-    return step
-
-
 def test_without_mixing_there_is_no_kind_3():
     blob = compress(TRAINING_TEXT, TINY, segment_bytes=300, mix=False, stock=False)
     with pytest.raises(CorruptArchive, match=r"segment 0 .* kind 3"):
@@ -277,7 +266,7 @@ def test_without_mixing_there_is_no_kind_3():
             archive_oracle.with_payloads(blob, lambda payload: payload + b"\3\0"),
             [None] * 256,
             {},
-            lambda: stepping(TINY),
+            starter(TINY),
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from causal_models import CAUSAL_FAMILIES, CONTEXT, make_causal
+from session_checks import assert_steps_with_pauses
 
 torch = pytest.importorskip("torch", reason="the torch engine is an extra")
 transformers = pytest.importorskip("transformers", reason="the torch engine is an extra")
@@ -90,16 +91,7 @@ def test_streams_pause_and_forget_whatever_they_remember_by(family: str) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         session = model.session(3)
-    at, rng = np.zeros(3, int), np.random.default_rng(1)
-    while at.min() < 24:
-        active = (at < 24) & (rng.random(3) < 0.7)
-        rows = session.step(tokens[np.arange(3), np.minimum(at, 23)], active)
-        for stream in range(3):
-            if active[stream]:
-                np.testing.assert_allclose(rows[stream], expected[stream, at[stream]], atol=1e-3)
-            else:
-                assert not rows[stream].any()
-        at += active
+    assert_steps_with_pauses(session, tokens, expected, share=0.7, atol=1e-3)
     session.reset(1)
     rows = session.step(tokens[2, [0, 0, 0]], [False, True, False])
     np.testing.assert_allclose(rows[1], expected[2, 0], atol=1e-3)

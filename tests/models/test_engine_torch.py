@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hub_server import neox_config, neox_tensors, write_checkpoint
+from session_checks import assert_steps_with_pauses
 from tiny_models import TRAINING_TEXT, TinyModel, TinySession
 
 torch = pytest.importorskip("torch", reason="the torch engine is an extra")
@@ -80,16 +81,7 @@ def test_logits_are_those_of_transformers(model: TorchModel, folder: Path) -> No
 def test_steps_with_pauses_agree_with_one_pass(model: TorchModel) -> None:
     tokens = some_tokens((3, 20))
     expected = model.logits(tokens)
-    session, at, rng = model.session(3), np.zeros(3, int), np.random.default_rng(1)
-    while at.min() < 20:
-        active = (at < 20) & (rng.random(3) < 0.6)
-        rows = session.step(tokens[np.arange(3), np.minimum(at, 19)], active)
-        for stream in range(3):
-            if active[stream]:
-                np.testing.assert_allclose(rows[stream], expected[stream, at[stream]], atol=1e-4)
-            else:
-                assert not rows[stream].any()
-        at += active
+    assert_steps_with_pauses(model.session(3), tokens, expected, share=0.6, atol=1e-4)
 
 
 def test_a_stream_that_was_reset_forgets(model: TorchModel) -> None:

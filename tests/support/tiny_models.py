@@ -108,3 +108,19 @@ class HashModel:
 
     logits = TinyModel.logits
     session = TinyModel.session
+
+
+def starter(model: TinyModel):
+    """A window of the model for the oracle, from `row` alone: neither sessions nor batches."""
+
+    def start():
+        state = 0
+
+        def step(token):
+            nonlocal state
+            state, row = model.row(state, token)
+            return row
+
+        return step
+
+    return start
