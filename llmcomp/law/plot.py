@@ -19,11 +19,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from mpl_toolkits.mplot3d.axes3d import Axes3D
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from llmcomp import results
 from llmcomp.errors import Error
 from llmcomp.law.style import (
+    BARS_LABEL,
     LINES,
     MARKERS,
     PARAMS_LABEL,
@@ -260,7 +261,7 @@ def baselines(table: pd.DataFrame, axes: Any = None) -> Any:
         log_axis(ax.xaxis, last["params"], PARAMS_LABEL)
         draw_baselines(ax, lines)
         ax.set_title(f"{title_of(cells)}, step {short_number(float(last['step'].iloc[0]))}")
-    grid[0].set_ylabel(RATIO_LABEL)
+    grid[0].set_ylabel(f"{RATIO_LABEL}\n{BARS_LABEL}")
     return grid
 
 
@@ -277,8 +278,8 @@ def chunk_distribution(rows: pd.DataFrame, axes: Any = None) -> Any:
         last = last_step(cells)
         keys = list(results.CELL_KEY)
         parts = [rows.merge(last.iloc[[i]][keys], on=keys)["ratio"].to_numpy(float) for i in range(len(last))]
-        ax.boxplot(
-            parts, whis=(5, 95), showmeans=True, showfliers=False, patch_artist=True, widths=0.6,
+        ax.bxp(
+            [_box(ratios) for ratios in parts], showmeans=True, showfliers=False, patch_artist=True, widths=0.6,
             boxprops={"facecolor": "0.88"}, medianprops={"color": "black"},
             meanprops={"markerfacecolor": "black", "markeredgecolor": "black", "markersize": 4},
         )  # fmt: skip
@@ -300,6 +301,13 @@ def chunk_distribution(rows: pd.DataFrame, axes: Any = None) -> Any:
     return grid
 
 
+def _box(ratios: NDArray[np.float64]) -> dict[str, float]:
+    """Where a box, its whiskers, its line and its mark stand. Axes.boxplot ends whiskers at an observed value, which
+    for a few chunks is the box itself; a percentile is what the legend says."""
+    low, q1, median, q3, high = (float(value) for value in np.percentile(ratios, (5, 25, 50, 75, 95)))
+    return {"whislo": low, "q1": q1, "med": median, "q3": q3, "whishi": high, "mean": float(ratios.mean())}
+
+
 @styled
 def ratio_against_vocabulary(table: pd.DataFrame, vocab_sizes: Mapping[str, int], axes: Any = None) -> Any:
     """Ratio against the entries of the vocabulary, with the chunks' standard error and the best baseline; one Axes a
@@ -316,7 +324,7 @@ def ratio_against_vocabulary(table: pd.DataFrame, vocab_sizes: Mapping[str, int]
         log_axis(ax.xaxis, entries, "entries of the vocabulary")
         draw_baselines(ax, _best_baseline(lines))
         ax.set_title(title_of(cells))
-    grid[0].set_ylabel(RATIO_LABEL)
+    grid[0].set_ylabel(f"{RATIO_LABEL}\n{BARS_LABEL}")
     return grid
 
 
@@ -357,7 +365,7 @@ def _pays(cells: pd.DataFrame, lines: pd.DataFrame, bytes_per_param: float) -> p
 
 @styled
 def adjusted_ratio(table: pd.DataFrame, axes: Any = None, bytes_per_param: float = 2.0) -> Any:
-    """Ratio with the model's own bytes added, (compressed + model) / original, against the size of the data; a dot
+    """Ratio with the model's own bytes added, (compressed + model) / original, against the size of the data; a marker
     where a model starts to beat the best baseline (see break_even). Last step of every size; 2 bytes: float16."""
     groups = groups_of(table)
     grid = axes_of(axes, len(groups), inches=(4.4, 2.9))[0]
@@ -372,7 +380,8 @@ def adjusted_ratio(table: pd.DataFrame, axes: Any = None, bytes_per_param: float
             if point["beats_from"] <= data_bytes[-1]:
                 ax.plot(point["beats_from"], point["baseline_ratio"], marker, color=colour, zorder=3)
         ax.axhline(1.0, color="black", linewidth=0.8)
-        ax.set(xscale="log", ylim=(0.0, 1.6), xlabel="bytes of data")
+        mark = "\n(marker: from here on below the baseline)" if (points["beats_from"] <= data_bytes[-1]).any() else ""
+        ax.set(xscale="log", ylim=(0.0, 1.6), xlabel=f"bytes of data{mark}")
         ax.xaxis.set_minor_locator(NullLocator())
         draw_baselines(ax, _best_baseline(lines))
         ax.set_title(f"{title_of(cells)}, step {short_number(float(last['step'].iloc[0]))}")

@@ -24,6 +24,7 @@ from llmcomp.errors import Error
 from llmcomp.law.text import short_number
 
 RATIO_LABEL = "compressed / original size"
+BARS_LABEL = "(bars: standard error)"
 PARAMS_LABEL = "parameters P (total)"  # with embeddings, as the column params
 STEP_LABEL = "training steps S"
 PANEL_INCHES = (2.9, 2.7)  # width and height of one panel in print

@@ -384,6 +384,22 @@ def test_boxes_of_chunks_say_what_they_are(table):
     assert nothing_cut_off(panels[0].figure)
 
 
+def test_whiskers_of_a_few_chunks_reach_the_percentiles(table):
+    few = table[table["chunk"].lt(5) & table["params"].notna()]
+    last = few[few["step"] == few["step"].max()]
+    one = last[(last["modality"] == "text") & (last["params"] == last["params"].max())]["ratio"]
+    ax = plot.chunk_distribution(few)[0]
+    ends = {float(y) for line in ax.lines for y in line.get_ydata()}
+    assert len(one) == 5
+    for percent in (5, 95):
+        assert any(np.isclose(np.percentile(one, percent), end) for end in ends)
+
+
+def test_error_bars_and_markers_say_what_they_are(table):
+    assert "standard error" in plot.baselines(table)[0].get_ylabel()
+    assert "below the baseline" in plot.adjusted_ratio(table)[0].get_xlabel()
+
+
 def test_the_legend_of_counted_sizes_leaves_the_line_at_one_free(table):
     panels = plot.adjusted_ratio(table)
     assert [ax.get_legend() is not None for ax in panels] == [False] * (len(panels) - 1) + [True]
