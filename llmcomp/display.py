@@ -17,8 +17,8 @@ class Shown:
     def __repr__(self) -> str:
         facts = dict(self._facts())
         title = " ".join(filter(None, [type(self).__name__, _text(facts.pop("", None))]))
-        told = ", ".join(f"{name} {_text(value)}" for name, value in facts.items() if value not in (None, ""))
-        return f"<{title}: {told}>" if told else f"<{title}>"
+        text = ", ".join(f"{name} {_text(value)}" for name, value in facts.items() if value not in (None, ""))
+        return f"<{title}: {text}>" if text else f"<{title}>"
 
     def _repr_html_(self) -> str:
         facts = dict(self._facts())

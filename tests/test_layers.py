@@ -91,8 +91,10 @@ C_ROOMS: dict[str, set[str]] = {
 # What only some rooms may include of the world outside.
 OUTSIDE = {"Python.h": {"python"}, "numpy": {"python"}, "cuda_runtime": {"python", "cuda/coding", "cuda/transformer"}}
 TORCH_FILES = {
+    "bench/torch_yardsticks.py",
     "data/tokenizer_conversion.py",
     "models/engines/torch.py",
+    "models/engines/torch_device.py",
     "adapters/trainer.py",
     "models/engines/torch_steps.py",
     "models/engines/torch_weights.py",

@@ -126,10 +126,10 @@ def run_engine_benchmark(
 
 
 def _peer() -> Any:
-    """The module engine_torch where its packages are installed, else None."""
+    """The module torch_yardsticks where its packages are installed, else None."""
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
         return None
-    return importlib.import_module("llmcomp.models.engines.torch")
+    return importlib.import_module("llmcomp.bench.torch_yardsticks")
 
 
 class _Settings(NamedTuple):
@@ -147,8 +147,10 @@ class _Shape:
         self._model = exact.load_exact(folder, name=name, engine=how.engine)
         self._other = None
         if peer is not None:
+            from llmcomp.models.engines.torch import load_torch
+
             peer.set_threads(n_threads)
-            self._other = peer.load_torch(folder, attention="sdpa")
+            self._other = load_torch(folder, attention="sdpa")
         self._check()
 
     def rows(self) -> Iterator[dict[str, Any]]:

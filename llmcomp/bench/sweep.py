@@ -145,7 +145,7 @@ class _Stopwatch:
         self._device = device if engine == "torch" else "cpu"
         self._on_device: Any = None
         if self._device.startswith("cuda"):
-            from llmcomp.models.engines.torch import DeviceStopwatch
+            from llmcomp.models.engines.torch_device import DeviceStopwatch
 
             self._on_device = DeviceStopwatch(self._device)
 
@@ -170,7 +170,7 @@ class _Stopwatch:
 
     def _wait(self) -> None:
         if self._on_device is not None:
-            from llmcomp.models.engines.torch import wait_for
+            from llmcomp.models.engines.torch_device import wait_for
 
             wait_for(self._device)
 
@@ -340,7 +340,7 @@ class _Run:
     def _time_loop(self, model: Any) -> None:
         """Seconds a chunk of the published loop, on torch, and of both protocols here on the same tokens."""
         try:
-            from llmcomp.models.engines.torch import published_loop
+            from llmcomp.bench.torch_yardsticks import published_loop
         except Error:
             self._loop = math.nan
             return
@@ -390,8 +390,8 @@ class _Run:
 
 def _line_of(row: dict[str, Any]) -> str:
     """What is known of one size and protocol before the others are done."""
-    told = ", ".join(f"{name} {row[name]:.4g}" for name in ("loading", "forward", "intervals", "other", "coding"))
-    return f"{row['model']}, {row['protocol']}: {row['cells']} cells in {row['seconds']:.4g} s ({told})"
+    parts = ", ".join(f"{name} {row[name]:.4g}" for name in ("loading", "forward", "intervals", "other", "coding"))
+    return f"{row['model']}, {row['protocol']}: {row['cells']} cells in {row['seconds']:.4g} s ({parts})"
 
 
 def _watched(model: Any, watch: _Stopwatch) -> Any:
@@ -519,7 +519,7 @@ def _flops_per_token(model: Any) -> float:
 def _peak(device: str, dtype: str | None, now: Callable[[], float]) -> tuple[float, str]:
     """Operations a second of one matrix product here, and which."""
     if device.startswith("cuda"):
-        from llmcomp.models.engines.torch import product_rate
+        from llmcomp.models.engines.torch_device import product_rate
 
         width = _PEAK_WIDTH["cuda"]
         rate = product_rate(device, dtype, width)
@@ -538,7 +538,7 @@ def _peak(device: str, dtype: str | None, now: Callable[[], float]) -> tuple[flo
 def _peak_bytes(device: str) -> int:
     """On a device the most that tensors took since the last call; on a CPU the most of the whole process so far."""
     if device.startswith("cuda"):
-        from llmcomp.models.engines.torch import device_peak_bytes
+        from llmcomp.models.engines.torch_device import device_peak_bytes
 
         return device_peak_bytes(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -548,7 +548,7 @@ def _peak_bytes(device: str) -> int:
 def _device_label(device: str) -> str:
     if not device.startswith("cuda"):
         return "cpu"
-    from llmcomp.models.engines.torch import device_name
+    from llmcomp.models.engines.torch_device import device_name
 
     return f"{device} ({device_name(device)})"
 

@@ -166,9 +166,9 @@ def compare_rows(
     same = len(a) == len(b) and (a["chunk"] == b["chunk"]).all() and (a["bytes_in"] == b["bytes_in"]).all()
     if not len(a) or not same or a["chunk"].duplicated().any():
         raise Error(f"rows of {len(a)} and {len(b)} chunks are not of the same data: expected the same chunks in both")
-    told = list(a["document"]) if documents is None else [documents[number] for number in a["chunk"]]
-    # Where documents are not told, each chunk is one.
-    named = [document or f"chunk {number}" for document, number in zip(told, a["chunk"], strict=True)]
+    names = list(a["document"]) if documents is None else [documents[number] for number in a["chunk"]]
+    # Where documents are not named, each chunk is one.
+    named = [document or f"chunk {number}" for document, number in zip(names, a["chunk"], strict=True)]
     n_bytes = a["bytes_in"].to_numpy(np.float64)
     bits_a, bits_b = (8 * n_bytes * rows["ratio"].to_numpy(np.float64) for rows in (a, b))
     clusters, unit = _clusters(a, named)

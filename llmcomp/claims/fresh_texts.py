@@ -1,7 +1,7 @@
 """Models on texts that are newer than they are: a folder of them, its subfolders as categories.
 
 Benchmarks leak into training data; texts of last week do not (the idea of Uncheatable Eval, github.com/Jellyfish042).
-Every file is one document, all bytes of it are paid for, and what was read is told by its digest, so that two people
+Every file is one document, all bytes of it are paid for, and what was read is known by its digest, so that two people
 with the same folder can compare.
 """
 
@@ -79,8 +79,8 @@ def _means(table: pd.DataFrame) -> pd.DataFrame:
         mean = float(part["bits_per_byte"].mean())
         whole = {name: int(part[name].sum()) for name in ("documents", "bytes", "tokens")}
         per_token = float(part["bits_per_token"].mean())
-        told = {"bits_per_byte": mean, "bits_per_token": per_token, "ratio": mean / 8, "sha256": ""}
-        rows.append({"model": label, "category": MEAN, **whole, **told})
+        means = {"bits_per_byte": mean, "bits_per_token": per_token, "ratio": mean / 8, "sha256": ""}
+        rows.append({"model": label, "category": MEAN, **whole, **means})
     return pd.DataFrame(rows)
 
 

@@ -40,9 +40,9 @@ def run(model: Any, documents: Sequence[bytes], sees_future: bool) -> dict[str, 
             refused.append(
                 ("future", f"other tokens after position {at} change the distribution there by {bits:.4g} bits")
             )
-    told = _position(model, traits, streams, rng)
-    if told is not None:
-        found["position_bits"], sigmas = told
+    measured = _position(model, traits, streams, rng)
+    if measured is not None:
+        found["position_bits"], sigmas = measured
         if found["position_bits"] > POSITION_BITS_MAX and sigmas > POSITION_SIGMAS:
             refused.append(
                 (

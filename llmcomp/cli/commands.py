@@ -37,7 +37,7 @@ def demo(args: argparse.Namespace) -> int:
         )
     )
     print(f"\n{demo.summary}\n\n{demo.laws}\n\nFigures:", *demo.figures, sep="\n")
-    return _told_failures(demo.failed)
+    return _report_failures(demo.failed)
 
 
 def score(args: argparse.Namespace) -> int:
@@ -113,7 +113,7 @@ def sweep(args: argparse.Namespace) -> int:
         cluster.tell_shard(args, rows.attrs["failed"])
     elif len(rows):
         print_table(rows[columns], args)
-    return _told_failures(rows.attrs["failed"])
+    return _report_failures(rows.attrs["failed"])
 
 
 def fit(args: argparse.Namespace) -> int:
@@ -154,7 +154,7 @@ def _results(args: argparse.Namespace) -> Any:
     n_rows = count_rows(args.folder)
     if n_rows <= _ROWS_HELD:
         return read_rows(args.folder)
-    print(f"llmcomp: {n_rows:,} chunks are read cell by cell: nothing about single chunks is told", file=sys.stderr)
+    print(f"llmcomp: {n_rows:,} chunks are read cell by cell: nothing is said about single chunks", file=sys.stderr)
     return read_cells(args.folder)
 
 
@@ -302,7 +302,7 @@ def _about_models(names: Sequence[str], args: argparse.Namespace) -> int:
     from llmcomp.models.about import about
 
     if len(names) < len(args.file):
-        raise Error(f"{', '.join(names)}: no archive, and models and archives are not told of at once")
+        raise Error(f"{', '.join(names)}: no archive; ask about models and archives in separate commands")
     reports = [about(name, args.step, engine=args.engine) for name in names]
     if args.json:
         print_json([report.to_dict() for report in reports])
@@ -602,7 +602,7 @@ def chunk_options(args: argparse.Namespace) -> dict[str, Any]:
     return found | {"whole": args.whole, "progress": not args.quiet}
 
 
-def _told_failures(failed: list[dict[str, Any]]) -> int:
+def _report_failures(failed: list[dict[str, Any]]) -> int:
     if failed:
         print(f"llmcomp: {len(failed)} cells failed, the first: {failed[0]['reason']}", file=sys.stderr)
     return 1 if failed else 0

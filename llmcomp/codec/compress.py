@@ -377,13 +377,13 @@ def salvage_stream(
             expected_at = at + segment.n_bytes
             content_bytes += segment.n_bytes
             n_segments += 1
-    size = _size_told(source)
+    size = _known_size(source)
     if size is None or expected_at < size:
         lost.append((expected_at, size))
     return SalvageSummary(content_bytes, n_segments, lost)
 
 
-def _size_told(source: BinaryIO) -> int | None:
+def _known_size(source: BinaryIO) -> int | None:
     try:
         return container.ArchiveIndex(source).trailer.content_bytes
     except CorruptArchive:

@@ -190,9 +190,9 @@ class Caller:
         if view is None:
             interface = array.__cuda_array_interface__
             view = _view_of_interface(interface, name, self._device_of(interface["data"][0], name))
-            told = int(interface.get("stream") or 0)
-            if not of_caller and told and told != (self.stream or _LEGACY_STREAM):
-                self.module.download_rows(self.device, told, 0, 0, 0, 0)  # waits for the work that makes the array
+            producer = int(interface.get("stream") or 0)
+            if not of_caller and producer and producer != (self.stream or _LEGACY_STREAM):
+                self.module.download_rows(self.device, producer, 0, 0, 0, 0)  # waits for the work that makes the array
         if view.device != self.device:
             raise Error(f"{name} are on CUDA device {view.device}; expected device {self.device}, where the logits are")
         return view

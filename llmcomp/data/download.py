@@ -105,7 +105,7 @@ def fetch(name: str, base_url: str | None = None, progress: bool = True) -> Path
         return found
     base_url = base_url or os.environ.get("LLMCOMP_DATA_URL") or None
     remote, target = REMOTES[name], cache_folder() / REMOTES[name].folder
-    with _told_by_name(target):
+    with _errors_name(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         if name == "imagenet":
             return _fetch_imagenet(target, base_url, progress)
@@ -214,7 +214,7 @@ def _write(file: BinaryIO, block: bytes) -> None:
 @contextlib.contextmanager
 def _locked(part: Path) -> Iterator[BinaryIO]:
     """`part`, open to append without a buffer; one process at a time."""
-    with _told_by_name(part), part.open("ab", buffering=0) as file:
+    with _errors_name(part), part.open("ab", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -223,7 +223,7 @@ def _locked(part: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _told_by_name(path: Path) -> Iterator[None]:
+def _errors_name(path: Path) -> Iterator[None]:
     """Failures of the file system as a DatasetError."""
     try:
         yield

@@ -37,7 +37,7 @@ def compute(job: Job, load: Callable[[], Any], cache: TokenCache, progress: bool
     try:
         model = load()
     except Exception as error:
-        yield from (Outcome(cell, None, told(error)) for cell in job.cells)
+        yield from (Outcome(cell, None, one_line(error)) for cell in job.cells)
         return
     for cell in job.cells:
         yield compute_cell(job, cell, model, cache, progress)
@@ -48,7 +48,7 @@ def compute_cell(job: Job, cell: Cell, model: Any, cache: TokenCache, progress: 
     try:
         return Outcome(cell, _score(job, cell, model, cache, progress))
     except Exception as error:
-        return Outcome(cell, None, told(error))
+        return Outcome(cell, None, one_line(error))
 
 
 def compute_all(job: Job) -> list[Outcome]:
@@ -86,7 +86,7 @@ def _score(job: Job, cell: Cell, model: Any, cache: TokenCache, progress: bool) 
     return add_facts(rows, job.model) if isinstance(job.model, ModelSource) else rows
 
 
-def told(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """The first line of an exception, with its kind where it is none of llmcomp's."""
     text = (str(error).strip() or "no message").splitlines()[0]
     return text if isinstance(error, Error) else f"{type(error).__name__}: {text}"

@@ -15,7 +15,7 @@ from llmcomp.models.sources import ModelSource
 from llmcomp.scoring.published import MAX_TOKENS
 
 
-class Card(NamedTuple):
+class PlannedDevice(NamedTuple):
     """A device to plan for: its peak in operations a second (products in bfloat16), and the share of it to count on."""
 
     name: str
@@ -28,7 +28,7 @@ class Card(NamedTuple):
 
 # NVIDIA's data sheet: 989.5 TFLOP/s in bfloat16 without sparsity. The share is an assumption, not a measurement:
 # with it the 75 published cells take 7 minutes.
-H200 = Card("H200", 989.5e12, 0.4)
+H200 = PlannedDevice("H200", 989.5e12, 0.4)
 
 
 def scoring_flops(source: ModelSource | Any, protocol: str, lengths: Mapping[int, int]) -> float:
@@ -75,7 +75,7 @@ def count_params(model: ModelSource | Any) -> int:
 def operations_per_second(engine: str, device: str | None, dtype: str | None) -> float:
     """What a square product of the size of a small layer reaches here."""
     if engine == "torch" and device not in (None, "cpu"):
-        from llmcomp.models.engines.torch import product_rate
+        from llmcomp.models.engines.torch_device import product_rate
 
         return product_rate(device, dtype)
     width = 512

@@ -1,6 +1,6 @@
 """Which chunks of a cell are there already, in files of sweeps with fewer or more chunks of the same data.
 
-A cell's file tells the digests of its chunks, so that what it holds is known again whatever number was asked for. Files
+A cell's file holds the digests of its chunks, so that what it holds is known again whatever number was asked for. Files
 are only looked at here; `plan` says which they are, and what is left to compute.
 """
 
@@ -50,7 +50,7 @@ def settings_of(key: dict[str, Any]) -> str:
 
 
 def read_part(path: Path, key_name: str, n_rows_name: str, verified_name: str) -> Part | None:
-    """What a file says of itself; None where it is damaged, or not one of a cell that tells its chunks."""
+    """What a file says of itself; None where it is damaged, or not one of a cell that names its chunks."""
     try:
         found, n_rows = results.read_footer(path)
         key = parse_object(found.get(key_name, "").encode(), str(path))
@@ -103,5 +103,5 @@ def is_in_the_way(
         own_chunks = range(part.first, part.first + len(part.digests))
         return to_do is not None and own_chunks.start < to_do.stop and to_do.start < own_chunks.stop
     own = json.loads(part.settings)
-    told = [name for name in own.keys() | key.keys() if name not in (*_OF_CHUNKS, *ignored)]
-    return all(own.get(name) == key.get(name) for name in told)
+    compared = [name for name in own.keys() | key.keys() if name not in (*_OF_CHUNKS, *ignored)]
+    return all(own.get(name) == key.get(name) for name in compared)

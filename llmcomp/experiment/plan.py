@@ -189,8 +189,8 @@ class Plan:
         if self.sources:
             lines.append(f"  memory    about {self._memory()}")
         if costs.flops:
-            card = estimate.H200
-            share = f"{card.share:.0%} of the {card.peak / 1e12:.0f} TFLOP/s of one {card.name}"
+            device = estimate.H200
+            share = f"{device.share:.0%} of the {device.peak / 1e12:.0f} TFLOP/s of one {device.name}"
             hours = f"{estimate.in_time(costs.h200_seconds)} at {share}"
             lines.append(f"  work      at most {costs.flops:.3g} FLOP (a token a byte): {hours}")
         if self.jobs:
@@ -234,7 +234,7 @@ class Plan:
         known = [cell for cell in self.cells if cell in self.finished and not is_baselines(self.models[cell])]
         seconds = done = 0.0
         for cell in known[:: max(1, len(known) // _CELLS_TIMED)]:
-            with contextlib.suppress(Error):  # a damaged file is told of where its rows are wanted
+            with contextlib.suppress(Error):  # a damaged file is reported where its rows are wanted
                 rows = results.read_columns(cell.path, ("params", "bytes_in", "seconds"))
                 rows = rows[rows["params"].notna() & rows["seconds"].notna()]
                 seconds += float(rows["seconds"].sum())

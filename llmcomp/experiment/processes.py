@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from llmcomp import coding
 from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
-from llmcomp.experiment.compute import told
+from llmcomp.experiment.compute import one_line
 from llmcomp.experiment.leases import DEATHS_MAX, Claims
 from llmcomp.experiment.plan import Cell, Job, is_finished
 from llmcomp.experiment.workers import claim_name, work_through
@@ -56,7 +56,7 @@ def work_in_processes(jobs: Sequence[Job], out: Path, n_workers: int, claims: Cl
                 slot.stop()
     yield from _newly_settled(waiting, out, claims)
     if waiting:
-        raise Error(next((slot.told for slot in slots if slot.told), "all workers died"))
+        raise Error(next((slot.problem for slot in slots if slot.problem), "all workers died"))
 
 
 def _newly_settled(waiting: dict[str, Cell], out: Path, claims: Claims) -> list[Cell]:
@@ -71,8 +71,8 @@ def _memory_share(job: Job, n_workers: int) -> MaxMemory:
     """What is free is not every worker's: those of one device share it."""
     if job.max_memory is not None:
         return job.max_memory
-    n_cards = len(_cards()) if _is_cuda(job) else 1
-    n_sharing = -(-n_workers // max(n_cards, 1))
+    n_gpus = len(_gpus()) if _is_cuda(job) else 1
+    n_sharing = -(-n_workers // max(n_gpus, 1))
     return None if n_sharing == 1 else _MEMORY_SHARE / n_sharing
 
 
@@ -90,7 +90,7 @@ class _Slot:
     """One of the processes, and those that take its place when it is killed."""
 
     def __init__(self, task: _Task):
-        self.told = ""
+        self.problem = ""
         self._task = task
         self._n_starts_left = DEATHS_MAX + 1
         self.process: Any = None
@@ -105,7 +105,7 @@ class _Slot:
         try:
             self.process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise Error(f"workers need models and scorers that can be pickled: {told(error)}") from None
+            raise Error(f"workers need models and scorers that can be pickled: {one_line(error)}") from None
         words.close()
 
     def is_at_work(self) -> bool:
@@ -115,14 +115,14 @@ class _Slot:
             return True
         status = self.process.exitcode
         with contextlib.suppress(EOFError, OSError):
-            self.told = self._words.recv() if self._words.poll() else self.told
+            self.problem = self._words.recv() if self._words.poll() else self.problem
         self.stop()
-        if status == 0 or self.told:
+        if status == 0 or self.problem:
             return False
-        self.told = f"worker {self._task.number} died (status {status})"
+        self.problem = f"worker {self._task.number} died (status {status})"
         if self._n_starts_left:
-            print(f"llmcomp: {self.told}; another takes its place", file=sys.stderr)
-            self.told = ""
+            print(f"llmcomp: {self.problem}; another takes its place", file=sys.stderr)
+            self.problem = ""
             self._start()
         return self.process is not None
 
@@ -138,9 +138,9 @@ class _Slot:
 
 def _process(task: _Task, words: Any) -> None:
     """What a worker's process does."""
-    cards = _cards()
-    if _is_cuda(task.jobs[0]) and len(cards) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = cards[task.number % len(cards)]
+    gpus = _gpus()
+    if _is_cuda(task.jobs[0]) and len(gpus) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[task.number % len(gpus)]
     n_threads = max(1, coding.threads_in_use() // task.n_workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(n_threads))
     # Ctrl-C reaches the whole group; the parent says what is to be done then.
@@ -174,7 +174,7 @@ def _is_cuda(job: Job) -> bool:
     return str(job.options.get("device") or "").startswith("cuda")
 
 
-def _cards() -> list[str]:
+def _gpus() -> list[str]:
     """The CUDA devices that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

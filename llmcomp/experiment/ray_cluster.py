@@ -22,7 +22,7 @@ from llmcomp import coding, results
 from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
 from llmcomp.experiment import estimate
-from llmcomp.experiment.compute import compute_cell, stage, told
+from llmcomp.experiment.compute import compute_cell, one_line, stage
 from llmcomp.experiment.leases import DEATHS_MAX
 from llmcomp.experiment.load_ahead import Loading
 from llmcomp.experiment.plan import ROWS_VERSION, Cell, Job, Outcome, cell_metadata, is_baselines, job_work
@@ -47,8 +47,8 @@ class RayCluster:
     """How a sweep uses a Ray cluster: `sweep(..., executor=RayCluster(...))`; "ray" is `RayCluster()`.
 
     `address`: of the cluster ("auto", "HOST:PORT"); None: RAY_ADDRESS, else a cluster of this machine alone. `cpus`,
-    `gpus`: of one actor; a share of a card such as 0.25 lets several actors have it; None: a whole one where the device
-    is a card. Its memory is what the plan says of its model, and of the next one that is read meanwhile.
+    `gpus`: of one actor; a share of a GPU such as 0.25 lets several actors have it; None: a whole one where the device
+    is a GPU. Its memory is what the plan says of its model, and of the next one that is read meanwhile.
     """
 
     def __init__(self, address: str | None = None, *, cpus: int = 1, gpus: float | None = None):
@@ -85,7 +85,7 @@ class RayCluster:
             self._ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:
             where = self._address or os.environ.get("RAY_ADDRESS", "")
-            raise Error(f"cannot reach the Ray cluster {where}: {told(error)}") from error
+            raise Error(f"cannot reach the Ray cluster {where}: {one_line(error)}") from error
 
     def _need(self, job: Job) -> Need:
         """What an actor for the job has to have; memory in powers of two, so that models of about one size share it."""
@@ -99,15 +99,15 @@ class RayCluster:
 
 
 class Need(NamedTuple):
-    """Of an actor: processors, cards (or a share of one), bytes of memory."""
+    """Of an actor: processors, GPUs (or a share of one), bytes of memory."""
 
     cpus: int
     gpus: float
     memory: int
 
     def __str__(self) -> str:
-        cards = f", {self.gpus:g} GPU" if self.gpus else ""
-        return f"{self.cpus} CPU{cards}, {estimate.in_bytes(self.memory)} of memory"
+        gpus = f", {self.gpus:g} GPU" if self.gpus else ""
+        return f"{self.cpus} CPU{gpus}, {estimate.in_bytes(self.memory)} of memory"
 
     def suffices(self, other: Need) -> bool:
         return all(mine >= theirs for mine, theirs in zip(self, other, strict=True))
@@ -225,7 +225,7 @@ class _Driver:
         except self._ray.exceptions.RayError as error:
             self._n_unborn += 1
             if self._n_unborn >= DEATHS_MAX and not self._members:
-                raise Error(f"no worker can be started on the Ray cluster: {told(error)}") from error
+                raise Error(f"no worker can be started on the Ray cluster: {one_line(error)}") from error
             return
         if version != _version():
             raise Error(f"Ray node {member.node[:12]} has {version}, the driver {_version()}: install the same llmcomp")
@@ -278,7 +278,7 @@ class _Driver:
         try:
             content, reason = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:  # it lives, but cannot do this
-            content, reason = None, told(error.cause if isinstance(error.cause, Exception) else error)
+            content, reason = None, one_line(error.cause if isinstance(error.cause, Exception) else error)
         except self._ray.exceptions.RayError as error:
             yield from self._bury(member, error)
             return
@@ -328,7 +328,7 @@ class _Worker:
             try:
                 self._load(number, job)
             except Exception as error:
-                return None, told(error)
+                return None, one_line(error)
             self._read_ahead(ahead)
             job = replace(job, datasets={cell.dataset: self._dataset(cell.dataset)}, max_memory=self._memory(job))
             outcome = compute_cell(job, cell, self._model, self._cache)
@@ -363,7 +363,7 @@ class _Worker:
         return self._data[name]
 
     def _memory(self, job: Job) -> Any:
-        """Of a shared card its share; what is free there is the others' too."""
+        """Of a shared GPU its share; what is free there is the others' too."""
         is_shared = job.max_memory is None and 0 < self._gpus < 1
         return 0.8 * self._gpus if is_shared else job.max_memory
 

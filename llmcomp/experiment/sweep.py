@@ -31,7 +31,7 @@ from llmcomp.data.token_cache import TokenCache
 from llmcomp.errors import Error
 from llmcomp.experiment import choices, folder_lock
 from llmcomp.experiment import plan as grid
-from llmcomp.experiment.compute import compute, compute_all, stage, told
+from llmcomp.experiment.compute import compute, compute_all, one_line, stage
 from llmcomp.experiment.disk import DiskLimit
 from llmcomp.experiment.leases import LEASE_SECONDS, Claims
 from llmcomp.experiment.load_ahead import LoadAhead
@@ -388,7 +388,7 @@ def _executed(jobs: list[Job], executor: Any) -> Generator[Outcome]:
                 yield from future.result()
             # Whatever a worker died of, the other workers go on.
             except Exception as error:
-                yield from (Outcome(cell, None, told(error)) for cell in job.cells)
+                yield from (Outcome(cell, None, one_line(error)) for cell in job.cells)
     finally:
         for future in futures:
             future.cancel()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from llmcomp import results
 from llmcomp.data.token_cache import TokenCache
-from llmcomp.experiment.compute import compute_cell, stage, told
+from llmcomp.experiment.compute import compute_cell, one_line, stage
 from llmcomp.experiment.leases import DEATHS_MAX, Claims
 from llmcomp.experiment.load_ahead import Loading
 from llmcomp.experiment.plan import Cell, Job, Outcome, cell_metadata, is_finished, job_work
@@ -147,7 +147,7 @@ def _loaded(loading: Loading) -> Any:
     try:
         return loading.result()()
     except Exception as error:
-        return _Unloadable(told(error))
+        return _Unloadable(one_line(error))
 
 
 class _Unloadable(NamedTuple):

@@ -299,16 +299,16 @@ class ScalingLaw:
     def _complaint(self, exponent: str) -> str:
         low, high = self.ci[exponent]
         coefficient, variable = self.form.term_of(exponent), self.axes[exponent == "beta"].letter
-        told = f"(these {len(self.cells)} cells, {100 * self.level:g} % profile interval)"
+        context = f"(these {len(self.cells)} cells, {100 * self.level:g} % profile interval)"
         if self.ci[coefficient][0] <= 0:
             without = f"a law in which the ratio does not depend on {variable} fits about as well"
-            return f"{exponent} is not identified: {without} {told}."
+            return f"{exponent} is not identified: {without} {context}."
         if low > 0 and math.isfinite(high) and high / low < IDENTIFIED_FACTOR:
             return ""
         if low <= 0 and math.isinf(high):
-            return f"{exponent} is not identified: every value above 0 fits about as well {told}."
+            return f"{exponent} is not identified: every value above 0 fits about as well {context}."
         span = f"from {low:.3g} to {high:.3g}" if math.isfinite(high) else f"from {low:.3g} upwards"
-        return f"{exponent} is not identified: values {span} fit about as well {told}."
+        return f"{exponent} is not identified: values {span} fit about as well {context}."
 
     @property
     def warnings(self) -> list[str]:
@@ -319,10 +319,10 @@ class ScalingLaw:
     def bounds(self) -> list[str]:
         """Plain sentences on where a coefficient, or the lower end of a's interval, is held at its bound of 0."""
         held = [key for i, key in enumerate(self.form.coefficients) if self.problem.nonneg[i] and self.values[key] <= 0]
-        told = [f"{key} is at its bound of 0." for key in held]
+        notes = [f"{key} is at its bound of 0." for key in held]
         if self.form.intercept and self.method.a_nonneg and "a" not in held and self.ci["a"][0] <= 0:
-            told.append("The interval of a ends at its bound of 0: the data alone do not keep a above it.")
-        return told
+            notes.append("The interval of a ends at its bound of 0: the data alone do not keep a above it.")
+        return notes
 
     def _points(self, at: tuple[ArrayLike, ...], named: Mapping[str, ArrayLike]) -> tuple[Array, ...]:
         given = dict(zip(self.x, at, strict=False)) | dict(named)

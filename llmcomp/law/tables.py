@@ -85,11 +85,11 @@ def groups(table: pd.DataFrame, axes: tuple[Axis, ...]) -> Iterator[Group]:
     for (key, group), name in zip(found.items(), _names(list(found)), strict=True):
         same = np.logical_and.reduce([cells[column] == value for column, value in zip(GROUP_KEY, key, strict=True)])
         left_out, repeated = int((same & ~usable).sum()), int(group.duplicated(columns).sum())
-        told = (
+        counted = (
             (left_out, f"without {' or '.join(axis.name for axis in axes)}, or of one stream, left out"),
             (repeated, f"with the {' and '.join(axis.one for axis in axes)} of another: {_TAKEN_FOR}"),
         )
-        notes = tuple(f"{n_cells} cell(s) {what}" for n_cells, what in told if n_cells)
+        notes = tuple(f"{n_cells} cell(s) {what}" for n_cells, what in counted if n_cells)
         part = None
         if rows is not None:
             key_columns = list(results.CELL_KEY)

@@ -37,7 +37,7 @@ class ModelReport:
 
     def lines(self) -> list[str]:
         shown = [
-            (name.replace("_", " "), _told(name, value)) for name, value in self.facts.items() if value is not None
+            (name.replace("_", " "), _as_text(name, value)) for name, value in self.facts.items() if value is not None
         ]
         return [*(f"{name:28} {text}" for name, text in shown), *self.tokenizer_lines]
 
@@ -174,7 +174,7 @@ def _add_tokenizer(report: ModelReport, find: Callable[[], Any]) -> None:
     }
 
 
-def _told(name: str, value: Any) -> str:
+def _as_text(name: str, value: Any) -> str:
     if name.endswith("_bytes"):
         return f"{value:,} bytes" + (f" ({value / _GIB:.1f} GiB)" if value >= _GIB // 10 else "")
     if isinstance(value, float):

@@ -150,8 +150,8 @@ def _read_file(path: Path) -> pd.DataFrame:
         with _reading(path):
             return check_rows(_as_frame(tables))
     except Error as error:
-        told = str(error)
-        raise Error(told if told.startswith(f"{path}: ") else f"{path}: {told}") from None
+        text = str(error)
+        raise Error(text if text.startswith(f"{path}: ") else f"{path}: {text}") from None
 
 
 def _batches(path: Path, n_rows: int, token_bits: bool = True) -> Generator[pa.Table]:
@@ -169,9 +169,9 @@ def _batches(path: Path, n_rows: int, token_bits: bool = True) -> Generator[pa.T
 def _check_form(schema: pa.Schema, path: Path) -> None:
     found = (schema.metadata or {}).get(_FORMAT_KEY)
     if found not in _FORMATS:
-        told = "no mark of llmcomp" if found is None else f"format {named(found.decode(errors='replace'))}"
+        text = "no mark of llmcomp" if found is None else f"format {named(found.decode(errors='replace'))}"
         known = " or ".join(known.decode() for known in _FORMATS)
-        raise Error(f"{path}: not a file of llmcomp's rows: found {told}, expected format {known}")
+        raise Error(f"{path}: not a file of llmcomp's rows: found {text}, expected format {known}")
     for field in schema:
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
@@ -281,6 +281,6 @@ class ChunksSeen:
         for key, first, last in zip(keys, chunk[starts].tolist(), chunk[ends].tolist(), strict=True):
             runs = self._runs.setdefault(key, [])
             if any(first <= other_last and other_first <= last for other_first, other_last in runs):
-                told = ", ".join(f"{name} {value!r}" for name, value in zip(CELL_KEY, key, strict=True) if value)
-                raise Error(f"rows: a chunk of {first} to {last} of {told} occurs more than once")
+                text = ", ".join(f"{name} {value!r}" for name, value in zip(CELL_KEY, key, strict=True) if value)
+                raise Error(f"rows: a chunk of {first} to {last} of {text} occurs more than once")
             runs.append((first, last))

@@ -86,7 +86,7 @@ def score(
     if protocol == "published" and mapping not in (None, published.BYTES_MAPPING):
         raise Error(f"the published protocol has mapping {published.BYTES_MAPPING!r} only, found {mapping!r}")
     if token_bits and protocol != "lossless":
-        raise Error(f"the bits of every token are told with protocol 'lossless', found {protocol!r}")
+        raise Error(f"the bits of every token are given with protocol 'lossless', found {protocol!r}")
     if protocol == "published" and adapt:
         raise Error("the published protocol codes nothing, so there is nothing to adapt; expected protocol 'lossless'")
     scorer: _LosslessScorer | published.PublishedScorer

@@ -364,16 +364,16 @@ def test_a_terminated_worker_gives_its_cells_back(suite: Path, tmp_path: Path) -
     assert not list((shards.out / ".claims").glob("*.worker"))
 
 
-def test_which_cards_and_how_much_memory_each_process_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_which_gpus_and_how_much_memory_each_process_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
-    assert processes._cards() == ["2", "5"]
+    assert processes._gpus() == ["2", "5"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(processes, "_CARDS", tmp_path)
-    assert processes._cards() == ["0", "1", "2"]
+    assert processes._gpus() == ["0", "1", "2"]
     monkeypatch.setattr(processes, "_CARDS", tmp_path / "none")
-    assert processes._cards() == []
+    assert processes._gpus() == []
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,10 @@ transformers = pytest.importorskip("transformers", reason="the torch engine is a
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from llmcomp import compress, decompress, score  # noqa: E402
+from llmcomp.bench.torch_yardsticks import published_loop  # noqa: E402
 from llmcomp.errors import Error, ModelMismatch  # noqa: E402
-from llmcomp.models.engines.torch import (  # noqa: E402
-    DeviceStopwatch,
-    TorchModel,
-    published_loop,
-)
+from llmcomp.models.engines.torch import TorchModel  # noqa: E402
+from llmcomp.models.engines.torch_device import DeviceStopwatch  # noqa: E402
 from llmcomp.models.engines.torch_weights import read_host_weights, read_pickled_weights  # noqa: E402
 from llmcomp.models.load import load_model  # noqa: E402
 from llmcomp.scoring.published import PublishedTokens  # noqa: E402
@@ -160,7 +158,7 @@ def test_work_is_given_first_and_waited_for_later(model: TorchModel) -> None:
 
 
 def test_totals_of_zero_name_the_row(model: TorchModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the intervals on a card leave where a row has no distribution."""
+    """What the intervals on a device leave where a row has no distribution."""
 
     def intervals(logits: torch.Tensor, chosen: torch.Tensor, size: int) -> tuple[np.ndarray, ...]:
         total = np.full(len(logits), size, np.uint64)
@@ -174,12 +172,12 @@ def test_totals_of_zero_name_the_row(model: TorchModel, monkeypatch: pytest.Monk
         wait()
 
 
-class FakeCard:
+class FakeDevice:
     """The calls of torch.cuda that the engine makes, over a clock that a test moves: what runs on no CI machine."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.waits = 0.0, 0
-        card = self
+        device = self
 
         class Event:
             def __init__(self, enable_timing: bool = False) -> None:
@@ -187,14 +185,14 @@ class FakeCard:
 
             def record(self, stream: object) -> None:
                 assert stream == "the stream of cuda:1"
-                self.at = card.now
+                self.at = device.now
 
             def elapsed_time(self, last: Event) -> float:
-                assert card.waits, "read before the card was done"
+                assert device.waits, "read before the device was done"
                 return 1000 * (last.at - self.at)
 
             def synchronize(self) -> None:
-                card.waits += 1
+                device.waits += 1
 
         def wait(device: str) -> None:
             self.waits += 1
@@ -207,21 +205,21 @@ class FakeCard:
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1500)
 
 
-def test_a_card_s_parts_are_timed_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = FakeCard(monkeypatch)
+def test_a_device_s_parts_are_timed_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeDevice(monkeypatch)
     watch = DeviceStopwatch("cuda:1")
     for name, seconds in (("forward", 2.0), ("intervals", 0.5), ("forward", 1.0)):
         with watch.part(name):
-            card.now += seconds
-        card.now += 10
-    assert card.waits == 0
+            device.now += seconds
+        device.now += 10
+    assert device.waits == 0
     assert watch.seconds() == pytest.approx({"forward": 3.0, "intervals": 0.5})
     assert watch.seconds() == {}
 
 
-def test_a_card_s_memory_decides_its_batches(model: TorchModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_s_memory_decides_its_batches(model: TorchModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch keeps for later use is free: 3,000 bytes and 500."""
-    FakeCard(monkeypatch)
+    FakeDevice(monkeypatch)
     monkeypatch.setattr(model, "device", "cuda:1")
     asked = model.pass_memory()
     assert (asked.free_bytes, asked.total_bytes, asked.rows_max) == (3500, 10_000, 1 << 16)

@@ -27,7 +27,7 @@ __device__ __forceinline__ void exchange_expect(exchange_t *exchange, uint32_t n
                  "r"(n_bytes)
                  : "memory");
 #else
-    *exchange = n_bytes; /* told, and not needed: exchange_wait is a barrier */
+    *exchange = n_bytes; /* not read again: exchange_wait is a plain barrier here */
 #endif
 }
 

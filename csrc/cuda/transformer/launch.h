@@ -8,7 +8,7 @@
 #include "cuda/coding/report.h"
 #include "cuda/transformer/transformer.h"
 
-/* Shared memory whose size the launcher tells. */
+/* Shared memory whose size is an argument of the launch. */
 #if !defined(LMC_DYNAMIC_SHARED)
 #define LMC_DYNAMIC_SHARED(TYPE, NAME) extern __shared__ TYPE NAME[]
 #endif
@@ -71,7 +71,7 @@ cudaError_t lmc_cuda_rows_of_step(const uint32_t *streams, const int32_t *tokens
                                   uint64_t *error, lmc_cuda_stream_t stream);
 
 /* output = embedding[token] * multiplier, + positions[row_positions[row]] where there are such. A token that
- * is not one becomes token 0; error (NULL: not wanted) tells which row had it. */
+ * is not one becomes token 0; error (NULL: not wanted) says which row had it. */
 typedef struct lmc_cuda_embedding {
     lmc_transformer_tensor_t tokens, positions; /* [n_embeddings], [n_positions][n_features]; or NULL data */
     float multiplier;

@@ -468,8 +468,7 @@ int lmc_cuda_transformer_pass(const lmc_transformer_model_t *model, const lmc_cu
     if (batch->n_rows == 0) return cudaSuccess;
     bool keeps_positions = cache->n_layers == model->config.n_layers;
     if (!keeps_positions && cache->n_layers != 1) return cudaErrorInvalidValue;
-    /* Rows that find no room in the cache are told one by one, unless they would fall upon keys still needed.
-     */
+    /* Rows without room in the cache are reported one by one, unless they would overwrite needed keys. */
     uint32_t most = lmc_cuda_transformer_stretch_max(&model->config, cache);
     if (most < cache->capacity && batch->n_longest > most) return cudaErrorInvalidValue;
     forward_t f = {*model,           *cache, *work, batch->n_rows, batch->row_begin, batch->n_stretches,

@@ -1,5 +1,5 @@
 /* The exact engine on a CUDA device: launchers for C, as coding.h has them for the coder. Raw device
- * pointers, no framework, no hidden memory: the caller owns every buffer and a _bytes function tells its
+ * pointers, no framework, no hidden memory: the caller owns every buffer and a _bytes function returns its
  * size. Every launcher puts its kernels on the caller's stream, returns at once with a cudaError_t as an int
  * (0 for success), and can be captured in a graph; the caller has made the device of the pointers current.
  * The bits are those of llmcomp/transformer.h, but for a NaN's: it is one here (0x7FFFFFFF), while a

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import platform
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -32,6 +31,7 @@ from llmcomp.data.tokenizer_files import find_tokenizer_file
 from llmcomp.data.tokenizers import Tokenized
 from llmcomp.errors import Error, reason
 from llmcomp.models.engines import torch_steps
+from llmcomp.models.engines.torch_device import DTYPES, copy_ahead, copy_behind, device_memory
 from llmcomp.models.memory import PassMemory, host_memory
 
 try:
@@ -42,7 +42,6 @@ except ImportError as error:
         f"the torch engine needs PyTorch and transformers ({error}): pip install llmcomp-exact[torch]"
     ) from None
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTIONS = ("sdpa", "eager")
 
 # Rows of logits held at once by `intervals`: a block of 50,304 float32 logits takes 103 MB. With fewer rows the head's
@@ -149,7 +148,7 @@ class TorchModel(Tokenized):
             row_bytes,
             block_rows * self.n_logits * (item_bytes + 4 * n_float_copies),
             sum(parameter.nbytes for parameter in self.module.parameters()),
-            *(_device_memory(self.device) if on_device else host_memory()),
+            *(device_memory(self.device) if on_device else host_memory()),
             rows_max,
         )
 
@@ -265,7 +264,7 @@ class TorchModel(Tokenized):
         What is returned waits for ([n_numbers, B * T] on the CPU, row numbers that are not padding, (B, T)).
         """
         self._check_causal()
-        inputs, wanted = self._as_tokens(tokens), np.ascontiguousarray(targets, np.int64)
+        inputs, wanted = self.as_tokens(tokens), np.ascontiguousarray(targets, np.int64)
         if wanted.shape != tuple(inputs.shape):
             raise Error(f"targets have shape {wanted.shape}, expected that of the tokens, {tuple(inputs.shape)}")
         limits = np.full(len(wanted), wanted.shape[1]) if lengths is None else np.asarray(lengths)
@@ -274,7 +273,7 @@ class TorchModel(Tokenized):
         if asked.size and not 0 <= int(asked.min()) <= int(asked.max()) < n_symbols:
             raise Error(f"targets reach from {asked.min()} to {asked.max()}, expected 0 to {n_symbols - 1}")
         place = inputs.device
-        rows_there, wanted_there = _copy_ahead(rows, place), _copy_ahead(wanted.reshape(-1), place)
+        rows_there, wanted_there = copy_ahead(rows, place), copy_ahead(wanted.reshape(-1), place)
         head_is_linear = self._head_is_linear
         with self.watch("forward"):
             module = self.module.base_model if head_is_linear else self.module
@@ -293,14 +292,14 @@ class TorchModel(Tokenized):
                 result[:, block.to(found.device)] = found
         if result is None:
             result = torch.zeros((n_numbers, wanted.size), dtype=dtype)
-        wait = _copy_behind(result)
+        wait = copy_behind(result)
         return lambda: (wait(), rows, wanted.shape)
 
     # The module at work.
 
     def forward(self, tokens: npt.ArrayLike, **options: Any) -> Any:
         """What the module returns for int [B, T], with those `options` that it takes."""
-        return self._run(self.module, self._as_tokens(tokens), **options)
+        return self._run(self.module, self.as_tokens(tokens), **options)
 
     def _run(self, module: Any, ids: torch.Tensor, **options: Any) -> Any:
         parameters = inspect.signature(module.forward).parameters
@@ -368,7 +367,7 @@ class TorchModel(Tokenized):
     @functools.cached_property
     def _head_is_linear(self) -> bool:
         """Whether the logits are the head's product with the last states (some models scale or cap them after it)."""
-        ids = self._as_tokens(np.arange(min(8, self.n_logits))[None])
+        ids = self.as_tokens(np.arange(min(8, self.n_logits))[None])
         # Of a model that has no such parts, whatever it misses is not there.
         try:
             states = self._run(self.module.base_model, ids, use_cache=False).last_hidden_state
@@ -383,7 +382,8 @@ class TorchModel(Tokenized):
         near = 1e-5 if self.dtype == "float32" else 4e-3
         return bool((found - expected).abs().max() <= near * expected.abs().max())
 
-    def _as_tokens(self, tokens: npt.ArrayLike) -> torch.Tensor:
+    def as_tokens(self, tokens: npt.ArrayLike) -> torch.Tensor:
+        """int [B, T] as int64 on the model's device; `Error` for another shape, long rows or foreign tokens."""
         array = np.asarray(tokens)
         if array.ndim != 2 or array.dtype.kind not in "iu":
             raise Error(f"tokens have shape {array.shape} and type {array.dtype}, expected integers [B, T]")
@@ -393,7 +393,7 @@ class TorchModel(Tokenized):
             )
         if array.size and not 0 <= int(array.min()) <= int(array.max()) < self.n_logits:
             raise Error(f"tokens reach from {array.min()} to {array.max()}, expected 0 to {self.n_logits - 1}")
-        return _copy_ahead(np.ascontiguousarray(array, np.int64), torch.device(self.device))
+        return copy_ahead(np.ascontiguousarray(array, np.int64), torch.device(self.device))
 
 
 def load_torch(
@@ -411,8 +411,8 @@ def load_torch(
 ) -> TorchModel:
     """Load a causal language model from a folder in Hugging Face's layout.
 
-    No code that the folder brings or names is run unless `trust_remote_code`; transformers is always told so, since
-    without a word from its caller it would ask on standard input.
+    No code that the folder brings or names is run unless `trust_remote_code`; transformers always gets
+    that setting, since without it it would ask on standard input.
 
     `device`: "cpu" (default), "cuda", "cuda:1", ...; `dtype`: "float32" (default), "bfloat16", "float16";
     `attention`: "sdpa" or "eager", by default what transformers takes for this model: "sdpa" where it computes the same
@@ -501,146 +501,9 @@ def _refuse_code(folder: Path) -> None:
                 raise Error(f"{folder}: config.json has {key}, which may fetch code to run; {_TRUST}")
 
 
-def published_loop(model: TorchModel, tokens: npt.ArrayLike) -> float:
-    """Bits of one chunk, int [T], as the published code finds them: a softmax and an .item() for every position.
-
-    A yardstick for benchmarks; `codec.score` computes the same sum without the loop.
-    """
-    ids = model._as_tokens(np.asarray(tokens)[None])
-    bits = 0.0
-    with torch.inference_mode():
-        logits = model.module(ids, use_cache=False).logits[0]
-        for at in range(1, ids.shape[1]):
-            probability = torch.softmax(logits[at - 1], dim=-1)[ids[0, at]].item()
-            bits -= math.log2(max(probability, 1e-10))
-    return bits
-
-
-def pass_alone(model: TorchModel, tokens: npt.ArrayLike) -> Callable[[], None]:
-    """A call that computes the logits of int [B, T] as transformers does, and nothing else: a yardstick."""
-    ids = model._as_tokens(tokens)
-
-    def run() -> None:
-        with torch.inference_mode():
-            model.module(ids, use_cache=False)
-
-    return run
-
-
-def step_alone(model: TorchModel, past: npt.ArrayLike, tokens: npt.ArrayLike) -> Callable[[], None]:
-    """A call that adds `tokens`, int [B], to transformers' cache, which begins as `past`, int [B, T]; a yardstick."""
-    ids = model._as_tokens(np.asarray(tokens)[:, None])
-    with torch.inference_mode():
-        cache = model.module(model._as_tokens(past), use_cache=True, logits_to_keep=1).past_key_values
-
-    def run() -> None:
-        with torch.inference_mode():
-            model.module(ids, past_key_values=cache, use_cache=True)
-
-    return run
-
-
-def set_threads(n_threads: int) -> None:
-    """How many threads torch computes with on the CPU, in the whole process."""
-    torch.set_num_threads(n_threads)
-
-
-# What a device does.
-
-
-def product_rate(device: str, dtype: str | None = None, width: int = 4096) -> float:
-    """Operations a second that a product of two `width` x `width` matrices of random numbers reaches on `device`."""
-    matrix = torch.rand((width, width), device=device).to(DTYPES[dtype or "float32"])
-    seconds = []
-    for _ in range(3):
-        wait_for(device)
-        start = time.perf_counter()
-        matrix @ matrix
-        wait_for(device)
-        seconds.append(time.perf_counter() - start)
-    return 2 * width**3 / min(seconds)
-
-
-def wait_for(device: str) -> None:
-    """Return when `device` has done all that it was given; at once on the CPU, which never runs behind."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
-class DeviceStopwatch:
-    """Seconds that a device spends on the parts of its work, by its own clock; nothing waits before `seconds`."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._parts: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """What is given to the device inside belongs to part `name`."""
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        stream = torch.cuda.current_stream(self._device)
-        first.record(stream)
-        try:
-            yield
-        finally:
-            last.record(stream)
-            self._parts.append((name, first, last))
-
-    def seconds(self) -> dict[str, float]:
-        """By part, of all since the last call."""
-        wait_for(self._device)
-        total: dict[str, float] = {}
-        for name, first, last in self._parts:
-            total[name] = total.get(name, 0.0) + first.elapsed_time(last) / 1000
-        self._parts.clear()
-        return total
-
-
-def device_name(device: str) -> str:
-    """What a device calls itself; of a CPU its architecture."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
-
-
-def device_peak_bytes(device: str) -> int:
-    """The most that tensors have taken on a device since this was last asked."""
-    found = torch.cuda.max_memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    return int(found)
-
-
-def _copy_ahead(array: np.ndarray, place: torch.device) -> torch.Tensor:
-    """An array on the device, behind the work that it has been given, which nothing waits for: from pinned memory,
-    which torch's allocator keeps until the copy is done."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(place, non_blocking=True) if place.type == "cuda" else tensor.to(place)
-
-
-def _copy_behind(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """A copy on the CPU, made behind the work that the device has been given; what is returned waits for it."""
-    if tensor.device.type != "cuda":
-        return lambda: tensor
-    on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    on_host.copy_(tensor, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record(torch.cuda.current_stream(tensor.device))
-
-    def wait() -> torch.Tensor:
-        done.synchronize()
-        return on_host
-
-    return wait
-
-
 def _context_length(config: Any) -> int:
     """The most tokens that a window may hold; of a model that states none, such as Mamba, 2,048."""
     for name in ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length"):
         if isinstance(found := getattr(config, name, None), int) and found > 0:
             return found
     return 2048
-
-
-def _device_memory(device: str) -> tuple[int, int]:
-    """(free, all) bytes of a device; what torch keeps for later use is free."""
-    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-    kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free_bytes + kept_bytes, total_bytes

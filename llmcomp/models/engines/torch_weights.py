@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from llmcomp.errors import Error, named, reason, shown
+from llmcomp.models.engines.torch_device import DTYPES
 
 try:
     import torch
@@ -18,8 +19,6 @@ except ImportError as error:
         f"the torch engine needs PyTorch and transformers ({error}): pip install llmcomp-exact[torch]"
     ) from None
 
-# Those that weights may have.
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Buffers that old checkpoints store beside the weights.
 _BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
@@ -63,9 +62,9 @@ def read_pickled_weights(folder: str | os.PathLike[str]) -> dict[str, np.ndarray
         for name, tensor in _read_pickle(path, mapped=True).items():
             if name.endswith(_BUFFERS):
                 continue
-            if tensor.dtype not in _DTYPES.values():
+            if tensor.dtype not in DTYPES.values():
                 found = str(tensor.dtype).removeprefix("torch.")
-                raise Error(f"{path}: {named(name)} has dtype {found}, expected one of {', '.join(_DTYPES)}")
+                raise Error(f"{path}: {named(name)} has dtype {found}, expected one of {', '.join(DTYPES)}")
             weights[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return weights
 
