@@ -24,7 +24,8 @@ _OLD = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
 _HEADS = {"head_dim": 8, "sliding_window": 16}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 _MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_d_state": 8}
-# (family, what its config has besides). Keys that a family does not know are kept and do nothing.
+# (family, what its config has besides). Keys that a family does not know are kept; all but sliding_window, which
+# transformers' caches obey whatever the attention does, do nothing.
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mamba": {"state_size": 4},
@@ -51,7 +52,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 16},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "olmoe": _EXPERTS,
-    "gemma": _HEADS,
+    "gemma": {"head_dim": 8},
     "gemma3_text": _HEADS,
     "phi": {},
     "phi3": {"pad_token_id": 0},
