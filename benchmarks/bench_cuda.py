@@ -146,6 +146,8 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=50_304)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit(f"bench_cuda: this torch ({torch.__version__}) finds no CUDA device")
     all_rows = [int(n) for n in arguments.rows.split(",")]
     check_integers(arguments.vocab_size)
     before = machine()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a CUDA device, in steps, the important ones first, on a machine that has one:
 #     benchmarks/cuda_check.sh [STEP ...]     all of them where none is named; `list` names them with their limits
-# Every step has a limit, tells what it found in OUT as it ends, and keeps no other from running, but for the build. A step
+# Every step has a limit, writes what it found to OUT as it ends, and keeps no other from running, but for the build. A step
 # that is done is not done again: a machine that is lent for minutes at a time gets OUT of the call before as BEFORE.
 #     OUT      where everything goes (default build/cuda-check), eight files: report.md, log.txt, done.txt, bench_cuda.md,
 #              bench_cuda_engine.md, sweep.txt, ncu.txt, modules.tar (what was built)
@@ -49,10 +49,10 @@ fi
 
 note() { printf -- '- %s: %s\n' "$1" "$2" | tee -a "$OUT/report.md"; }
 
-# The last line of this step's output that tells how it ended.
+# The last line of this step's output that says how it ended.
 ending() { grep -E "$1" "$STEP_LOG" | tail -n 1 | sed -E 's/^[= ]+|[= ]+$//g' || true; }
 
-tests() { "$PYTHON" -m pytest -p no:cacheprovider -q -rs "$@"; }
+tests() { "$PYTHON" -m pytest -p no:cacheprovider -rfEs "$@"; }
 
 run_build() {
     if [ -s "$OUT/modules.tar" ]; then
@@ -92,7 +92,7 @@ sanitize() {
         if [[ $help == *--kernel-name* ]]; then filter=(--kernel-name kns=lmc_); fi
     fi
     compute-sanitizer --tool "$tool" ${filter[@]+"${filter[@]}"} --target-processes all --error-exitcode 9 \
-        "$PYTHON" -m pytest -p no:cacheprovider "${files[@]}" -m "not slow" -x -q -k "$cases"
+        "$PYTHON" -m pytest -p no:cacheprovider "${files[@]}" -m "not slow" -x -k "$cases"
 }
 
 # Three kernels: intervals, a product, a step's attention.
@@ -133,11 +133,11 @@ for entry in "${STEPS[@]}"; do
     { printf '\n==== %s, exit status %d\n' "$step" "$status"; cat "$STEP_LOG"; } >>"$OUT/log.txt"
     tail -n 20 "$STEP_LOG"
     took=$((SECONDS - began))
-    told=$(ending '[0-9]+ (passed|failed)|ERROR SUMMARY|RACECHECK SUMMARY|cells in')
+    summary=$(ending '[0-9]+ (passed|failed)|ERROR SUMMARY|RACECHECK SUMMARY|cells in')
     case $status in
-    0) note "$step" "done in $took s${told:+: $told}" && echo "$step" >>"$OUT/done.txt" ;;
-    124 | 137) note "$step" "ended after $took s, its limit${told:+: $told}" && FAILED=1 ;;
-    *) note "$step" "failed after $took s${told:+: $told}" && FAILED=1 ;;
+    0) note "$step" "done in $took s${summary:+: $summary}" && echo "$step" >>"$OUT/done.txt" ;;
+    124 | 137) note "$step" "ended after $took s, its limit${summary:+: $summary}" && FAILED=1 ;;
+    *) note "$step" "failed after $took s${summary:+: $summary}" && FAILED=1 ;;
     esac
     if [ "$status" = 0 ] && [ -s "$OUT/$step.md" ]; then { echo; cat "$OUT/$step.md"; echo; } >>"$OUT/report.md"; fi
     if [ "$status" != 0 ] && [ "$step" = build ]; then break; fi

@@ -2,6 +2,7 @@
 the oracle: every dtype, alignment and adversarial row, streams, views, graphs and errors. Skipped, with the reason,
 where there is no device."""
 
+import importlib
 import importlib.util
 import itertools
 
@@ -19,7 +20,9 @@ def what_is_missing() -> str:
     if not cuda.is_built():
         return "llmcomp was built without CUDA"
     info = cuda.cuda_info()
-    return "" if info["devices"] else f"there is no CUDA device: {info['problem']}"
+    if not info["devices"]:
+        return f"there is no CUDA device: {info['problem']}"
+    return "" if importlib.import_module("torch").cuda.is_available() else "this torch has no CUDA"
 
 
 MISSING = what_is_missing()

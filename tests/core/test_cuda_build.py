@@ -285,6 +285,8 @@ def test_the_check_of_a_device_goes_in_steps_with_limits_and_goes_on_after_a_fai
     # As many files as come back from a machine that gives back few.
     names = "bench_cuda.md bench_cuda_engine.md done.txt log.txt modules.tar ncu.txt report.md sweep.txt"
     assert sorted(path.name for path in out.iterdir()) == names.split()
+    # A second -q, beside pyproject.toml's, leaves out the line with the counts.
+    assert not any("pytest" in call and " -q" in call for call in check.calls())
     calls = [line for line in check.calls() if line.startswith("--tool")]
     # Without what torch's kernels write, initcheck would take all that ours read for unwritten.
     assert ["--kernel-name kns=lmc_" in call for call in calls] == ["initcheck" not in call for call in calls]

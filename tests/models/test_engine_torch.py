@@ -24,7 +24,7 @@ from llmcomp import compress, decompress, score  # noqa: E402
 from llmcomp.bench.torch_yardsticks import published_loop  # noqa: E402
 from llmcomp.errors import Error, ModelMismatch  # noqa: E402
 from llmcomp.models.engines.torch import TorchModel  # noqa: E402
-from llmcomp.models.engines.torch_device import DeviceStopwatch  # noqa: E402
+from llmcomp.models.engines.torch_device import DeviceStopwatch, product_rate  # noqa: E402
 from llmcomp.models.engines.torch_weights import read_host_weights, read_pickled_weights  # noqa: E402
 from llmcomp.models.load import load_model  # noqa: E402
 from llmcomp.scoring.published import PublishedTokens  # noqa: E402
@@ -215,6 +215,12 @@ def test_a_device_s_parts_are_timed_by_its_own_clock(monkeypatch: pytest.MonkeyP
     assert device.waits == 0
     assert watch.seconds() == pytest.approx({"forward": 3.0, "intervals": 0.5})
     assert watch.seconds() == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_a_device_that_torch_does_not_find_is_named() -> None:
+    with pytest.raises(Error, match="device 'cuda': this torch .* finds no CUDA device"):
+        product_rate("cuda")
 
 
 def test_a_device_s_memory_decides_its_batches(model: TorchModel, monkeypatch: pytest.MonkeyPatch) -> None:

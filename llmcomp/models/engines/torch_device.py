@@ -54,6 +54,8 @@ def device_memory(device: str) -> tuple[int, int]:
 
 def product_rate(device: str, dtype: str | None = None, width: int = 4096) -> float:
     """Operations a second that a product of two `width` x `width` matrices of random numbers reaches on `device`."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise Error(f"device {device!r}: this torch ({torch.__version__}) finds no CUDA device")
     matrix = torch.rand((width, width), device=device).to(DTYPES[dtype or "float32"])
     seconds = []
     for _ in range(3):
