@@ -219,7 +219,7 @@ def test_a_device_s_parts_are_timed_by_its_own_clock(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
 def test_a_device_that_torch_does_not_find_is_named() -> None:
-    with pytest.raises(Error, match="device 'cuda': this torch .* finds no CUDA device"):
+    with pytest.raises(Error, match=r"device 'cuda': this torch .* finds no CUDA device"):
         product_rate("cuda")
 
 
