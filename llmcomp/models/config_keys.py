@@ -29,7 +29,9 @@ _WITHOUT_EFFECT_TEXT = (
     "repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
     "num_return_sequences remove_invalid_values exponential_decay_length_penalty suppress_tokens "
     "begin_suppress_tokens chunk_size_feed_forward pretraining_tp is_decoder tie_encoder_decoder is_llama_config "
-    "unsloth_version unsloth_fixed"
+    "unsloth_version unsloth_fixed _attn_implementation_autoset _attn_implementation_internal _flash_attn_2_enabled "
+    "_num_labels output_past num_logits_to_keep transformers.js_config custom_pipelines model_max_length "
+    "tokenizer_model_max_length keys_to_ignore_at_inference"
 )
 _WITHOUT_EFFECT = frozenset(_WITHOUT_EFFECT_TEXT.split())
 # Keys of transformers that are understood where they are off.
@@ -130,6 +132,11 @@ class Keys:
             if self.get(key):
                 raise self.error(key, "nothing of the kind: the exact engine does not compute it")
 
+    def agree(self, key: str, same_as: str, value: float) -> None:
+        """A second name of a number, which transformers does not read: it has to say the same, where it is there."""
+        if self.get(key, value) != value:
+            raise self.error(key, f"{same_as}, {value:g}")
+
     def finish(self) -> None:
         self.off(*_OFF)
         unknown = sorted(set(self._config) - self._asked - _WITHOUT_EFFECT)
@@ -165,6 +172,7 @@ def parse_rotary(
     rope = {key: value for key, value in rope.items() if value is not None}
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     rope.pop("type", None)
+    rope.pop("finetuned", None)  # how the model was trained
 
     def number(key: str, default: float | None = None) -> float:
         return _pop_number(keys, rope, key, default)

@@ -90,7 +90,8 @@ def _gpt_neox(keys: Keys) -> _Found:
 
 
 def _gpt2(keys: Keys) -> _Found:
-    keys.off("add_cross_attention")
+    keys.off("add_cross_attention", "n_special")
+    keys.get("predict_special_tokens")  # of OpenAI's GPT, without effect here
     keys.get("reorder_and_upcast_attn")  # the same numbers in another order
     hidden, n_heads = keys.size("n_embd", 768), keys.size("n_head", 12)
     context, vocab_size = keys.size("n_positions", 1024), keys.size("vocab_size", 50257)
@@ -173,6 +174,7 @@ def _llama_like(
 def _llama(keys: Keys) -> _Found:
     sizes = parse_sizes(keys, hidden=4096, heads=32, layers=32, intermediate=11008, vocab=32000, context=2048)
     rotary = parse_flat_rotary(keys, sizes)
+    keys.get("max_sequence_length")  # Llama 1, Amber: the length that it was trained with
     return _llama_like(
         keys,
         sizes,
@@ -367,6 +369,7 @@ def _gemma2(keys: Keys) -> _Found:
     )
     rotary = parse_flat_rotary(keys, sizes)
     window = keys.size("sliding_window", 4096)
+    keys.agree("sliding_window_size", "sliding_window", window)
     has_window = parse_layer_types(keys, sizes["n_layers"], lambda i: i % 2 == 0)
     return _gemma_with_caps(keys, sizes, [(window if has else 0, rotary) for has in has_window], (50.0, 30.0))
 
@@ -394,7 +397,8 @@ def _smollm3(keys: Keys) -> _Found:
     if not isinstance(has_rope, list) or len(has_rope) < n_layers or any(x not in (0, 1) for x in has_rope):
         raise keys.error("no_rope_layers", f"{n_layers} times 0 or 1")
     window = keys.size("sliding_window", 1 << 30) if keys.flag("use_sliding_window", False) else 0
-    keys.get("sliding_window")
+    for key in ("sliding_window", "max_window_layers"):  # without effect, unless use_sliding_window for the first
+        keys.get(key)
     has_window = parse_layer_types(keys, n_layers, lambda i: bool(window) and not has_rope[i])
     return _llama_like(
         keys,
@@ -498,6 +502,12 @@ def _stablelm(keys: Keys) -> _Found:
     demand_whole_heads(keys, sizes)
     rotary = parse_flat_rotary(keys, sizes, fraction=0.25)
     is_parallel, has_qk_norm = keys.flag("use_parallel_residual", False), keys.flag("qk_layernorm", False)
+    epsilon = keys.number("layer_norm_eps", 1e-5)
+    # What files of its first versions have beside these.
+    keys.agree("norm_eps", "layer_norm_eps", epsilon)
+    keys.agree("num_heads", "num_attention_heads", sizes["n_heads"])
+    keys.agree("rope_pct", "partial_rotary_factor", keys.share("partial_rotary_factor", 0.25))
+    keys.agree("rotary_scaling_factor", "no scaling", 1.0)
     norms = {"input_layernorm": "attention_norm"} if is_parallel else LLAMA_NORMS
     switches, tensors, tied = _llama_like(
         keys,
@@ -505,7 +515,7 @@ def _stablelm(keys: Keys) -> _Found:
         [(0, rotary)] * sizes["n_layers"],
         attention_bias=False,
         norm="layer",
-        norm_epsilon=keys.number("layer_norm_eps", 1e-5),
+        norm_epsilon=epsilon,
         activation=keys.activation("hidden_act", "silu"),
         parallel_residual=is_parallel,
         shared_norm=is_parallel,

@@ -169,6 +169,15 @@ LLAMA = {
         ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers is .*, expected 2 times 0 or 1"),
         ({"model_type": "apertus", "qk_norm": False}, "qk_norm is False, expected true"),
         ({"model_type": "stablelm", "head_dim": 8}, "head_dim is 8, expected hidden_size / num_attention_heads, 4"),
+        (
+            {"model_type": "stablelm", "hidden_size": 32, "rope_pct": 0.5},
+            "rope_pct is 0.5, expected partial_rotary_factor, 0.25",
+        ),
+        (
+            {"model_type": "stablelm", "hidden_size": 32, "norm_eps": 1e-6},
+            "norm_eps is 1e-06, expected layer_norm_eps, 1e-05",
+        ),
+        ({"model_type": "gemma2", "sliding_window_size": 9}, "sliding_window_size is 9, expected sliding_window, 4096"),
     ],
 )
 def test_what_is_not_understood_is_named(changes: dict[str, Any], message: str) -> None:
@@ -176,8 +185,39 @@ def test_what_is_not_understood_is_named(changes: dict[str, Any], message: str) 
         parse_graph({**LLAMA, **changes}, "model")
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"model_type": "llama", "max_sequence_length": 2048},  # Llama 1, Amber
+        {"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 16.0, "finetuned": True}},
+        {"model_type": "llama", "transformers.js_config": {"dtype": "q4"}},  # SmolLM2
+        {"model_type": "smollm3", "max_window_layers": 28, "use_sliding_window": False, "sliding_window": None},
+        {"model_type": "gemma2", "sliding_window": 4096, "sliding_window_size": 4096},
+        {
+            "model_type": "stablelm",
+            "hidden_size": 32,
+            "norm_eps": 1e-5,
+            "num_heads": 4,
+            "rope_pct": 0.25,
+            "rotary_scaling_factor": 1.0,
+        },
+        {"model_type": "gpt2", "n_special": 0, "predict_special_tokens": True, "_num_labels": 1, "output_past": True},
+    ],
+    ids=lambda keys: keys["model_type"],
+)
+def test_keys_of_published_files_without_effect_are_understood(keys: dict[str, Any]) -> None:
+    """What transformers does not read, and is in the files of these families: the graph is the one without."""
+    own = {"model_type", "hidden_size", "rope_scaling", "sliding_window", "use_sliding_window"}
+    base = {} if keys["model_type"] == "gpt2" else LLAMA
+    plain = {**base, **{key: value for key, value in keys.items() if key in own}}
+    if keys.get("rope_scaling"):
+        plain["rope_scaling"] = {"type": "yarn", "factor": 16.0}
+    assert parse_graph({**base, **keys}, "model") == parse_graph(plain, "model")
+
+
 def test_gpt2_says_what_it_does_not_know() -> None:
-    for key, value in (("scale_attn_by_inverse_layer_idx", True), ("add_cross_attention", True), ("n_ctx", 7)):
+    known = (("scale_attn_by_inverse_layer_idx", True), ("add_cross_attention", True), ("n_ctx", 7), ("n_special", 2))
+    for key, value in known:
         with pytest.raises(Error, match=f"{key} is {value}"):
             parse_graph({"model_type": "gpt2", key: value}, "model")
 
