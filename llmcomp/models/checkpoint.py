@@ -76,8 +76,12 @@ def match_tensors(graph: Graph, weights: Mapping[str, np.ndarray | Tensor], name
     for key, value in weights.items():
         short = key.removeprefix(graph.prefix)
         stem, _, rest = short.partition(".")
-        if not f".{short}".endswith(graph.buffers):
-            found[f"{head}.{rest}" if stem in _HEAD_NAMES else short] = value
+        if f".{short}".endswith(graph.buffers):
+            continue
+        own = f"{head}.{rest}" if stem in _HEAD_NAMES else short
+        if own in found:
+            raise Error(f"{name}: {named(key)} is the second tensor that means {named(own)}")
+        found[own] = value
     result = {}
     for use in graph.uses:
         if use.name in result or (use.default is not None and use.name not in found):
@@ -88,13 +92,26 @@ def match_tensors(graph: Graph, weights: Mapping[str, np.ndarray | Tensor], name
         if tensor.data.shape != use.shape and not (use.default is not None and tensor.data.size == 1):
             raise Error(f"{name}: {use.name} has shape {list(tensor.data.shape)}, expected {list(use.shape)}")
         result[use.name] = tensor
-    if graph.tied:
-        found.pop(f"{head}.weight", None)
+    if graph.tied and (other := found.pop(f"{head}.weight", None)) is not None:
+        _demand_tied(graph, result, _as_tensor(other, f"{head}.weight", name), name)
     if found:
         raise Error(
             f"{name}: the weights have {len(found)} tensors that the model does not, the first is {named(min(found))}"
         )
     return result
+
+
+def _demand_tied(graph: Graph, tensors: Mapping[str, Tensor], head: Tensor, name: str) -> None:
+    """`Error` where a model that says that its head is its embedding brings another head: libraries differ in which
+    of the two they use."""
+    key = next(use.name for use in graph.uses if use.layer is None and use.slot == "embedding")
+    embedding = tensors[key]
+    same = (head.dtype, head.data.shape) == (embedding.dtype, embedding.data.shape)
+    if not same or not np.array_equal(head.data.view(np.uint8), embedding.data.view(np.uint8)):
+        raise Error(
+            f"{name}: the weights have a head that is not {key}, though tie_word_embeddings is true: expected the same "
+            "values, or false in config.json where the model has a head of its own"
+        )
 
 
 def _as_tensor(value: np.ndarray | Tensor, key: str, name: str) -> Tensor:

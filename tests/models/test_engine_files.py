@@ -65,6 +65,22 @@ def test_tied_weights_count_once() -> None:
     assert model.n_params == sum(value.size for value in weights.values())
 
 
+def test_a_tied_model_with_another_head_is_refused() -> None:
+    """transformers 4 uses the embedding, transformers 5 the head: no guess is right."""
+    config = make_config(tie_word_embeddings=True)
+    weights = make_weights(config)
+    embedding = weights["gpt_neox.embed_in.weight"]
+    for head in (2 * embedding, embedding.astype(np.float16), embedding[:-1]):
+        with pytest.raises(Error, match=r"a head that is not embed_in.weight, though tie_word_embeddings is true"):
+            ExactModel(config, {**weights, "embed_out.weight": head})
+
+
+def test_a_weight_that_is_there_twice_is_refused() -> None:
+    config, weights = make_config(), make_weights(make_config())
+    with pytest.raises(Error, match=r"embed_in.weight is the second tensor that means embed_in.weight"):
+        ExactModel(config, {**weights, "embed_in.weight": 2 * weights["gpt_neox.embed_in.weight"]})
+
+
 def test_the_fingerprint_tells_models_apart(folder: Path) -> None:
     model = load_exact(folder)
     assert model.fingerprint == load_exact(folder, name="other", step=5).fingerprint
