@@ -378,6 +378,7 @@ def _gemma3(keys: Keys) -> _Found:
     sizes = parse_sizes(
         keys, hidden=2304, heads=8, kv_heads=4, head_dim=256, layers=26, intermediate=9216, vocab=262208, context=131072
     )
+    keys.off("attn_logit_softcapping")  # transformers reads it and does not use it
     local, other = _two_rotaries(keys, sizes, local_key="rope_local_base_freq", bases=(10000.0, 1000000.0))
     window, pattern = keys.size("sliding_window", 4096), keys.size("sliding_window_pattern", 6)
     keys.get("_sliding_window_pattern")
@@ -416,11 +417,16 @@ def _apertus(keys: Keys) -> _Found:
     if not keys.flag("qk_norm", True):
         raise keys.error("qk_norm", "true")
     sizes = parse_sizes(keys, hidden=4096, heads=32, layers=32, intermediate=14336, vocab=131072, context=65536)
-    rope = rope_of(keys)
-    if not rope and not keys.has("rope_theta"):
+    rope, base = rope_of(keys), keys.number("rope_theta", 12000000.0)
+    if not rope:
+        # Where a file has its own base and no scaling, versions of transformers disagree on what it means.
+        if base != 12000000.0:
+            raise keys.error("rope_theta", "12000000, or rope_scaling beside it")
+        if keys.is_null("rope_scaling"):
+            raise keys.error("rope_scaling", "an object, or no such key")
         rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
         rope["original_max_position_embeddings"] = 8192
-    rotary = parse_rotary(keys, rope, sizes, base=keys.number("rope_theta", 12000000.0))
+    rotary = parse_rotary(keys, rope, sizes, base=base)
     activation = keys.activation("hidden_act", "xielu")
     switches, tensors, tied = _llama_like(
         keys,

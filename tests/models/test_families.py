@@ -168,6 +168,9 @@ LLAMA = {
         ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling is 0, expected a number that is not 0"),
         ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers is .*, expected 2 times 0 or 1"),
         ({"model_type": "apertus", "qk_norm": False}, "qk_norm is False, expected true"),
+        ({"model_type": "apertus", "rope_theta": 500.0}, "rope_theta is 500.0, expected 12000000, or rope_scaling"),
+        ({"model_type": "apertus", "rope_scaling": None}, "rope_scaling is None, expected an object"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 5.0}, "attn_logit_softcapping is 5.0, expected"),
         ({"model_type": "stablelm", "head_dim": 8}, "head_dim is 8, expected hidden_size / num_attention_heads, 4"),
         (
             {"model_type": "stablelm", "hidden_size": 32, "rope_pct": 0.5},
