@@ -246,12 +246,11 @@ def time_transformers(torch: Any, model: Any, n_streams: int, n_steps: int) -> f
     return n_streams * n_steps / (min(times) * 1e-3)
 
 
-def decoding_table(torch: Any, all_streams: list[int], n_steps: int) -> list[str]:
-    ours = {}
-    lines = [
-        f"| {n_steps} steps from position 0 | shape | streams | tokens/s | in two halves | MB/s of text, at best |",
-        "|---|---|---|---|---|---|",
-    ]
+def our_decoding(
+    torch: Any, all_streams: list[int], n_steps: int
+) -> tuple[dict[tuple[str, str, int], float], list[str]]:
+    """Tokens a second by shape, engine and streams, and the table's lines."""
+    rate_of, lines = {}, []
     for shape in DECODED_SHAPES:
         config = config_of(shape)
         weights = random_weights(config)
@@ -259,19 +258,26 @@ def decoding_table(torch: Any, all_streams: list[int], n_steps: int) -> list[str
             model = on_device(config, weights)
             for n in all_streams:
                 rates = [time_decoding(torch, model, n, n_steps, n_parts) for n_parts in (1, 2)]
-                ours[shape, engine, n] = max(rates)
+                rate_of[shape, engine, n] = max(rates)
                 mb = f"{max(rates) * BYTES_PER_TOKEN / 1e6:.2f}" if shape == "70m" else "-"
                 told = " | ".join(f"{rate:,.0f}" for rate in rates)
                 lines.append(f"| {engine}, decoding | {shape} | {n:,} | {told} | {mb} |")
                 print(lines[-1], file=sys.stderr)
             del model
+    return rate_of, lines
+
+
+def transformers_decoding(
+    torch: Any, all_streams: list[int], n_steps: int
+) -> tuple[dict[tuple[str, int], float], list[str]]:
+    """Tokens a second of transformers by dtype and batch, and the table's lines."""
     config = config_of("70m")
     weights = random_weights(config)
-    theirs = {}
+    rate_of, lines = {}, []
     for dtype in ("float32", "bfloat16"):
         other = transformers_model(torch, config, weights, dtype)
         for n in (1, all_streams[0]):
-            rate = theirs[dtype, n] = time_transformers(torch, other, n, n_steps)
+            rate = rate_of[dtype, n] = time_transformers(torch, other, n, n_steps)
             mb = rate * BYTES_PER_TOKEN / 1e6
             lines.append(
                 f"| transformers, {dtype}, cached steps, no coding | 70m | {n:,} | {rate:,.0f} | - | {mb:.3f} |"
@@ -279,6 +285,16 @@ def decoding_table(torch: Any, all_streams: list[int], n_steps: int) -> list[str
             print(lines[-1], file=sys.stderr)
         del other
         torch.cuda.empty_cache()
+    return rate_of, lines
+
+
+def decoding_table(torch: Any, all_streams: list[int], n_steps: int) -> list[str]:
+    heading = [
+        f"| {n_steps} steps from position 0 | shape | streams | tokens/s | in two halves | MB/s of text, at best |",
+        "|---|---|---|---|---|---|",
+    ]
+    ours, our_lines = our_decoding(torch, all_streams, n_steps)
+    theirs, their_lines = transformers_decoding(torch, all_streams, n_steps)
     first = all_streams[0]
     ratios = [ours["70m", "exact", first] / theirs["float32", n] for n in (1, first)]
     told = (
@@ -291,7 +307,7 @@ def decoding_table(torch: Any, all_streams: list[int], n_steps: int) -> list[str
         for engine in MODELS
     }
     ends = f"at best {best['exact']:.2f} MB/s (target 1), in 8-bit integers {best['exact-int8']:.2f}"
-    return [*lines, "", f"At {first} streams {told}, all in float32; {ends}."]
+    return [*heading, *our_lines, *their_lines, "", f"At {first} streams {told}, all in float32; {ends}."]
 
 
 def main() -> None:

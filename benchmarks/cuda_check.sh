@@ -63,7 +63,7 @@ run_build() {
     "$PYTHON" -c 'from llmcomp.coding.cuda import cuda_info; info = cuda_info(); print(info); assert info["devices"]'
 }
 run_coder() { tests tests/coding/test_cuda.py -m "not slow"; }
-ENGINE_TESTS=(tests/models/test_cuda_engine.py tests/models/test_cuda_families.py)
+ENGINE_TESTS=(tests/models/test_cuda_{engine,errors,families}.py)
 run_engine() { tests "${ENGINE_TESTS[@]}" -m "not slow"; }
 run_slow() { tests tests/coding/test_cuda.py "${ENGINE_TESTS[@]}" -m slow; }
 run_bench_cuda() { "$PYTHON" benchmarks/bench_cuda.py --out "$OUT/bench_cuda.md"; }

@@ -9,14 +9,17 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("LLMCOMP_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "")
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
+import emulated_device
 import pytest
 from hub_server import Hub, write_checkpoint
 from real_data import DATA
 
 import llmcomp
+from llmcomp import pico
 from llmcomp.data.tokenizers import Tokenizer
 
 
@@ -34,6 +37,11 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for step in (1, 2, 3):
         write_checkpoint(folder / f"step{step}", seed=step)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pico_tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(pico.tokenizer_path())
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +77,27 @@ def three_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             name = folder / f"tiny-{width}" / f"step{step}"
             write_checkpoint(name, seed=100 * number + step, hidden_size=width, intermediate_size=4 * width)
     return folder
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[emulated_device.Machine | None]:
+    """The emulated device, in use; None where this machine has a device."""
+    if emulated_device.has_device():
+        yield None
+        return
+    path = emulated_device.build()
+    with pytest.MonkeyPatch.context() as patch:
+        yield emulated_device.install(patch, path)
+
+
+@pytest.fixture
+def emulated(machine: emulated_device.Machine | None) -> Iterator[emulated_device.Machine]:
+    """The emulated device, as it was again afterwards."""
+    if machine is None:
+        pytest.skip("only the emulated device tells, or lets itself be changed")
+    gc.collect()
+    names = ("driver_version", "n_devices", "major", "memory_bytes", "pitch_max", "reads_host_memory")
+    before = {name: getattr(machine, name) for name in names}
+    yield machine
+    for name, value in before.items():
+        setattr(machine, name, value)

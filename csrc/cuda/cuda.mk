@@ -16,7 +16,7 @@ build/check/cuda_emulated: csrc/check/cuda_emulated.cpp $(CUDA_CHECK_HEADERS)
 	$(CXX) -std=c++17 $(CUDA_CHECK_FLAGS) -Wno-unknown-pragmas -Icsrc/check/emulated $< csrc/check/emulated/runtime.cpp \
 		$(CUDA_CHECK_CORE:%=$(@D)/cuda/%.o) -pthread -o $@
 
-# llmcomp._cuda over the emulated device, for tests/models/test_cuda_engine.py: the binding and the kernels as they are.
+# llmcomp._cuda over the emulated device, for tests/models/test_cuda_*.py: the binding and the kernels as they are.
 EMULATED ?= build/check/emulated
 EMULATED_CORE := base/status coding/intervals coding/rows_serial transformer/config transformer/position_tables transformer/forward transformer/linear_map transformer/kernels_serial
 EMULATED_OBJECTS := $(patsubst csrc/%,$(EMULATED)/%.o,$(wildcard csrc/python/cuda_*.c csrc/cuda/*/*.cu) \

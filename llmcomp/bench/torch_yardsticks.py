@@ -15,7 +15,7 @@ from llmcomp.models.engines.torch import TorchModel
 def published_loop(model: TorchModel, tokens: npt.ArrayLike) -> float:
     """Bits of one chunk, int [T], as the published code finds them: a softmax and an .item() for every position.
 
-    A yardstick for benchmarks; `codec.score` computes the same sum without the loop.
+    A yardstick for benchmarks; `llmcomp.score` computes the same sum without the loop.
     """
     ids = model.as_tokens(np.asarray(tokens)[None])
     bits = 0.0

@@ -337,6 +337,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--published", action="store_true", help="the 75 published cells instead")
 
 
+# Long: some lines an option.
 def _add_archive(parser: argparse.ArgumentParser, compress: bool) -> None:
     parser.add_argument("file", nargs="*", default=["-"], help="files; - or none: standard input to standard output")
     parser.add_argument(

@@ -281,7 +281,7 @@ def make_plan(
     chunks = {name: parts.chunk_digests(data.chunks) for name, data in by_name.items()}
     there, paths, files = _files_by_key_digest(settings.out), dict[str, Path](), _files_by_stem(settings.out)
     for model, reason in found:
-        to_do = []
+        to_do: list[Cell] = []
         labels = [("lossless", "")] if is_baselines(model) else pairs
         for (name, data), (protocol, mapping) in itertools.product(by_name.items(), labels):
             key = {
@@ -296,15 +296,7 @@ def make_plan(
             cell = replace(cell, digests=chunks[name], data=chunks[name][0].hex())
             cell = _as_it_lies_there(replace(cell, path=paths.setdefault(cell.key, cell.path)), there)
             whole = bool(reason) or is_baselines(model) or is_finished(cell)
-            for part in [cell] if whole else _in_parts(cell, key, data.chunks, files):
-                plan.cells.append(part)
-                plan.models[part] = model
-                if reason:
-                    plan.failed.append(Outcome(part, None, reason))
-                elif is_finished(part):
-                    plan.finished.add(part)
-                else:
-                    to_do.append(part)
+            to_do += _take_in(plan, [cell] if whole else _in_parts(cell, key, data.chunks, files), model, reason)
         if to_do:
             needed = {cell.dataset: by_name[cell.dataset] for cell in to_do}
             how = (settings.engine, settings.options, settings.scorer, settings.max_memory)
@@ -313,6 +305,21 @@ def make_plan(
     plan.disk_bytes = settings.disk_bytes
     plan.set_aside = _others(plan)
     return plan
+
+
+def _take_in(plan: Plan, cells: list[Cell], model: ModelSource | Any, reason: str) -> list[Cell]:
+    """Cells become part of the plan; given are those that are neither finished nor, for `reason`, failed."""
+    to_do = []
+    for cell in cells:
+        plan.cells.append(cell)
+        plan.models[cell] = model
+        if reason:
+            plan.failed.append(Outcome(cell, None, reason))
+        elif is_finished(cell):
+            plan.finished.add(cell)
+        else:
+            to_do.append(cell)
+    return to_do
 
 
 def _in_order(jobs: list[Job]) -> list[Job]:

@@ -2,7 +2,7 @@
 know nothing.
 
 Every output counted here was decoded again and compared. No coder of llmcomp's own. The random models at the end are
-scored as any model is, by `codec.score` or a sweep; their rows have no `params`, which marks a baseline.
+scored as any model is, by `llmcomp.score` or a sweep; their rows have no `params`, which marks a baseline.
 A row's chunk is its number in the data set; `results.STREAM_CHUNK` marks all chunks as one stream: one behind the
 other for the byte compressors and FLAC, one above the other as pictures of at most 511 chunks (WebP's limit is 16,383
 rows) for PNG and WebP.

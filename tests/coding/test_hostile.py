@@ -373,6 +373,7 @@ def test_decoding_far_past_the_end():
 # Leaks.
 
 
+# Long: a line a call.
 def leaking_calls():
     """Every function and every kind of error, on fresh objects."""
     bad = LOGITS.copy()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_sweep import Counting, fake_rows, run, some_data
+from small_sweeps import Counting, fake_rows, run, some_data
 
 from llmcomp.errors import Error
 from llmcomp.experiment import load_ahead as loading

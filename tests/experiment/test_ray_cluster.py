@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_sweep import some_data
+from small_sweeps import some_data
 from test_workers import PATHS, Logged, begun, table_bytes, wait_for
 
 from llmcomp import results

@@ -296,10 +296,10 @@ PYTHIA = {
 }  # fmt: skip
 
 
-def test_the_plan_of_all_of_pythia(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """8 sizes x 154 steps x 3 data sets x 2 protocols, from a lock, without a word from the hub."""
+def lock_of_pythia() -> tuple[Lock, int]:
+    """Of all sizes and steps, with the sizes that the shapes have in 16 bits; and the bytes of all files."""
     steps = [0, *(2**k for k in range(10)), *range(1000, 143001, 1000)]
-    lock, expected_bytes = Lock(), 0
+    lock, n_bytes_of_all = Lock(), 0
     for size, (n_layers, width, rows) in PYTHIA.items():
         n_bytes = 2 * (n_layers * (12 * width**2 + 13 * width) + 2 * width + 2 * rows * width)
         for step in steps:
@@ -309,7 +309,13 @@ def test_the_plan_of_all_of_pythia(hub: Hub, tmp_path: Path, capsys: pytest.Capt
             commit = hashlib.sha1(digest.encode()).hexdigest()
             locked = {name: LockedFile(*file) for name, file in files.items()}
             lock.put(f"EleutherAI/pythia-{size}", f"step{step}", LockedRevision(commit, locked))
-            expected_bytes += n_bytes + 567 + 2_113_710
+            n_bytes_of_all += n_bytes + 567 + 2_113_710
+    return lock, n_bytes_of_all
+
+
+def test_the_plan_of_all_of_pythia(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """8 sizes x 154 steps x 3 data sets x 2 protocols, from a lock, without a word from the hub."""
+    lock, expected_bytes = lock_of_pythia()
     write_lock(tmp_path / "models.lock", lock)
     data = [Data(name, n_chunks=2048, n_bytes=2048) for name in ("text", "image", "speech")]
     for part in data:

@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from hub_server import write_checkpoint
-from test_sweep import Counting, fake_rows, some_data
+from small_sweeps import Counting, fake_rows, some_data
 
 from llmcomp import results
 from llmcomp.errors import Error
@@ -270,7 +270,7 @@ FULL = """
 import resource, signal, sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
-from test_sweep import Counting, some_data
+from small_sweeps import Counting, some_data
 from llmcomp.experiment.sweep import sweep
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
@@ -308,7 +308,8 @@ def test_workers_and_a_sweep_alone_do_not_share_a_folder(
     code = f"""
         import sys
         sys.path[:0] = {PATHS!r}
-        from test_sweep import Path, run
+        from pathlib import Path
+        from small_sweeps import run
         run(Path({str(suite)!r}), Path({str(tmp_path)!r}))
     """
 
@@ -331,7 +332,7 @@ def test_workers_with_other_settings_are_refused_while_others_work(
         import sys
         sys.path[:0] = {PATHS!r}
         from pathlib import Path
-        from test_sweep import Counting, some_data
+        from small_sweeps import Counting, some_data
         from llmcomp.experiment import sweep as module
         module._PATIENCE_SECONDS = 0.1
         module.grid.ROWS_VERSION = 99

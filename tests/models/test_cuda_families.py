@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from engine_models import assert_same_bits
 from family_models import CASES
-from test_cuda_engine import MODELS, machine
+from model_pairs import MODELS
 
 import llmcomp
 from llmcomp.errors import Error
@@ -20,7 +20,7 @@ from llmcomp.models.checkpoint import tensor_shapes
 from llmcomp.models.engines.cuda import CudaModel
 from llmcomp.models.engines.exact import ExactModel
 
-__all__ = ["machine"]  # the fixture, which takes effect by being here
+pytestmark = pytest.mark.usefixtures("machine")
 
 ALL = [(family, case) for family, cases in CASES.items() for case in cases]
 FIRST = [(family, next(iter(cases))) for family, cases in CASES.items()]

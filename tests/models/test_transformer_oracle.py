@@ -65,6 +65,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+# Long: every tensor that any graph has.
 def make_arrays(config: dict[str, Any], seed: int, dtype: str) -> dict[str, Any]:
     """Every tensor that the config has a place for, by asking the core."""
     rng = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ loaded in the place of the real module. What a test may ask of that device, and 
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.machinery
 import importlib.util
 import os
@@ -16,6 +17,7 @@ import pytest
 from check_programs import ROOT, make
 
 import llmcomp
+from llmcomp.coding import cuda
 
 
 class Machine(ctypes.Structure):
@@ -27,6 +29,12 @@ class Machine(ctypes.Structure):
         *((name, ctypes.c_size_t) for name in ("n_graph_launches", "n_synchronizations", "pitch_max")),
         ("reads_host_memory", ctypes.c_int),
     ]
+
+
+@functools.cache
+def has_device() -> bool:
+    """Whether this machine has a device of its own: first asked before another is emulated."""
+    return bool(cuda.cuda_info()["devices"])
 
 
 def build() -> Path:

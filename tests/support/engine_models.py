@@ -96,6 +96,7 @@ def int8_rounded(rows: np.ndarray) -> np.ndarray:
     return np.rint(rows * (127 / np.where(largest == 0, 1, largest))) * (largest / 127)
 
 
+# Long: a whole forward pass, one function for each of its parts.
 def reference_logits(
     config: dict[str, Any], weights: dict[str, np.ndarray], tokens: np.ndarray, *, int8: bool = False
 ) -> np.ndarray:

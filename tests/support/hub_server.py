@@ -166,6 +166,7 @@ class Hub:
             server.server_close()
 
 
+# Long: a class of short methods, all of which look into `hub`.
 def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

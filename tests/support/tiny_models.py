@@ -69,6 +69,21 @@ class TinySession:
         return out
 
 
+def rows_by_hand(model, stream: np.ndarray, bos: int, context_length: int, overlap: int) -> np.ndarray:
+    """Logits before each token, each from its own replay of what its window has read until then."""
+    rows = []
+    window_start, context_start = 0, 0
+    for at in range(len(stream)):
+        if at - context_start == context_length:
+            window_start, context_start = at, at - overlap
+        assert context_start <= window_start <= at
+        state, row = model.row(0, bos)
+        for token in stream[context_start:at]:
+            state, row = model.row(state, token)
+        rows.append(row)
+    return np.array(rows)
+
+
 class ConstantModel:
     """One distribution over bytes whatever came before, at next to no cost: what is left is the archive's own work."""
 

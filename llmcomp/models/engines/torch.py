@@ -1,4 +1,4 @@
-"""The engine on PyTorch: any causal language model of transformers. Nothing else imports torch but `llmcomp.pico`.
+"""The engine on PyTorch: any causal language model of transformers. tests/test_layers.py lists what imports torch.
 
 What holds here: the same machine, the same library versions and the same calls (batch shape, order of steps) give the
 same logits. What does not: one pass and step by step differ in the last bits, and so do other batch shapes, thread
