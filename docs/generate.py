@@ -17,7 +17,7 @@ from llmcomp.models.suite import Suite, SuiteModel, bundled_suites, load_suite
 
 # What the reference shows, by the question that brings a reader to it; `test_docs` holds it against `__all__`.
 REFERENCE = {
-    "Compress and decompress": ["compress", "decompress", "open", "info", "generate"],
+    "Compress and decompress": ["compress", "decompress", "open", "generate"],
     "Models": ["load_model", "list_models"],
     "The coder": [
         *("intervals", "code_length", "encode", "decode", "encode_intervals", "Encoder", "Decoder"),
