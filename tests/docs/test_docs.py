@@ -156,3 +156,5 @@ def test_a_docstring_becomes_paragraphs_and_lists(generate: ModuleType) -> None:
         "First line with 2\\*\\*20.\n\n**Args**\n\n- a: one that goes on\n- b, c: `x*y` \\[B, T\\]\n\n"
         "**Raises**\n\n- Error: never."
     )
+    assert generate.prose("`a`: one. Two.\n`b`, `c`: three.") == "- `a`: one. Two.\n- `b`, `c`: three."
+    assert generate.prose("`a` is here. `b`: not.") == "`a` is here. `b`: not."
