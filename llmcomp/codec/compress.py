@@ -74,10 +74,9 @@ def compress(
     is given by its name. `salt`: 16 bytes that tell this archive from any other, default a hash of `data`; b"" writes
     format 1, which has none and which versions before 0.2 read. `mix`: whether the model is mixed with what each
     segment teaches on the way; default: where that makes the segment smaller, but never in format 1. `stock`: whether a
-    segment that deflate or LZMA make smaller than the model is coded so; default yes, but not in format 1.
-
-    The same arguments give the same archive whatever the backend, the number of threads and, with an exact engine, the
-    device; where deflate or LZMA were taken, the versions of zlib and liblzma have to be the same, too.
+    segment that deflate or LZMA make smaller than the model is coded so; default yes, but not in format 1. The same
+    arguments give the same archive whatever the backend, the number of threads and, of the exact engine, the device;
+    with stock codecs it takes the same versions of zlib and liblzma, too.
 
     Raises:
         Error: data that are no bytes, an option out of range, or a model that gives NaN.
