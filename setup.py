@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -108,14 +109,27 @@ def cuda_extension(nvcc: Path) -> Extension:
     )
 
 
+def demand_compiler() -> None:
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
+    found = shutil.which(compiler)
+    runs = found and not subprocess.run([found, "--version"], capture_output=True, check=False).returncode
+    if os.name == "posix" and not runs:
+        raise SystemExit(f"llmcomp needs a C compiler to be built, and {compiler} is none that runs: {ADVICE}")
+
+
+class Build(build):
+    """Without a compiler it ends before the first file is copied, whose names would hide why."""
+
+    def run(self) -> None:
+        demand_compiler()
+        super().run()
+
+
 class BuildExact(build_ext):
     """Compiles each file with the flags of its instruction set; a kernel never runs where it was not meant to."""
 
     def run(self) -> None:
-        compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
-        ask = [shutil.which(compiler) or "false", "--version"]
-        if os.name == "posix" and subprocess.run(ask, capture_output=True, check=False).returncode:
-            raise SystemExit(f"llmcomp needs a C compiler to be built, and {compiler} is none that runs: {ADVICE}")
+        demand_compiler()
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
@@ -172,7 +186,7 @@ core = Extension(
     extra_link_args=["-pthread"],
 )
 setup(
-    cmdclass={"build_ext": BuildExact},
+    cmdclass={"build": Build, "build_ext": BuildExact},
     ext_modules=[core, *([cuda_extension(NVCC)] if NVCC else [])],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},
 )

@@ -17,7 +17,7 @@ from llmcomp.models.suite import Suite, SuiteModel, bundled_suites, load_suite
 
 # What the reference shows, by the question that brings a reader to it; `test_docs` holds it against `__all__`.
 REFERENCE = {
-    "Compress and decompress": ["compress", "decompress", "open", "info", "generate"],
+    "Compress and decompress": ["compress", "decompress", "open", "generate"],
     "Models": ["load_model", "list_models"],
     "The coder": [
         *("intervals", "code_length", "encode", "decode", "encode_intervals", "Encoder", "Decoder"),
@@ -112,7 +112,7 @@ def prose(docstring: str) -> str:
                 parts.append(listed(rows))
                 rows = []
             else:
-                parts.append(listed(rows) if any(row.startswith("  ") for row in rows[1:]) else joined(rows))
+                parts.append(listed(rows) if any(row.startswith("  ") for row in rows[1:]) else paragraph(rows))
                 rows = []
     return "\n\n".join(part for part in parts if part)
 
@@ -128,6 +128,14 @@ def listed(rows: list[str]) -> str:
     if any(not re.match(r"[\w`, *.]+:( |$)", item[0].strip()) for item in items):
         return joined(rows)
     return "\n".join(f"- {joined(item)}" for item in items)
+
+
+def paragraph(rows: list[str]) -> str:
+    """A paragraph that explains two arguments or more, "`a`: this. `b`, `c`: that.", is a list of them."""
+    items = re.split(r"(?<=\.) (?=`\w+`(?:, `\w+`)*:)", " ".join(row.strip() for row in rows))
+    if len(items) < 2 or not re.match(r"`\w+`(, `\w+`)*:", items[0]):
+        return joined(rows)
+    return "\n".join(f"- {joined([item])}" for item in items)
 
 
 def joined(rows: list[str]) -> str:

@@ -61,6 +61,7 @@ def check_wheel(path: Path, version: str) -> Iterator[Fault]:
         audit = subprocess.run([sys.executable, "-m", "abi3audit", "--strict", path], capture_output=True, check=False)
         if audit.returncode:
             yield f"uses what the stable ABI has not: {audit.stderr.decode()[-300:]}"
+        yield from check_platform(path)
         modules = [entry for entry in names if entry.endswith((".so", ".pyd"))]
         if "llmcomp/_core.abi3.so" not in modules:
             yield "lacks llmcomp/_core.abi3.so"
@@ -69,6 +70,17 @@ def check_wheel(path: Path, version: str) -> Iterator[Fault]:
         for entry in modules:
             for fault in check_module(entry, wheel.read(entry), platform):
                 yield f"{entry}: {fault}"
+
+
+def check_platform(path: Path) -> Iterator[Fault]:
+    """What auditwheel takes the wheel for: the oldest manylinux that its modules would run on."""
+    audit = subprocess.run(
+        [sys.executable, "-m", "auditwheel", "show", path], capture_output=True, text=True, check=False
+    )
+    found = re.search(r'platform tag: "manylinux_(\d+)_(\d+)_', " ".join(audit.stdout.split()))
+    print(f"  auditwheel: {found[0] if found else 'no manylinux'}")
+    if found is None or (int(found[1]), int(found[2])) > GLIBC_MAX:
+        yield f"is no manylinux_{'_'.join(map(str, GLIBC_MAX))} to auditwheel: {(audit.stdout + audit.stderr)[-300:]}"
 
 
 def check_module(entry: str, data: bytes, platform: str) -> Iterator[Fault]:

@@ -68,22 +68,15 @@ def test_a_source_tree_tells_its_own_version(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.skipif(os.name != "posix", reason="setup.py asks for a compiler by its Unix name")
-def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiler", ["false", "/nonexistent/cc -m64"])
+@pytest.mark.parametrize("command", ["build", "build_ext"])
+def test_without_a_compiler_one_line_says_so(command: str, compiler: str, tmp_path: Path) -> None:
+    """Before anything is copied, on a machine that has hardly any programs."""
     pytest.importorskip("setuptools")
-    command = [
-        sys.executable,
-        "setup.py",
-        "-q",
-        "build_ext",
-        "--build-lib",
-        str(tmp_path),
-        "--build-temp",
-        str(tmp_path),
-    ]
-    environment = {**os.environ, "CC": "false", "LLMCOMP_CUDA": "0"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    words = [sys.executable, "setup.py", command, "--build-lib", str(tmp_path), "--build-temp", str(tmp_path)]
+    environment = {**os.environ, "CC": compiler, "LLMCOMP_CUDA": "0", "PATH": str(tmp_path)}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(
-        "llmcomp needs a C compiler to be built, and false is none that runs"
-    )
-    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+    expected = f"llmcomp needs a C compiler to be built, and {compiler.split(maxsplit=1)[0]} is none that runs"
+    assert done.stderr.splitlines()[-1].startswith(expected)
+    assert "Traceback" not in done.stderr and len(done.stdout.splitlines()) <= 2 and list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The command `llmcomp`: its arguments and its errors. What a command calls is in cli_commands.
+"""The command `llmcomp`: its arguments and its errors. What a command calls is in commands.py and its siblings.
 
 Exit status: 0 done, 1 failed (one line on stderr that says what and what to do), 2 usage, and as gzip: a file skipped;
 3 parts of a salvaged archive are lost, and stderr says which.

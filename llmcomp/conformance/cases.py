@@ -15,6 +15,9 @@ import numpy as np
 
 from llmcomp import coding
 from llmcomp.codec.compress import compress, decompress
+from llmcomp.codec.container import MIXING_VERSIONS
+from llmcomp.codec.sampling import generate
+from llmcomp.codec.segments import OVERLAP_SHARE_DEFAULT, SegmentCodec
 from llmcomp.coding.device_arrays import DeviceArray, cuda_module
 from llmcomp.conformance import inputs
 from llmcomp.errors import Error
@@ -29,6 +32,7 @@ ENGINES = {ExactModel.engine: ExactModel, Int8Model.engine: Int8Model}
 # [streams, tokens] that models read: synthetic ones more than their windows hold, bundled ones what takes seconds.
 _SYNTHETIC_SHAPE, _BUNDLED_SHAPE = (3, 24), (2, 12)
 _ARCHIVED_BYTES = 1200
+_ADAPTED_BYTES = 2000
 
 
 class Refusal(Error):
@@ -49,6 +53,11 @@ def all_cases() -> dict[str, Case]:
             if entry.bundled:
                 found[f"logits {entry.name} {engine}"] = functools.partial(_bundled_model, entry.name, engine)
         found[f"archive {engine}"] = functools.partial(_archive, engine)
+    for dtype in ("float32", "float16"):
+        found[f"payloads mixed {dtype}"] = functools.partial(_mixed_payloads, dtype)
+    for engine in ENGINES:
+        found[f"archive mixed {engine}"] = functools.partial(_mixed_archive, engine)
+        found[f"scores adapted {engine}"] = functools.partial(_adapted_scores, engine)
     return found
 
 
@@ -143,6 +152,47 @@ def _archive(engine: str, device: str) -> Iterator[Part]:
     blob = compress(data, model, segment_bytes=512, salt=b"")
     _demand(decompress(blob, model) == data, "an archive decodes to other bytes")
     yield blob
+
+
+def _mixed_payloads(dtype: str, device: str) -> Iterator[Part]:
+    """Streams whose tokens come again in contexts of every order: their intervals, mixed, and payloads."""
+    for logits, drawn in inputs.logit_rows(dtype):
+        tokens = inputs.phrases(drawn)
+        mixed = coding.mix_intervals(tokens, *map(_on_host, coding.intervals(_on_device(logits, device), tokens)))
+        payload = coding.encode_intervals(*mixed)
+        decoder = coding.Decoder([payload], n_tokens_max=[len(tokens)])
+        found = [int(decoder.pull(row[None])[0]) for row in logits]
+        _demand(found == tokens.tolist(), "a mixed payload decodes to other tokens")
+        yield from mixed
+        yield payload
+
+
+def _mixed_archive(engine: str, device: str) -> Iterator[Part]:
+    """Format 2: segments that are mixed, one that is shorter without (the model's own sample), and stored noise."""
+    words = b"a segment teaches what comes again; what comes again is cheap, and "
+    model = load_model("pico-13k", None, engine, device=device)
+    sample = generate(model, 600, seed=11, progress=False)
+    data = (words * _ARCHIVED_BYTES)[:_ARCHIVED_BYTES] + sample + _noise(11, 599)
+    # Stock codecs are others' programs: their bytes differ with their versions.
+    blob = compress(data, model, segment_bytes=600, salt=bytes(range(16)), stock=False)
+    _demand(decompress(blob, model) == data, "a mixed archive decodes to other bytes")
+    yield blob
+
+
+def _adapted_scores(engine: str, device: str) -> Iterator[Part]:
+    """The payloads that scores with `adapt` count: a stream over several windows, and one that ends at once."""
+    words = b"The stream goes on where a window ends; 0123456789.\n"
+    chunks = [words * (_ADAPTED_BYTES // len(words)) + _noise(12, 60), words[:7]]
+    model = load_model("pico-13k", None, engine, device=device)
+    overlap = int(model.context_length * OVERLAP_SHARE_DEFAULT)
+    codec = SegmentCodec(model, overlap=overlap, mixing=MIXING_VERSIONS[-1])
+    payloads = [coded.payload for coded in codec.encode(chunks)]
+    _demand(codec.decode(payloads, [len(chunk) for chunk in chunks]) == chunks, "an adapted chunk decodes to others")
+    yield from payloads
+
+
+def _noise(seed: int, n_bytes: int) -> bytes:
+    return inputs.draw(seed, -(-n_bytes // 8)).astype("<u8").tobytes()[:n_bytes]
 
 
 def _demand(holds: bool, what: str) -> None:

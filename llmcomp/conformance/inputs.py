@@ -117,6 +117,14 @@ def draw_tokens(seed: int, shape: tuple[int, ...], vocab_size: int) -> npt.NDArr
     return found.astype(np.int64).reshape(shape)
 
 
+def phrases(drawn: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """As many tokens that come again: `drawn` up to where a fourth of it ends, that part over and over, with every
+    eleventh token as it was drawn."""
+    found = np.resize(drawn[: max(1, len(drawn) // 4)], len(drawn))
+    found[10::11] = drawn[10::11]
+    return found
+
+
 def logit_rows(dtype: str) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
     """Rows of logits, `dtype` [T, V], and a token of each: flat, peaked, tied and masked rows, few and many symbols."""
     for seed, (n_rows, vocab_size, scale) in enumerate(

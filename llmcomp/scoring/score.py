@@ -68,8 +68,8 @@ def score(
 
     `max_memory`: what weights and batches may take, in bytes (an integer), as a share of all memory of the model's
     device (a float), or either as text ("8GB", "0.5"); None: what is free. A batch that does not fit is halved.
-    `token_cache` keeps tokens for other models with the same tokenizer. `token_bits`: one more column of that name,
-    float32 arrays with the ideal bits of every token (lossless only).
+    `token_cache`: tokens that are kept for other models with the same tokenizer. `token_bits`: one more column of that
+    name, float32 arrays with the ideal bits of every token (lossless only).
 
     Raises:
         Error: an unknown protocol or mapping, an empty chunk, a model that gives NaN, or too little memory.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import platform
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import emulated_device
+import mixing_oracle
 import numpy as np
 import oracle
 import pytest
@@ -20,6 +22,7 @@ from transformer_oracle import Oracle
 
 import llmcomp
 from llmcomp.cli.main import main
+from llmcomp.codec import container, stock_codecs
 from llmcomp.coding import cuda
 from llmcomp.conformance import cases, inputs, selftest
 from llmcomp.conformance.selftest import Place
@@ -76,6 +79,32 @@ def test_digests_of_intervals_are_the_oracles(dtype: str) -> None:
             yield from triples.astype("<u8").T
 
     assert digest_of(parts()) == DIGESTS[f"intervals {dtype}"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_digests_of_mixed_payloads_are_the_oracles(dtype: str) -> None:
+    def parts() -> Iterator[np.ndarray]:
+        for logits, drawn in inputs.logit_rows(dtype):
+            mixer, triples = mixing_oracle.Mixer(), []
+            for row, token in zip(logits.astype(np.float32), inputs.phrases(drawn).tolist(), strict=True):
+                start, freq, total = oracle.interval(row, token)
+                added = mixer.added(total)
+                start_mixed = start + sum(mass for other, mass in added.items() if other < token)
+                triples.append((start_mixed, freq + added.get(token, 0), total + sum(added.values())))
+                mixer.take(token, freq, total)
+            yield from np.array(triples).astype("<u8").T
+            yield np.frombuffer(oracle.encode(triples), np.uint8)
+
+    assert digest_of(parts()) == DIGESTS[f"payloads mixed {dtype}"]
+
+
+def test_the_mixed_archive_has_segments_of_every_kind() -> None:
+    [blob] = cases.all_cases()["archive mixed exact"]("cpu")
+    assert isinstance(blob, bytes)
+    segments = list(container.ArchiveReader(io.BytesIO(blob)).segments())
+    assert [segment.stored for segment in segments] == [False, False, False, True]
+    assert [stock_codecs.is_marked(segment.payload, 0) for segment in segments[:3]] == [False, False, True]
+    assert stock_codecs.cut(segments[2].payload)[1] == stock_codecs.ALONE
 
 
 @pytest.mark.parametrize("engine", ["exact", "exact-int8"])

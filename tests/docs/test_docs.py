@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pkgutil
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import llmcomp
+from llmcomp.cli.main import _parser, parser_tree
 from llmcomp.models.suite import bundled_suites, load_suite
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +84,38 @@ def test_a_block_is_left_out_only_with_a_reason(tmp_path: Path) -> None:
     ]
 
 
+def commands_not_run(path: Path) -> list[str]:
+    """Each `llmcomp ...` of the blocks that do not run, up to a pipe or a redirection, without comments."""
+    found = [block["code"] for block in FENCE.finditer(path.read_text("utf-8")) if block["reason"]]
+    lines = "".join(found).replace("\\\n", " ").splitlines()
+    return [re.split(r"\s(?:[>|]|#\s)", line)[0] for line in lines if line.startswith("llmcomp ")]
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if commands_not_run(path)], ids=lambda path: path.stem)
+def test_commands_that_do_not_run_here_are_commands(path: Path) -> None:
+    for command in commands_not_run(path):
+        try:
+            _parser().parse_args(shlex.split(command)[1:])
+        except SystemExit:
+            pytest.fail(f"{path.name}: {command}")
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md"], ids=lambda path: path.stem)
+def test_options_names_and_files_in_the_text_exist(path: Path) -> None:
+    """What is between backquotes: options of the command line, its commands, names of the package, files."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.M | re.S)
+    codes = re.findall(r"`([^`]+)`", text)
+    options = {name for command in parser_tree() for option in command.options for name in option.names}
+    words = {command.words[0] for command in parser_tree() if command.words}
+    for code in codes:
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", code)) <= options, code
+        assert {found[1] for found in [re.match(r"llmcomp ([a-z]+)", code)] if found} <= words, code
+        if found := re.match(r"llmcomp((?:\.\w+)+)", code):
+            pkgutil.resolve_name(f"llmcomp{found[1]}")
+        if re.fullmatch(r"(benchmarks|llmcomp|csrc|docs|tests|notebooks)/[\w/.-]+", code):
+            assert (ROOT / code).exists(), code
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_relative_links_lead_somewhere(path: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.M | re.S)
@@ -121,3 +156,5 @@ def test_a_docstring_becomes_paragraphs_and_lists(generate: ModuleType) -> None:
         "First line with 2\\*\\*20.\n\n**Args**\n\n- a: one that goes on\n- b, c: `x*y` \\[B, T\\]\n\n"
         "**Raises**\n\n- Error: never."
     )
+    assert generate.prose("`a`: one. Two.\n`b`, `c`: three.") == "- `a`: one. Two.\n- `b`, `c`: three."
+    assert generate.prose("`a` is here. `b`: not.") == "`a` is here. `b`: not."

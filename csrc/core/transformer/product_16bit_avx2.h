@@ -102,7 +102,8 @@ LMC_INLINE void lmc_short_rows(const lmc_product_t *p, size_t row, size_t k, siz
             _mm_prefetch(ahead + (ptrdiff_t)line * line_bytes, _MM_HINT_T0);
         ahead += is_whole ? 8 * n_blocks * LMC_LINE_BYTES : LMC_LINE_BYTES;
         for (size_t i = 0; i < LMC_TILE_COLUMNS; i += 8) {
-#pragma GCC unroll 8
+/* No more: clang would fetch the inputs of all columns first, and have no registers for the sums. */
+#pragma GCC unroll 2
             for (size_t j = 0; j < 8; j++, x += n_tokens)
                 lmc_add_column(sums, columns + lmc_turned_column(i) + 16 * j, x, dtype, n_tokens, n_blocks);
         }

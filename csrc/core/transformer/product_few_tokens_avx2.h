@@ -74,7 +74,8 @@ LMC_INLINE float lmc_weight_of(const char *weights, ptrdiff_t i, const lmc_dtype
 /* Sums of 8 rows: what the output has of them, or zeros; and back, with the bias where it is due. */
 LMC_INLINE void lmc_begin_sums(__m256 *sums, const float *out, int resume, const size_t n_tokens) {
     float lanes[8] = {0};
-#pragma GCC unroll 4
+/* All of them: sums that are once told apart by a variable stay in memory to the end. */
+#pragma GCC unroll 8
     for (size_t t = 0; t < n_tokens; t++) {
         for (size_t r = 0; r < 8 && resume; r++)
             lanes[r] = out[r * LMC_LANES + t];
