@@ -78,7 +78,7 @@ def check_platform(path: Path) -> Iterator[Fault]:
         [sys.executable, "-m", "auditwheel", "show", path], capture_output=True, text=True, check=False
     )
     found = re.search(r'platform tag: "manylinux_(\d+)_(\d+)_', " ".join(audit.stdout.split()))
-    print(f"  auditwheel: {found[0] if found else 'no manylinux'}")
+    print(f"  auditwheel: {f'manylinux_{found[1]}_{found[2]}' if found else 'no manylinux'}")
     if found is None or (int(found[1]), int(found[2])) > GLIBC_MAX:
         yield f"is no manylinux_{'_'.join(map(str, GLIBC_MAX))} to auditwheel: {(audit.stdout + audit.stderr)[-300:]}"
 
