@@ -224,7 +224,7 @@ class Plan:
         device = job.options.get("device")
         try:
             rate = estimate.operations_per_second(job.engine, device, job.options.get("dtype"))
-        except (AssertionError, RuntimeError):  # torch's, of a device that only the workers have
+        except (Error, RuntimeError):  # of a device that only the workers have
             return f"not known: there is no {device} here whose speed could be measured"
         # A token costs two operations a parameter, and a byte is at most one token.
         return f"about {estimate.in_time(2 * work / rate)}, going by a matrix product here ({rate / 1e9:.0f} GFLOP/s)"

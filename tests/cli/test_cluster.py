@@ -99,7 +99,7 @@ def test_an_array_job_runs_the_same_command(
     assert len(results.read_rows(out)) == 18
 
 
-def test_a_card_is_asked_for_where_the_device_is_one(
+def test_a_gpu_is_asked_for_where_the_device_is_one(
     grid: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*grid, f"--out={tmp_path / 'out'}", "--shards=2", "--slurm", "--engine=torch", "--device=cuda"]) == 0

@@ -157,7 +157,10 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "apertus": {
         "plain": {**_SIZES},
-        "grouped": {**_SIZES, **_GROUPED, "rope_theta": 10000.0, "attention_bias": True},
+        "grouped": {
+            **{**_SIZES, **_GROUPED, "attention_bias": True},
+            **{"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        },
         "larger, tied": {**_SIZES, **_LARGER, "tie_word_embeddings": True, "rope_scaling": _LLAMA3},
     },
     "granite": {
