@@ -68,7 +68,7 @@ LMC_INLINE void half_tile(const lmc_product_t *p, size_t row, const size_t n_row
         if (ahead != NULL && k % LMC_LINE_FLOATS == 0) {
 #pragma GCC unroll 24
             for (size_t r = 0; r < n_rows; r++)
-                _mm_prefetch(ahead + r * LMC_LINE_BYTES, _MM_HINT_T0);
+                _mm_prefetch(ahead + r * LMC_LINE_BYTES, LMC_HINT_AHEAD);
             ahead += n_rows * LMC_LINE_BYTES;
         }
 #pragma GCC unroll 24
