@@ -12,9 +12,9 @@ own: there it stands with float32.
 
 First all sides' logits of one short text are compared with those of transformers in float32; a side that computes
 something else ends the run. Then rounds of all sides are interleaved and medians are given: "pass", one sequence of
-512 tokens with all logits, and "step N", one token of each of N streams, from `PAST` tokens in the cache on. A step of
-CTranslate2 is a share of a generation, whose search for the largest logit it does besides. ratio: a side's time over
-ours.
+512 tokens with all logits, and "step N", one token of each of N streams, with PAST tokens in the cache at first. A step of
+CTranslate2 is a share of a generation, whose search for the largest logit it does besides. ratio: a side's time
+over ours.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import argparse
 import ctypes
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -41,7 +42,8 @@ from llmcomp.models.checkpoint import tensor_shapes
 from llmcomp.models.engines.exact import load_exact
 
 PASS_TOKENS, PAST = 512, 32
-STEPS = {1: 32, 8: 16, 64: 6}
+STEPS = {1: 24, 8: 8, 64: 3}  # of each round
+ROUNDS_MAX = 8  # the first one warms up
 _SHARED = {"hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": True, "bos_token_id": 0}
 SHAPES: dict[str, dict[str, Any]] = {
     "SmolLM2-135M": {
@@ -93,20 +95,17 @@ class Exact:
         return self._model.logits(tokens[None])[0]
 
     def steps(self, past: np.ndarray, n_streams: int, n_steps: int) -> Callable[[], object]:
-        session, out = self._model.session(n_streams, len(past) + n_steps), None
+        session = self._model.session(n_streams, len(past) + ROUNDS_MAX * n_steps)
         out = np.zeros((n_streams, self._model.n_logits), np.float32)
         tokens = np.zeros(n_streams, np.int64)
 
-        def begin() -> None:
-            session.reset()
-            for stream in range(n_streams):
-                session.prefill(stream, past)
+        for stream in range(n_streams):
+            session.prefill(stream, past)
 
         def run() -> None:
             for _ in range(n_steps):
                 session.step(tokens, None, out)
 
-        run.begin = begin  # type: ignore[attr-defined]
         return run
 
 
@@ -139,11 +138,6 @@ class Torch:
                 for _ in range(n_steps):
                     self.module(ids, past_key_values=cache, use_cache=True)
 
-        def begin() -> None:
-            if cache.get_seq_length() > len(past):
-                cache.crop(len(past) - cache.get_seq_length())
-
-        run.begin = begin  # type: ignore[attr-defined]
         return run
 
 
@@ -185,7 +179,6 @@ class CTranslate2:
                 sampling_topk=1, include_prompt_in_result=False, max_batch_size=0,
             )  # fmt: skip
 
-        run.begin = lambda: None  # type: ignore[attr-defined]
         return run
 
 
@@ -301,19 +294,15 @@ class LlamaCpp:
         return np.ctypeslib.as_array(found, (len(tokens), self._n_logits))
 
     def steps(self, past: np.ndarray, n_streams: int, n_steps: int) -> Callable[[], object]:
-        self._open(n_streams, len(past) + n_steps)
-        tokens = [0] * n_streams
-
-        def begin() -> None:
-            self._clear()
-            for stream in range(n_streams):
-                self._decode(past, range(len(past)), [stream] * len(past), False)
+        self._open(n_streams, len(past) + ROUNDS_MAX * n_steps)
+        for stream in range(n_streams):
+            self._decode(past, range(len(past)), [stream] * len(past), False)
+        positions = itertools.count(len(past))
 
         def run() -> None:
-            for step in range(n_steps):
-                self._decode(tokens, [len(past) + step] * n_streams, range(n_streams), True)
+            for _ in range(n_steps):
+                self._decode([0] * n_streams, [next(positions)] * n_streams, range(n_streams), True)
 
-        run.begin = begin  # type: ignore[attr-defined]
         return run
 
 
@@ -354,21 +343,18 @@ def check(sides: list[Any], reference: Torch | None) -> None:
             raise SystemExit(f"{side.name} computes something else: {error:.1e} > {side.tolerance:.0e}")
 
 
-def time_sides(
-    runs: list[Callable[[], object]], n: int, seconds: float, clock: Callable[[], float]
-) -> list[float]:
+def time_sides(runs: list[Callable[[], object]], n: int, seconds: float, clock: Callable[[], float]) -> list[float]:
     """Median seconds of an n-th of a run, over interleaved rounds of about `seconds` a side, at least three."""
     times: list[list[float]] = [[] for _ in runs]
     until = time.perf_counter() + seconds * len(runs)
-    for number in range(100):
+    for number in range(ROUNDS_MAX):
         if number > 3 and time.perf_counter() > until:
             break
         for run, found in zip(runs, times, strict=True):
-            getattr(run, "begin", lambda: None)()
             start = clock()
             run()
             found.append((clock() - start) / n)
-    return [statistics.median(found[1:]) for found in times]  # the first round warms up
+    return [statistics.median(found[1:]) for found in times]
 
 
 def report(work: str, unit: str, sides: list[Any], shown: list[float], seconds: list[float]) -> None:
