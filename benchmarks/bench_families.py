@@ -11,10 +11,10 @@ processor) and int8 of CTranslate2. transformers has no int8 of its
 own: there it stands with float32.
 
 First all sides' logits of one short text are compared with those of transformers in float32; a side that computes
-something else ends the run. Then rounds of all sides are interleaved and medians are given: "pass", one sequence of
-512 tokens with all logits, and "step N", one token of each of N streams, with PAST tokens in the cache at first. A step of
-CTranslate2 is a share of a generation, whose search for the largest logit it does besides. ratio: a side's time
-over ours.
+something else ends the run. Then rounds of all sides are interleaved and medians are given: "pass", one sequence of 512
+tokens with all logits, and "step N", one token of each of N streams, with PAST tokens in the cache at first. A step of
+CTranslate2 is a share of a generation, whose search for the largest logit it does besides. ratio: a side's time over
+ours.
 """
 
 from __future__ import annotations
