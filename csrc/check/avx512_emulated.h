@@ -45,10 +45,20 @@ static inline float emulated_reduce_add_ps(simde__m512 vector) {
     return lanes[0];
 }
 
+static inline simde__m512i emulated_maskz_loadu_epi8(uint64_t mask, const void *bytes) {
+    char lanes[64] = {0};
+    simde__m512i result;
+    for (int i = 0; i < 64; i++)
+        if (mask >> i & 1) lanes[i] = ((const char *)bytes)[i];
+    memcpy(&result, lanes, sizeof result);
+    return result;
+}
+
 /* SIMDe 0.7 gives this name to the masked form. */
 #undef _mm512_madd_epi16
 #define _mm512_madd_epi16 simde_mm512_madd_epi16
 
+#define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_epi8
 #define _mm512_cvtps_epi32 emulated_cvtps_epi32
 #define _mm512_cvttps_epi32 emulated_cvttps_epi32
 #define _mm512_cvtepi32_ps emulated_cvtepi32_ps

@@ -50,12 +50,12 @@ LMC_INLINE void tile(const lmc_product_t *p, size_t row, size_t panel, const siz
         if (ahead != NULL) {
 #pragma GCC unroll 12
             for (size_t r = 0; r < n_rows; r++)
-                _mm_prefetch(ahead + r * LMC_LINE_BYTES, _MM_HINT_T0);
+                _mm_prefetch(ahead + r * LMC_LINE_BYTES, LMC_HINT_AHEAD);
             ahead += n_rows * LMC_LINE_BYTES;
         } else if (short_ahead != NULL) {
 #pragma GCC unroll 6
             for (size_t line = 0; line < n_rows / 2; line++)
-                _mm_prefetch(short_ahead + line * LMC_LINE_BYTES, _MM_HINT_T0);
+                _mm_prefetch(short_ahead + line * LMC_LINE_BYTES, LMC_HINT_AHEAD);
             short_ahead += n_rows / 2 * LMC_LINE_BYTES;
         }
 #pragma GCC unroll 4

@@ -12,6 +12,9 @@
 
 #define LMC_INLINE static inline __attribute__((always_inline))
 #define LMC_LINE_BYTES 64
+/* What comes next is asked for into the second cache: the first has no room beside the rows at work, and
+ * waiting for the second is hidden. */
+#define LMC_HINT_AHEAD _MM_HINT_T1
 /* Tokens of a product's columns that lie packed on the stack. */
 #define LMC_PACKED_FLOATS 8192
 /* A tile of two blocks of rows, whose chains hide each other's latency, is at most this large: more than that
@@ -30,16 +33,17 @@ static const char *lmc_next_tile(const lmc_product_t *p, size_t row, size_t n_ro
     return is_dense ? lmc_weights_at(p, row + n_rows, 0) : NULL;
 }
 
-/* Columns k ... k + 7 of 8 rows: columns[j] has the weights of k + j, a row a lane. */
-LMC_INLINE void lmc_load_columns(const float *weights, ptrdiff_t row_stride, __m256 columns[8]) {
+/* Columns k ... k + 7 of 8 rows, 32 bits wide: columns[j] has those of k + j, a row a lane. */
+LMC_INLINE void lmc_load_columns(const void *weights, ptrdiff_t row_bytes, __m256 columns[8]) {
 #pragma GCC unroll 2
     for (size_t half = 0; half < 2; half++) {
         __m256 rows[4], pairs[4];
 #pragma GCC unroll 4
         for (size_t r = 0; r < 4; r++) {
-            const float *low = weights + (ptrdiff_t)r * row_stride + 4 * half;
-            __m256 both = _mm256_castps128_ps256(_mm_loadu_ps(low));
-            rows[r] = _mm256_insertf128_ps(both, _mm_loadu_ps(low + 4 * row_stride), 1);
+            const char *low = (const char *)weights + (ptrdiff_t)r * row_bytes + 16 * half;
+            const char *high = low + 4 * row_bytes;
+            __m256 both = _mm256_castps128_ps256(_mm_loadu_ps((const float *)(const void *)low));
+            rows[r] = _mm256_insertf128_ps(both, _mm_loadu_ps((const float *)(const void *)high), 1);
         }
         pairs[0] = _mm256_unpacklo_ps(rows[0], rows[1]);
         pairs[1] = _mm256_unpackhi_ps(rows[0], rows[1]);
@@ -56,7 +60,7 @@ LMC_INLINE void lmc_load_columns(const float *weights, ptrdiff_t row_stride, __m
 LMC_INLINE void lmc_add_columns(__m256 sums[4], const float *weights, ptrdiff_t row_stride, const float *x,
                                 const size_t n_tokens) {
     __m256 columns[8];
-    lmc_load_columns(weights, row_stride, columns);
+    lmc_load_columns(weights, row_stride * (ptrdiff_t)sizeof *weights, columns);
 #pragma GCC unroll 8
     for (size_t j = 0; j < 8; j++) {
 #pragma GCC unroll 4
@@ -122,7 +126,7 @@ LMC_INLINE void lmc_rows_of_few(const lmc_product_t *p, size_t row, size_t k, si
         if (ahead != NULL) {
 #pragma GCC unroll 8
             for (size_t line = 0; line < 4 * n_blocks; line++)
-                _mm_prefetch(ahead + line * LMC_LINE_BYTES, _MM_HINT_T0);
+                _mm_prefetch(ahead + line * LMC_LINE_BYTES, LMC_HINT_AHEAD);
             ahead += 4 * n_blocks * LMC_LINE_BYTES;
         }
 #pragma GCC unroll 2
