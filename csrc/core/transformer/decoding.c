@@ -111,6 +111,10 @@ lmc_status_t lmc_transformer_decode(const lmc_context_t *context, const lmc_tran
     if (chain->vocab_size > model->config.n_logits) return LMC_ERROR_VOCAB_SIZE;
     if (workspace_bytes < lmc_transformer_decode_bound(&model->config, cache->n_streams, n_slots))
         return LMC_ERROR_CAPACITY;
+    lmc_status_t status =
+        n_steps == 0 ? LMC_OK
+                     : lmc_check_step(&model->config, cache, chain->tokens, chain->active, error_row);
+    if (status != LMC_OK) return status;
     job.n_shares = shares_of(&model->config, n_active, n_slots);
     job.shares = (lmc_chain_share_t *)lmc_arena_cut(&arena, n_slots, sizeof *job.shares);
     job.workspace = arena.base + arena.used_bytes;

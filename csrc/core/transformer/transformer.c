@@ -449,6 +449,11 @@ int lmc_is_small(const lmc_transformer_config_t *config) {
     return config->n_layers * layer_weights < LMC_SMALL_MODEL_WEIGHTS;
 }
 
+lmc_status_t lmc_check_step(const lmc_transformer_config_t *config, const lmc_transformer_cache_t *cache,
+                            const int64_t *tokens, const uint8_t *active, size_t *error_row) {
+    return check_step(config, (lmc_streams_t){cache, active, 0, cache->n_streams}, tokens, error_row);
+}
+
 lmc_status_t lmc_step_streams(const lmc_context_t *context, const lmc_transformer_model_t *model,
                               lmc_transformer_cache_t *cache, size_t first, size_t end, const int64_t *tokens,
                               const uint8_t *active, float *logits, void *workspace, size_t workspace_bytes,
