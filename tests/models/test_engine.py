@@ -256,7 +256,7 @@ def test_lanes_fit_the_caches_and_keep_threads_busy() -> None:
     token_bytes = 2 * 4 * model.config.n_layers * model.config.hidden
     with llmcomp.use_threads(1):
         assert model.lanes(64) == 32
-        assert model.lanes((16 << 20) // token_bytes // 10) == 8
+        assert model.lanes((8 << 20) // token_bytes // 10) == 8
         assert model.lanes((256 << 20) // token_bytes // 3) == 3
         assert model.lanes(1 << 40) == 1
     with llmcomp.use_threads(3):
