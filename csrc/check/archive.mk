@@ -2,9 +2,10 @@
 # The models' weights and the contents come from Python: tests/support/dump_model.py.
 CHECK_ARCHIVE := $(filter-out check/engine_check check/transformer_cases,$(CHECK_ENGINE)) check/archive_check
 CHECK_MODELS := $(CHECK_DIR)/models
-# All three take QEMU four minutes: CHECK_ARCHIVES_CROSS='pico-short pico-text pico-mixed' has them all.
-CHECK_ARCHIVES_CROSS ?= pico-short
-CHECK_ARCHIVES := $(basename $(notdir $(wildcard tests/golden/archives/pico-*.llmc)))
+# pico-drawn has a segment of the model alone among mixed ones. The others take QEMU some minutes:
+# CHECK_ARCHIVES_CROSS='pico-short pico-drawn pico-text pico-mixed' has them all.
+CHECK_ARCHIVES_CROSS ?= pico-short pico-drawn
+CHECK_ARCHIVES := $(sort $(basename $(notdir $(wildcard tests/golden/archives*/pico-*.llmc))))
 
 # 1 variant, 2 compiler, 3 flags
 define check_archive_variant
@@ -20,10 +21,11 @@ $(CHECK_MODELS)/%.model $(CHECK_MODELS)/%.content: tests/support/dump_model.py t
 	@mkdir -p $(@D)
 	$(or $(BIN),.venv/bin)/python tests/support/dump_model.py $* $(CHECK_MODELS)/$*.model $(CHECK_MODELS)/$*.content
 
-# 1 what runs the program, 2 variant, 3 names; cmp is silent where the bytes are the same. All folders have all names.
-check_archives = for name in $(3); do for folder in archives archives-2 archives-2-mixed; do \
-	$(1) $(CHECK_DIR)/$(2)/archive_check $(CHECK_MODELS)/$$name.model tests/golden/$$folder/$$name.llmc \
-		| cmp - $(CHECK_MODELS)/$$name.content && echo "$(2): $$folder/$$name.llmc decodes" || exit 1; done; done
+# 1 what runs the program, 2 variant, 3 names; cmp is silent where the bytes are the same. Of archives-2-stock the model
+# has coded nothing.
+check_archives = for name in $(3); do for archive in $$(ls tests/golden/archives*/$$name.llmc | grep -v stock); do \
+	$(1) $(CHECK_DIR)/$(2)/archive_check $(CHECK_MODELS)/$$name.model $$archive \
+		| cmp - $(CHECK_MODELS)/$$name.content && echo "$(2): $$archive decodes" || exit 1; done; done
 CHECK_DUMPS := $(foreach name,$(CHECK_ARCHIVES),$(CHECK_MODELS)/$(name).model)
 
 .PHONY: check-archive check-archive-cross check-archive-sanitize

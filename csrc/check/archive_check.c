@@ -3,10 +3,11 @@
  * content goes to standard output, once all backends agree on it and every segment was coded again, in one
  * pass, to the same bytes. Mapping "bytes" with a vocabulary that lacks no byte is all that it knows.
  *
- *     archive_check MODEL ARCHIVE
+ *     archive_check MODEL ARCHIVE [CONTENT]
  *
  * MODEL is what tests/support/dump_model.py makes of a checkpoint. The hash of the content is left to the
- * caller. */
+ * caller. Neither deflate nor LZMA is here: segments of these kinds are taken from CONTENT, which is what the
+ * archive should hold, and counted on standard error; without it they are an error. */
 #include "check.h"
 
 #include <stdarg.h>
@@ -185,8 +186,11 @@ typedef struct header {
     size_t segment_bytes, context_length, overlap, vocab_size;
     int64_t bos_token;
     uint32_t check;
-    int is_mixed;
+    int is_mixed, may_be_marked;
 } header_t;
+
+/* Of a marked payload. */
+enum { KIND_DEFLATE = 1, KIND_LZMA = 2, KIND_ALONE = 3 };
 
 typedef struct codec {
     const checkpoint_t *checkpoint;
@@ -198,6 +202,9 @@ typedef struct codec {
     size_t step_bytes, pass_bytes;
     float *logits; /* [n_logits], after the last step */
     lmc_search_t search;
+    int is_mixed; /* this segment */
+    reader_t content;
+    size_t n_taken; /* segments */
 } codec_t;
 
 static void codec_init(codec_t *codec, const checkpoint_t *checkpoint, const lmc_backend_t *backend) {
@@ -243,7 +250,7 @@ static size_t open_window(codec_t *codec, const int64_t *tokens, size_t n_tokens
 /* The mixer of a segment, NULL where the archive has none; the caller frees it. */
 static lmc_mixer_t *new_mixer(const codec_t *codec, size_t n_bytes) {
     lmc_mixer_t *mixer = NULL;
-    if (!codec->header.is_mixed) return NULL;
+    if (!codec->is_mixed) return NULL;
     size_t memory_bytes = lmc_mixer_bound(n_bytes); /* a token of mapping bytes has a byte or more */
     must(lmc_mixer_begin(check_malloc(memory_bytes), memory_bytes, n_bytes, &mixer));
     return mixer;
@@ -340,7 +347,7 @@ static header_t read_header(reader_t *reader) {
     if (integer(reader, 1) != 0) die("the archive has another mapping than bytes");
     uint64_t mixing = version == 2 ? integer(reader, 1) : 0;
     if (mixing > 1) die("the archive has another mixing");
-    header.is_mixed = mixing == 1;
+    header.is_mixed = mixing == 1, header.may_be_marked = version == 2;
     header.context_length = varint(reader);
     header.overlap = varint(reader);
     header.vocab_size = varint(reader);
@@ -363,6 +370,25 @@ static void check_frame(const header_t *header, uint32_t check, uint64_t n_segme
             *at++ = (uint8_t)(fields[i] >> 8 * byte);
     if (check != (crc32_of(0, payload, payload_bytes) ^ crc32_of(0, key, sizeof key)))
         die("segment %llu is damaged", (unsigned long long)n_segment);
+}
+
+/* A segment at byte `at` of the content. */
+static void open_payload(codec_t *codec, size_t at, const uint8_t *payload, size_t payload_bytes,
+                         size_t n_bytes, uint8_t *content) {
+    int kind = 0;
+    if (codec->header.may_be_marked && payload_bytes > 1 && payload[payload_bytes - 1] == 0)
+        kind = payload[payload_bytes -= 2];
+    codec->is_mixed = codec->header.is_mixed && kind != KIND_ALONE;
+    if (kind == 0 || (kind == KIND_ALONE && codec->header.is_mixed)) {
+        code_segment(codec, payload, payload_bytes, n_bytes, content);
+        return;
+    }
+    if (kind != KIND_DEFLATE && kind != KIND_LZMA) die("no archive has a payload of kind %d here", kind);
+    if (codec->content.bytes == NULL) die("a payload of kind %d (1: deflate, 2: LZMA) needs CONTENT", kind);
+    reader_t reader = {codec->content.bytes, codec->content.n_bytes, 0};
+    take(&reader, at);
+    memcpy(content, take(&reader, n_bytes), n_bytes);
+    codec->n_taken++;
 }
 
 /* Returns the number of bytes; *content is the caller's to free. */
@@ -388,7 +414,7 @@ static size_t decode_archive(codec_t *codec, reader_t reader, uint8_t **content)
         if (tag == 0)
             memcpy(*content + n_content, payload, n_bytes);
         else
-            code_segment(codec, payload, payload_bytes, n_bytes, *content + n_content);
+            open_payload(codec, n_content, payload, payload_bytes, n_bytes, *content + n_content);
         n_content += n_bytes;
     }
     size_t tail_at = reader.at;
@@ -402,14 +428,15 @@ static size_t decode_archive(codec_t *codec, reader_t reader, uint8_t **content)
 }
 
 int main(int n_arguments, char **arguments) {
-    if (n_arguments != 3) die("usage: archive_check MODEL ARCHIVE");
+    if (n_arguments < 3 || n_arguments > 4) die("usage: archive_check MODEL ARCHIVE [CONTENT]");
     /* Static: the program's end is theirs, and no leak. */
     static checkpoint_t checkpoint;
     static reader_t archive;
     static uint8_t *content;
+    static codec_t codec;
     checkpoint = read_checkpoint(arguments[1]);
     archive = reader_open(arguments[2]);
-    codec_t codec;
+    if (n_arguments == 4) codec.content = reader_open(arguments[3]);
     codec.header = read_header(&archive);
     if (codec.header.vocab_size > checkpoint.n_tokens)
         die("the archive has more symbols than the model's tokenizer");
@@ -418,6 +445,7 @@ int main(int n_arguments, char **arguments) {
     const lmc_backend_t *backend;
     for (size_t b = 0; (backend = check_backend(b)) != NULL; b++) {
         codec_init(&codec, &checkpoint, backend);
+        codec.n_taken = 0;
         size_t n_other = decode_archive(&codec, archive, &other);
         codec_free(&codec);
         /* An empty archive's content is NULL. */
@@ -426,6 +454,8 @@ int main(int n_arguments, char **arguments) {
         free(content);
         content = other, n_content = n_other;
     }
+    if (codec.n_taken > 0)
+        fprintf(stderr, "%zu segments of deflate or LZMA: taken from the content\n", codec.n_taken);
     if (check_failures == 0) fwrite(content, 1, n_content, stdout);
     return check_failures != 0;
 }

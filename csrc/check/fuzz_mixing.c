@@ -13,7 +13,7 @@
 #define VOCAB_SIZE_MAX 130
 #define TOKENS_FEW 32
 #define VOCAB_SIZE_SMALL 20
-#define LARGE_EVERY 16
+#define LARGE_EVERY 64
 
 /* The rows of a few positions, one after the other and from the start again. */
 typedef struct rows_source {

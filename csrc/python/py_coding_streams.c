@@ -1,6 +1,7 @@
 /* Encoder and Decoder, which code streams side by side, one step a call: parse, check, allocate, release the
  * GIL, call, raise. */
 #include "python/coding_objects.h"
+#include "python/large_pages.h"
 
 #include <stdatomic.h>
 
@@ -279,6 +280,7 @@ static int decoder_add_mixers(PyObject *error, lmc_py_decoder_t *self, PyObject 
             result = -1;
         } else {
             void *memory = PyMem_RawMalloc(bytes);
+            lmc_py_want_large_pages(memory, bytes);
             if (memory == NULL)
                 PyErr_NoMemory(), result = -1;
             else

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "python/coding_objects.h"
+#include "python/large_pages.h"
 #include "llmcomp/decoding.h"
 
 PyObject *lmc_py_model_session(PyObject *object, PyObject *arguments) {
@@ -26,6 +27,7 @@ PyObject *lmc_py_model_session(PyObject *object, PyObject *arguments) {
     session->n_tokens = (size_t)n_tokens;
     size_t bytes = lmc_transformer_cache_bound(config, (size_t)n_streams, (size_t)n_tokens);
     session->memory = PyMem_RawCalloc(bytes, 1);
+    lmc_py_want_large_pages(session->memory, bytes);
     if (session->memory == NULL) {
         Py_DECREF(session);
         return PyErr_NoMemory();
@@ -173,7 +175,7 @@ static int session_run_decode(PyObject *error, transformer_session_object_t *sel
     void *memory = make_chain(&chain, tokens, n_logits, executor.n_slots);
     if (memory == NULL) return -1;
     if (session_begin(error, self,
-                      lmc_transformer_step_bound(&model->config, self->cache.n_streams, executor.n_slots)) <
+                      lmc_transformer_decode_bound(&model->config, self->cache.n_streams, executor.n_slots)) <
         0) {
         PyMem_RawFree(memory);
         return -1;

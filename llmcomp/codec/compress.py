@@ -18,7 +18,7 @@ import numpy as np
 from llmcomp.codec import container, stock_codecs
 from llmcomp.codec.container import ArchiveReader, ArchiveWriter, Header, Segment
 from llmcomp.codec.salvage import salvage_segments
-from llmcomp.codec.segments import MAPPING_DEFAULT, SegmentCodec
+from llmcomp.codec.segments import MAPPING_DEFAULT, SegmentCodec, archive_context
 from llmcomp.errors import CorruptArchive, Error
 from llmcomp.models.load import load_model
 
@@ -69,14 +69,15 @@ def compress(
     """The archive of `data`, any bytes, coded with `model`: a name, or an object with logits() and session().
 
     `mapping`: how bytes become tokens (`MAPPINGS`). `overlap`: how many tokens of the window before a window sees as
-    context, default a share of the model's context: a sixteenth where rows are mixed, else a quarter. `segment_bytes`:
-    what one segment holds; segments are decoded side by side or alone. `device`: as in `load_model`, for a model that
-    is given by its name. `salt`: 16 bytes that tell this archive from any other, default a hash of `data`; b"" writes
-    format 1, which has none and which versions before 0.2 read. `mix`: whether the model is mixed with what each
-    segment teaches on the way; default: where that makes the segment smaller, but never in format 1. `stock`: whether a
-    segment that deflate or LZMA make smaller than the model is coded so; default yes, but not in format 1. The same
-    arguments give the same archive whatever the backend, the number of threads and, of the exact engine, the device;
-    with stock codecs it takes the same versions of zlib and liblzma, too.
+    context, default a share of the window: a sixteenth where rows are mixed, else a quarter. A window is the model's
+    context, or half of it where rows of a small model (below 2^21 weights) are mixed and `overlap` is left out.
+    `segment_bytes`: what one segment holds; segments are decoded side by side or alone. `device`: as in `load_model`,
+    for a model that is given by its name. `salt`: 16 bytes that tell this archive from any other, default a hash of
+    `data`; b"" writes format 1, which has none and which versions before 0.2 read. `mix`: whether the model is mixed
+    with what each segment teaches on the way; default: where that makes the segment smaller, but never in format 1.
+    `stock`: whether a segment that deflate or LZMA make smaller than the model is coded so; default yes, but not in
+    format 1. The same arguments give the same archive whatever the backend, the number of threads and, of the exact
+    engine, the device; with stock codecs it takes the same versions of zlib and liblzma, too.
 
     Raises:
         Error: data that are no bytes, an option out of range, or a model that gives NaN.
@@ -199,7 +200,9 @@ class StreamCompressor:
         self._has_stock = bool(salt) if stock is None else stock
         if self._has_stock and not salt:
             raise Error("an archive of format 1 has no stock codecs: leave `stock` out, or give a salt")
-        self._codec = SegmentCodec(load_model(model, device=device), mapping, overlap, mixing=mixing)
+        model = load_model(model, device=device)
+        context_length = archive_context(model, mixing) if overlap is None else None
+        self._codec = SegmentCodec(model, mapping, overlap, context_length, mixing=mixing)
         self._header = Header(segment_bytes, self._codec.identity, salt)
         container.header_bytes(self._header)
         self._batch_bytes = segment_bytes * lanes_of(self._codec, lanes, segment_bytes)

@@ -38,6 +38,9 @@ OVERLAP_SHARE_DEFAULT = 0.25
 # Where rows are mixed, what a window lacks is known from the stream: a sixteenth saves 0.4 % and takes 1.07 times as
 # long, a quarter 0.6 % and 1.33 times (benchmarks/results/mixing.md).
 OVERLAP_SHARE_MIXED = 0.0625
+# Nor does a small model (its weights outside the embeddings) need all of its context then: half of it takes 0.2 to
+# 0.4 % more bytes of text, logs and code and half the reading of keys and values (there, too).
+SMALL_MODEL_WEIGHTS = 1 << 21
 _REVISION = re.compile(r"(?:step([0-9]{1,9}))?")
 OnShare = Callable[[float], Any] | None
 _T = TypeVar("_T")
@@ -105,6 +108,13 @@ def _identity(traits: ModelTraits, mapping: int, context_length: int, overlap: i
         bos_token=traits.bos_token,
         mixing=mixing,
     )
+
+
+def archive_context(model: Any, mixing: int) -> int:
+    """The context that archives are coded with, in tokens."""
+    traits = ModelTraits.of(model)
+    is_small = traits.n_params_nonembedding is not None and traits.n_params_nonembedding < SMALL_MODEL_WEIGHTS
+    return max(1, traits.context_length // 2) if mixing and is_small else traits.context_length
 
 
 def windowed_model(

@@ -174,7 +174,7 @@ def _mixed_archive(engine: str, device: str) -> Iterator[Part]:
     sample = generate(model, 600, seed=11, progress=False)
     data = (words * _ARCHIVED_BYTES)[:_ARCHIVED_BYTES] + sample + _noise(11, 599)
     # Stock codecs are others' programs: their bytes differ with their versions.
-    blob = compress(data, model, segment_bytes=600, salt=bytes(range(16)), stock=False)
+    blob = compress(data, model, overlap=32, segment_bytes=600, salt=bytes(range(16)), stock=False)
     _demand(decompress(blob, model) == data, "a mixed archive decodes to other bytes")
     yield blob
 

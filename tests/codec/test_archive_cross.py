@@ -34,14 +34,27 @@ def decoder(request) -> list[str]:
 # Building takes longer than a fast test may.
 @pytest.mark.slow
 def test_a_golden_archive_decodes_on_the_machine(decoder, tmp_path):
-    model, content = tmp_path / "model", golden.pico_content("pico-short")
-    dump_model.main("pico-short", str(model))
-    for version in golden.FOLDERS:
-        if "stock" in version:
-            continue  # the program has neither deflate nor LZMA
-        archive = golden.pico_path(version, "pico-short")
-        found = subprocess.run([*decoder, str(model), str(archive)], capture_output=True, check=True, timeout=600)
-        assert found.stdout == content
+    """Mixed segments, and one of the model alone among them, included."""
+    model = tmp_path / "model"
+    for version, name in golden.pico_cases():
+        if "stock" in version or name not in ("pico-short", "pico-drawn"):
+            continue
+        dump_model.main(name, str(model))
+        arguments = [str(model), str(golden.pico_path(version, name))]
+        found = subprocess.run([*decoder, *arguments], capture_output=True, check=True, timeout=600)
+        assert found.stdout == golden.pico_content(name)
+
+
+@pytest.mark.slow
+def test_segments_of_stock_codecs_are_not_passed_over_in_silence(decoder, tmp_path):
+    """The program has neither deflate nor LZMA: such segments are refused, or taken from the content and counted."""
+    model, content = tmp_path / "model", tmp_path / "content"
+    dump_model.main("pico-mixed", str(model), str(content))
+    command = [*decoder, str(model), str(golden.pico_path("2 stock", "pico-mixed"))]
+    found = subprocess.run(command, capture_output=True, check=False, timeout=600)
+    assert found.returncode == 2 and found.stdout == b"" and b"needs CONTENT" in found.stderr
+    found = subprocess.run([*command, str(content)], capture_output=True, check=True, timeout=600)
+    assert found.stdout == content.read_bytes() and found.stderr.startswith(b"2 segments")
 
 
 @pytest.mark.slow

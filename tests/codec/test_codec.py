@@ -441,3 +441,22 @@ def test_what_is_not_bytes_is_told_so(data: object) -> None:
         compress(data, TinyModel())
     with pytest.raises(Error, match="expected bytes"):
         decompress(data)
+
+
+def test_windows_of_a_small_model_are_half_its_context_where_rows_are_mixed():
+    def windows(model, **options) -> tuple[int, int]:
+        blob = compress(b"mixed or not, " * 9, model, stock=False, **options)
+        header = container.ArchiveReader(io.BytesIO(blob)).header
+        return header.model.context_length, header.model.overlap
+
+    for engine in ("exact", "exact-int8"):
+        model = load_model("pico-13k", None, engine)
+        assert windows(model) == windows(model, mix=True) == (256, 16)
+        assert windows(model, mix=False) == (512, 128)
+        assert windows(model, overlap=40) == (512, 40)
+    large = TinyModel(context_length=24)
+    assert windows(large, mix=True) == (24, 1)
+    large.n_params_nonembedding = 1 << 21
+    assert windows(large, mix=True) == (24, 1)
+    large.n_params_nonembedding -= 1
+    assert windows(large, mix=True) == (12, 0)

@@ -438,14 +438,16 @@ def test_fingerprints_of_other_spellings_of_a_config(tmp_path):
     check_fingerprint(folder, config, description)
 
 
-@pytest.mark.parametrize("name", golden_archives.PICO)
-def test_the_header_of_a_golden_archive_has_the_fingerprints(name):
+@pytest.mark.parametrize(("form", "name"), golden_archives.pico_cases())
+def test_the_header_of_a_golden_archive_has_the_fingerprints(form, name):
+    if (form, name) == ("2 stock", "pico-text"):
+        pytest.skip("names no model")
     model_name, step, _, _ = golden_archives.PICO[name]
     folder = pico.suite_folder(model_name, step)
     tokenizer = json.loads(pico.tokenizer_path().read_bytes())
     tensors = format_oracle.read_tensors(folder / "model.safetensors")
     expected = format_oracle.model_fingerprint(json.loads((folder / "config.json").read_bytes()), tensors, tokenizer)
-    header, *_ = archive_oracle.read_segments(golden_archives.pico_path("1", name).read_bytes())
+    header, *_ = archive_oracle.read_segments(golden_archives.pico_path(form, name).read_bytes())
     assert header["weights"].hex() == expected[:32]
     assert header["tokenizer"].hex() == format_oracle.tokenizer_fingerprint(tokenizer)[:16]
 

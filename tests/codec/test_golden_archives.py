@@ -16,7 +16,7 @@ from llmcomp.codec.salvage import salvage_segments
 from llmcomp.errors import CorruptArchive
 
 CASES = golden.cases()
-PICO = [(version, name) for version in golden.FOLDERS for name in golden.PICO]
+PICO = golden.pico_cases()
 
 
 def label(case: golden.Case) -> str:
@@ -82,7 +82,7 @@ def test_the_exact_engine_reads_and_writes_it(version, name):
 
 @pytest.mark.parametrize(
     ("version", "name"),
-    [pytest.param(v, n, marks=[] if n == "pico-short" else pytest.mark.slow) for v, n in PICO],
+    [pytest.param(v, n, marks=[] if n in ("pico-short", "pico-drawn") else pytest.mark.slow) for v, n in PICO],
 )
 def test_the_second_decoder_with_the_exact_engine(version, name):
     """Step by step through the serial backend, without the package's decoder, windows or batches."""
@@ -133,6 +133,13 @@ def test_the_set_covers_stock_codecs_beside_all_else():
                 kind = "stored" if is_stored else payload[-2] if payload[-1] == 0 and len(payload) > 1 else "model"
                 kinds.add(("mapping" in header, kind))
     assert {(True, 1), (True, 2), (True, "model"), (True, "stored"), (False, 1)} <= kinds
+
+
+def test_a_segment_that_is_shorter_without_mixing_is_among_mixed_ones():
+    blob = golden.pico_path("2 mixed or not", "pico-drawn").read_bytes()
+    header, segments, _, _ = archive_oracle.read_segments(blob)
+    assert header["mixing"] == 1 and not any(is_stored for _, is_stored, _ in segments)
+    assert [payload[-2:] == b"\3\0" for _, _, payload in segments] == [False, False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ import golden_archives as golden
 
 from llmcomp import compress, load_model
 
-for version, folder in golden.FOLDERS.items():
+for folder in golden.FOLDERS.values():
     folder.mkdir(exist_ok=True)
-    for name, (model, step, _, options) in golden.PICO.items():
-        path = golden.pico_path(version, name)
-        if not path.exists():
-            blob = compress(golden.pico_content(name), load_model(model, step), **options, **golden.WRITING[version])
-            path.write_bytes(blob)
+for version, name in golden.pico_cases():
+    model, step, _, options = golden.PICO[name]
+    path = golden.pico_path(version, name)
+    if not path.exists():
+        blob = compress(golden.pico_content(name), load_model(model, step), **options, **golden.WRITING[version])
+        path.write_bytes(blob)
 for case in golden.cases():
     version, tokenizer, options, content = case
     if not golden.path_of(case).exists():

@@ -194,7 +194,7 @@ def test_flush_to_zero_of_the_caller_changes_nothing(backend: str) -> None:
     assert_same_bits(steps, expected)
 
 
-@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 4, 5, 8])
 def test_chain_of_steps_finds_what_steps_and_pulls_find(backend: str, n_threads: int) -> None:
     """Against payloads that the coder made from the logits of one pass."""
     model, rng = make_model(), np.random.default_rng(8)
@@ -240,12 +240,23 @@ def test_chain_refuses_what_does_not_fit() -> None:
         session.decode(None, [0, 0], 1)
 
 
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 8])
+def test_chain_names_the_first_stream_that_fails_whoever_computes_it(n_threads: int) -> None:
+    model = make_model()
+    decoder = _core.Decoder([b"ab", b"cd", b"ef", b"gh", b"ij"], model.n_logits)
+    with llmcomp.use_threads(n_threads):
+        with pytest.raises(llmcomp.Error, match="stream 1: token 998 is outside"):
+            model.session(5, 10).decode(decoder, [0, 998, 0, 999, 1000], 3)
+        with pytest.raises(llmcomp.Error, match="stream 3: token 999 is outside"):
+            model.session(5, 10).decode(decoder, [0, 998, 0, 999, 1000], 3, np.array([1, 0, 1, 1, 1], bool))
+
+
 def test_lanes_fit_the_caches_and_keep_threads_busy() -> None:
     model = make_model()
     token_bytes = 2 * 4 * model.config.n_layers * model.config.hidden
     with llmcomp.use_threads(1):
         assert model.lanes(64) == 32
-        assert model.lanes((16 << 20) // token_bytes // 10) == 8
+        assert model.lanes((8 << 20) // token_bytes // 10) == 8
         assert model.lanes((256 << 20) // token_bytes // 3) == 3
         assert model.lanes(1 << 40) == 1
     with llmcomp.use_threads(3):

@@ -5,6 +5,7 @@ Nothing here may change once the files are frozen. All arithmetic of the model i
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import itertools
 import json
@@ -16,12 +17,16 @@ from tiny_models import TinyModel
 from llmcomp.data.tokenizers import Tokenizer
 
 # By form. What writes format 1 is an empty salt; that of format 2 is made of the content.
-FORMS = {"1": "archives", "2": "archives-2", "2 mixed": "archives-2-mixed", "2 stock": "archives-2-stock"}
+FORMS = {
+    **{"1": "archives", "2": "archives-2", "2 mixed": "archives-2-mixed", "2 stock": "archives-2-stock"},
+    "2 mixed or not": "archives-2-chosen",
+}
 FOLDERS = {form: Path(__file__).parents[1] / "golden" / folder for form, folder in FORMS.items()}
 WRITING: dict[str, dict] = {
     "1": {"salt": b""},
     "2": {"mix": False, "stock": False},
     "2 mixed": {"stock": False, "mix": True},
+    "2 mixed or not": {"stock": False},
     # What other versions of zlib and liblzma would write is another archive: these are only read.
     "2 stock": {"mix": False},
 }
@@ -34,8 +39,17 @@ CONTENTS = {
     "zeros": bytes(500),
     # What comes again so far away that LZMA alone finds it.
     "far": bytes(byte & 3 for byte in hashlib.shake_256(b"golden").digest(33_000)) * 2,
+    # A sample of pico-13k: what it codes alone in less than mixed.
+    "drawn": base64.b85decode(
+        "VIW~{WFTR5bY*U2VQh0{EFfVZa$$67bZB97VQeQSCs|=2Ze?L(YanTEAY*80WN9E~a%E$5X>M+5Zf787a&K)QVIX&9b9DPI`<DA~{H*+V"
+        "_G|vK|Hl7N|6c*k0#g5M|4RS#|JMK3|MCCZ{_^}p`fB+x`gr>SU0ng~0s91K1f~YA1^fin1E2zK0#*S~0i*yj09*h_0P+9b|L6bV|D*rq"
+        "|3?4b|HA*r|KI=E|Em9z|2Y6z09*iI0D}Nl0Al~&|Hc3M|DgYp|M&k006G9?015)Q19<{w18xS~24@AM1-"
+        "AvH1;Yff0|p`l>IDs|3tS9<3^Nb_69AI{G%WvM{$KuomY9+?0Neo20BHeR0mA@j08RnP0qX#t0O$Y5|7`#z0Pg?t|MUMt0GI%g01W?S|9"
+        "1bM|5N{M|E~Wt03j^^3IYN;0%HaC1b+k30?`7;{(%4h0sc4s75tC>ivo`VIRM-M%K)(d&;Q#0R{#hA4*>T6#s3lj6ano4p8=x*76Ik|"
+    ),
 }
 STOCK_CONTENTS = ("far",)
+PICO_CONTENTS = ("drawn",)
 OPTIONS = {
     "default": {"overlap": 4},
     "overlap0": {"overlap": 0},
@@ -115,7 +129,7 @@ def cases() -> list[Case]:
         for t in TOKENIZERS
         for o in OPTIONS
         for c in CONTENTS
-        if c not in STOCK_CONTENTS and (o == "default" or c in contents[v])
+        if c not in (*STOCK_CONTENTS, *PICO_CONTENTS) and (o == "default" or c in contents[v])
     ]
     stock = [("2 stock", "lacking", o, c) for o in ("wide", "shift", "segments") for c in ("text", "zeros")]
     return coded + stock + [("2 stock", "bytes", "wide", c) for c in STOCK_CONTENTS]
@@ -126,7 +140,13 @@ PICO = {
     "pico-short": ("pico-13k", 2048, ("byte", "text"), {"overlap": 128, "segment_bytes": 200}),
     "pico-text": ("pico-13k", 2048, ("text",) * 5, {"overlap": 128}),
     "pico-mixed": ("pico-28k", 512, ("text", "binary", "zeros", "text"), {"overlap": 100, "segment_bytes": 1000}),
+    "pico-drawn": ("pico-13k", 2048, ("text", "drawn"), {"overlap": 32, "segment_bytes": 200}),
 }
+
+
+def pico_cases() -> list[tuple[str, str]]:
+    """(form, name of PICO): a file each."""
+    return [(form, name) for form in FORMS for name in PICO if (name == "pico-drawn") == (form == "2 mixed or not")]
 
 
 def pico_content(name: str) -> bytes:

@@ -24,6 +24,7 @@ static lmc_status_t decode_row(const mixed_job_t *job, size_t i, lmc_search_t *s
     const void *row = (const unsigned char *)rows->data + (ptrdiff_t)i * rows->row_stride_bytes;
     lmc_added_t added;
     uint64_t start, freq, own;
+    lmc_mixer_seek(job->mixers[i]);
     lmc_status_t status = lmc_search_row(job->backend, row, rows->dtype, rows->vocab_size, search);
     if (status != LMC_OK) return status;
     status = lmc_mixer_predict(job->mixers[i], search->total, &added);

@@ -35,11 +35,13 @@ typedef struct trust {
 
 /* What one order knows at this position: its last occurrences, youngest first. */
 typedef struct step {
+    uint32_t positions[AGES_MAX]; /* of tokens, both counted from 1 */
     int32_t tokens[AGES_MAX];
     size_t n_ages;
     uint64_t weight; /* of all ages */
     trust_t *trust;  /* NULL: the context is new */
-    uint32_t *slot;  /* where the table has, or will have, this context */
+    size_t seat;     /* where the table is searched from */
+    uint32_t *slot;  /* where the table has, or will have, this context; NULL: the stream is shorter */
 } step_t;
 
 struct lmc_mixer {
@@ -51,6 +53,7 @@ struct lmc_mixer {
     int32_t shares[SHARES_SETS][N_ORDERS + 1];
     uint64_t age_weights[AGES_MAX];
     uint64_t total; /* of the row that was asked for; 0: none was */
+    int is_sought;  /* seats of this row are known */
     int32_t *share;
     step_t steps[N_ORDERS];
     size_t n_symbols;
@@ -117,15 +120,53 @@ static int has_context(const lmc_mixer_t *mixer, size_t order, size_t position) 
                   order * sizeof(int32_t)) == 0;
 }
 
-static uint32_t *find_context(const lmc_mixer_t *mixer, size_t i) {
+static size_t seat_of(const lmc_mixer_t *mixer, size_t i) {
     uint64_t hash = 0;
     for (size_t j = mixer->n_tokens - orders[i]; j < mixer->n_tokens; j++)
         hash = (hash ^ (uint32_t)mixer->tokens[j]) * 0x9E3779B97F4A7C15u, hash ^= hash >> 29;
-    size_t slot = (size_t)(hash >> 7) & (mixer->n_slots - 1);
+    return (size_t)(hash >> 7) & (mixer->n_slots - 1);
+}
+
+/* All that is read of a stream lies somewhere in megabytes, outside the caches: it is asked for in time, of
+ * all orders side by side. */
+void lmc_mixer_seek(lmc_mixer_t *mixer) {
+    for (size_t i = 0; i < N_ORDERS && !mixer->is_sought && mixer->n_tokens >= orders[i]; i++) {
+        mixer->steps[i].seat = seat_of(mixer, i);
+        __builtin_prefetch(&mixer->table[i][mixer->steps[i].seat]);
+    }
+    mixer->is_sought = 1;
+}
+
+static uint32_t *find_context(const lmc_mixer_t *mixer, size_t i) {
+    size_t slot = mixer->steps[i].seat;
     uint32_t *table = mixer->table[i];
     while (table[slot] != 0 && !has_context(mixer, orders[i], table[slot] - 1))
         slot = (slot + 1) & (mixer->n_slots - 1);
     return &table[slot];
+}
+
+static void find_positions(lmc_mixer_t *mixer) {
+    uint32_t at[N_ORDERS] = {0};
+    lmc_mixer_seek(mixer);
+    for (size_t i = 0; i < N_ORDERS && mixer->n_tokens >= orders[i]; i++) {
+        uint32_t seated = mixer->table[i][mixer->steps[i].seat];
+        if (seated > orders[i]) __builtin_prefetch(&mixer->tokens[seated - 1 - orders[i]]);
+    }
+    for (size_t i = 0; i < N_ORDERS; i++) {
+        step_t *step = &mixer->steps[i];
+        step->n_ages = 0;
+        step->slot = mixer->n_tokens < orders[i] ? NULL : find_context(mixer, i);
+        if (step->slot != NULL) at[i] = *step->slot;
+    }
+    for (size_t age = 0; age < AGES_MAX; age++) {
+        for (size_t i = 0; i < N_ORDERS; i++) {
+            if (at[i] == 0) continue;
+            step_t *step = &mixer->steps[i];
+            step->positions[step->n_ages++] = at[i];
+            __builtin_prefetch(&mixer->tokens[at[i] - 1]);
+            at[i] = mixer->previous[i][at[i] - 1];
+        }
+    }
 }
 
 /* The place of a token among the symbols of this row, a new one if need be. */
@@ -152,21 +193,17 @@ static size_t size_class(size_t n_ages) {
 static int gather_step(lmc_mixer_t *mixer, size_t i, uint8_t places[AGES_MAX], size_t *n_followers) {
     step_t *step = &mixer->steps[i];
     step->trust = NULL;
-    step->slot = NULL;
-    step->n_ages = 0;
-    if (mixer->n_tokens < orders[i]) return 0;
-    step->slot = find_context(mixer, i);
-    if (*step->slot == 0) return 0;
+    if (step->n_ages == 0) return 0;
     *n_followers = 0;
     step->weight = 0;
-    for (uint32_t at = *step->slot; at != 0 && step->n_ages < AGES_MAX; at = mixer->previous[i][at - 1]) {
-        int32_t token = mixer->tokens[at - 1];
+    for (size_t age = 0; age < step->n_ages; age++) {
+        int32_t token = mixer->tokens[step->positions[age] - 1];
         size_t place = symbol_place(mixer, token);
         *n_followers += mixer->found_order[place] != i + 1;
         mixer->found_order[place] = (uint8_t)(i + 1);
-        places[step->n_ages] = (uint8_t)place;
-        step->weight += mixer->age_weights[step->n_ages];
-        step->tokens[step->n_ages++] = token;
+        places[age] = (uint8_t)place;
+        step->weight += mixer->age_weights[age];
+        step->tokens[age] = token;
     }
     size_t followers = *n_followers < N_FOLLOWERS ? *n_followers : N_FOLLOWERS;
     step->trust = &mixer->trusts[i][size_class(step->n_ages) * N_FOLLOWERS + followers - 1];
@@ -179,6 +216,7 @@ static uint64_t mix_row(lmc_mixer_t *mixer) {
     size_t set = 0, n_followers;
     mixer->n_symbols = 0;
     mixer->row++;
+    find_positions(mixer);
     for (size_t i = 0; i < N_ORDERS; i++) {
         if (!gather_step(mixer, i, places[i], &n_followers)) continue;
         size_t n_ages = mixer->steps[i].n_ages;
@@ -258,6 +296,7 @@ lmc_status_t lmc_mixer_take(lmc_mixer_t *mixer, int64_t token, uint64_t freq) {
     }
     mixer->tokens[mixer->n_tokens++] = (int32_t)token;
     mixer->total = 0;
+    mixer->is_sought = 0;
     return LMC_OK;
 }
 

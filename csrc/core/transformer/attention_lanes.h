@@ -211,8 +211,12 @@ static void lmc_attend_panel_run(const lmc_attention_t *attention, const float *
 }
 
 /* Steps: one token of a stream reads each key and value once, for all heads that meet them, and many streams'
- * keys and values do not fit the cache: the next ones are asked for while these are used. */
+ * keys and values do not fit the cache: while keys are used the values of the same place are asked for, while
+ * values are used the next stream's keys, so that memory is busy all the time. Where these are so many that
+ * the second cache does not hold them meanwhile, what comes a little later. */
 #define LMC_LINE_FLOATS 16
+#define LMC_TO_SECOND_CACHE 2
+#define LMC_HELD_FLOATS ((size_t)1 << 16)
 #define LMC_KEYS_AHEAD 64
 
 /* Blocks of keys, and vectors of features, that go side by side for so many queries: as many chains as
@@ -246,7 +250,7 @@ lmc_score_blocks(const float *keys, const float *queries, size_t head_dim, float
 #pragma GCC unroll 4
         for (size_t b = 0; b < n_blocks; b++) {
             const float *key = keys + (b * head_dim + d) * LMC_LANES;
-            __builtin_prefetch(ahead + (b * head_dim + d) * LMC_LINE_FLOATS);
+            __builtin_prefetch(ahead + (b * head_dim + d) * LMC_LINE_FLOATS, 0, LMC_TO_SECOND_CACHE);
             LMC_FOR_VECTORS (v) {
                 lmc_vf x = lmc_v_load_f32(key + v * LMC_VLEN);
 #pragma GCC unroll 4
@@ -277,18 +281,20 @@ static inline __attribute__((always_inline)) void lmc_score_stream(const lmc_att
     const size_t n_blocks = LMC_SCORE_BLOCKS(n_queries), most = n_blocks * LMC_LANES;
     size_t head_dim = attention->head_dim, end = keys.base + keys.stride;
     const float *first_values = lmc_values_from(attention, keys.first);
+    int are_held = keys.stride * head_dim <= LMC_HELD_FLOATS;
     for (size_t from = keys.base, n_keys; from < end; from += n_keys) {
         const float *at = attention->keys + from % attention->capacity * head_dim;
         n_keys = lmc_piece_length(attention, from, end);
         size_t j = 0;
         for (; j + most <= n_keys; j += most) {
-            const float *ahead = j + most < n_keys ? at + (j + most) * head_dim : first_values;
+            const float *ahead = first_values + (from - keys.base + j) * head_dim;
+            if (!are_held && j + most < n_keys) ahead = at + (j + most) * head_dim;
             lmc_score_blocks(at + j * head_dim, queries, head_dim, scores + (from - keys.base) + j,
                              keys.stride, ahead, n_queries, n_blocks);
         }
         for (; j < n_keys; j += LMC_LANES)
             lmc_score_blocks(at + j * head_dim, queries, head_dim, scores + (from - keys.base) + j,
-                             keys.stride, first_values + j % most * head_dim, n_queries, 1);
+                             keys.stride, first_values + (from - keys.base + j) * head_dim, n_queries, 1);
     }
 }
 
@@ -322,6 +328,7 @@ lmc_sum_values(const lmc_attention_t *attention, lmc_stream_keys_t keys, size_t 
                const float *scores, float *outputs, float *sums, const size_t n_queries,
                const size_t n_vectors) {
     size_t head_dim = attention->head_dim;
+    int are_held = keys.stride * head_dim <= LMC_HELD_FLOATS;
     lmc_vf chains[LMC_QUERIES_MAX][8];
     float sum[LMC_QUERIES_MAX] = {0};
 #pragma GCC unroll 4
@@ -334,9 +341,11 @@ lmc_sum_values(const lmc_attention_t *attention, lmc_stream_keys_t keys, size_t 
         const float *values = lmc_values_from(attention, from) + d, *weights = scores + (from - keys.base);
         n_keys = lmc_piece_length(attention, from, keys.end);
         for (size_t j = 0; j < n_keys; j++, values += head_dim) {
-            const float *ahead = values + LMC_KEYS_AHEAD * head_dim;
-            if (j + LMC_KEYS_AHEAD >= n_keys)
-                ahead = attention->ahead + (j + LMC_KEYS_AHEAD - n_keys) * head_dim + d;
+            const float *ahead = attention->ahead + (from - keys.first + j) * head_dim + d;
+            if (!are_held)
+                ahead = j + LMC_KEYS_AHEAD < n_keys
+                            ? values + LMC_KEYS_AHEAD * head_dim
+                            : attention->ahead + (j + LMC_KEYS_AHEAD - n_keys) * head_dim + d;
             lmc_vf weight[LMC_QUERIES_MAX];
 #pragma GCC unroll 4
             for (size_t q = 0; q < n_queries; q++) {
@@ -346,7 +355,8 @@ lmc_sum_values(const lmc_attention_t *attention, lmc_stream_keys_t keys, size_t 
 #pragma GCC unroll 8
             for (size_t v = 0; v < n_vectors; v++) {
                 const float *at = v + 1 < n_vectors ? values + v * LMC_VLEN : values + last;
-                if (v * LMC_VLEN % LMC_LINE_FLOATS == 0) __builtin_prefetch(ahead + v * LMC_VLEN);
+                if (v * LMC_VLEN % LMC_LINE_FLOATS == 0)
+                    __builtin_prefetch(ahead + v * LMC_VLEN, 0, LMC_TO_SECOND_CACHE);
                 lmc_vf x = lmc_v_load_f32(at);
 #pragma GCC unroll 4
                 for (size_t q = 0; q < n_queries; q++)

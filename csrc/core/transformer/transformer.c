@@ -397,68 +397,96 @@ size_t lmc_transformer_step_bound(const lmc_transformer_config_t *config, size_t
     return count_workspace(config, &demand);
 }
 
-static lmc_status_t check_step(const lmc_transformer_config_t *config, const lmc_transformer_cache_t *cache,
-                               const int64_t *tokens, const uint8_t *active, size_t *error_row) {
-    for (size_t s = 0; s < cache->n_streams; s++) {
-        if (active != NULL && !active[s]) continue;
+/* Streams of a cache from `first` on, before `end`. */
+typedef struct lmc_streams {
+    const lmc_transformer_cache_t *cache;
+    const uint8_t *active;
+    size_t first, end;
+} lmc_streams_t;
+
+static int is_active(lmc_streams_t streams, size_t stream) {
+    return streams.active == NULL || streams.active[stream];
+}
+
+static lmc_status_t check_step(const lmc_transformer_config_t *config, lmc_streams_t streams,
+                               const int64_t *tokens, size_t *error_row) {
+    for (size_t s = streams.first; s < streams.end; s++) {
+        if (!is_active(streams, s)) continue;
         *error_row = s;
-        if (cache->positions[s] >= tokens_that_fit(config, cache)) return LMC_ERROR_CAPACITY;
+        if (streams.cache->positions[s] >= tokens_that_fit(config, streams.cache)) return LMC_ERROR_CAPACITY;
         if (find_foreign_token(tokens + s, 1, config->n_embeddings) == 0) return LMC_ERROR_TOKEN;
     }
     return LMC_OK;
 }
 
 /* Active streams, packed into as few lanes as possible, of which a panel has at most panel_lanes. */
-static size_t fill_step_panels(lmc_panel_t *panels, const lmc_transformer_cache_t *cache,
-                               const int64_t *tokens, const uint8_t *active, size_t panel_lanes) {
+static size_t fill_step_panels(lmc_panel_t *panels, lmc_streams_t streams, const int64_t *tokens,
+                               size_t panel_lanes) {
     size_t n_lanes = 0;
-    for (size_t s = 0; s < cache->n_streams; s++) {
-        if (active != NULL && !active[s]) continue;
+    for (size_t s = streams.first; s < streams.end; s++) {
+        if (!is_active(streams, s)) continue;
         lmc_panel_t *panel = &panels[n_lanes / panel_lanes];
         size_t lane = n_lanes++ % panel_lanes;
         if (lane == 0) memset(panel, 0, sizeof *panel);
         panel->n_lanes = lane + 1;
         panel->tokens[lane] = tokens[s];
         panel->streams[lane] = panel->rows[lane] = s;
-        panel->positions[lane] = cache->positions[s];
+        panel->positions[lane] = streams.cache->positions[s];
     }
     return (n_lanes + panel_lanes - 1) / panel_lanes;
 }
 
-static size_t count_active(const lmc_transformer_cache_t *cache, const uint8_t *active) {
+static size_t count_active(lmc_streams_t streams) {
     size_t n = 0;
-    for (size_t s = 0; s < cache->n_streams; s++)
-        n += active == NULL || active[s];
+    for (size_t s = streams.first; s < streams.end; s++)
+        n += (size_t)is_active(streams, s);
     return n;
 }
 
-lmc_status_t lmc_transformer_step(const lmc_context_t *context, const lmc_transformer_model_t *model,
-                                  lmc_transformer_cache_t *cache, const int64_t *tokens,
-                                  const uint8_t *active, float *logits, void *workspace,
-                                  size_t workspace_bytes, size_t *error_row) {
+int lmc_is_small(const lmc_transformer_config_t *config) {
+    size_t layer_weights = config->hidden * (lmc_qkv_width(config) + lmc_query_width(config) +
+                                             (config->gated ? 3 : 2) * config->intermediate);
+    return config->n_layers * layer_weights < LMC_SMALL_MODEL_WEIGHTS;
+}
+
+lmc_status_t lmc_check_step(const lmc_transformer_config_t *config, const lmc_transformer_cache_t *cache,
+                            const int64_t *tokens, const uint8_t *active, size_t *error_row) {
+    return check_step(config, (lmc_streams_t){cache, active, 0, cache->n_streams}, tokens, error_row);
+}
+
+lmc_status_t lmc_step_streams(const lmc_context_t *context, const lmc_transformer_model_t *model,
+                              lmc_transformer_cache_t *cache, size_t first, size_t end, const int64_t *tokens,
+                              const uint8_t *active, float *logits, void *workspace, size_t workspace_bytes,
+                              size_t *error_row) {
     const lmc_transformer_config_t *config = &model->config;
-    lmc_status_t status = check_step(config, cache, tokens, active, error_row);
-    if (status != LMC_OK) return status;
+    lmc_streams_t streams = {cache, active, first, end};
+    lmc_status_t status = check_step(config, streams, tokens, error_row);
+    size_t n_active = count_active(streams);
+    if (status != LMC_OK || n_active == 0) return status;
     lmc_forward_t forward = forward_of(context, model);
     lmc_panel_t *panels;
-    size_t n_slots = lmc_slot_count(context->executor);
-    lmc_demand_t demand = step_demand(config, cache->n_streams, n_slots);
+    size_t n_slots = lmc_slot_count(context->executor), share = (n_active + n_slots - 1) / n_slots;
+    lmc_demand_t demand = step_demand(config, n_active, n_slots);
     if (cut_workspace(config, &demand, workspace, workspace_bytes, &forward, &panels) == 0)
         return LMC_ERROR_CAPACITY;
     forward.cache = *cache;
     forward.sink.logits = logits;
     forward.stepping = 1;
     forward.panels = panels;
-    size_t layer_weights = config->hidden * (lmc_qkv_width(config) + lmc_query_width(config) +
-                                             (config->gated ? 3 : 2) * config->intermediate);
-    int small = config->n_layers * layer_weights < LMC_SMALL_MODEL_WEIGHTS;
-    size_t n_active = count_active(cache, active), share = (n_active + n_slots - 1) / n_slots;
-    if (n_active == 0) return LMC_OK;
+    int small = lmc_is_small(config);
     forward.n_panels =
-        fill_step_panels(panels, cache, tokens, active, small ? smaller(LMC_LANES, share) : LMC_LANES);
+        fill_step_panels(panels, streams, tokens, small ? smaller(LMC_LANES, share) : LMC_LANES);
     plan_groups(&forward, context->executor, small);
     run_stage(&forward, context->executor, stage_all, 0);
-    for (size_t s = 0; s < cache->n_streams; s++)
-        cache->positions[s] += active == NULL || active[s];
+    for (size_t s = first; s < end; s++)
+        cache->positions[s] += (size_t)is_active(streams, s);
     return LMC_OK;
+}
+
+lmc_status_t lmc_transformer_step(const lmc_context_t *context, const lmc_transformer_model_t *model,
+                                  lmc_transformer_cache_t *cache, const int64_t *tokens,
+                                  const uint8_t *active, float *logits, void *workspace,
+                                  size_t workspace_bytes, size_t *error_row) {
+    return lmc_step_streams(context, model, cache, 0, cache->n_streams, tokens, active, logits, workspace,
+                            workspace_bytes, error_row);
 }

@@ -21,11 +21,12 @@ typedef struct lmc_transformer_chain {
     lmc_search_t *searches; /* scratch, one a slot of the executor */
 } lmc_transformer_chain_t;
 
+/* Bytes of workspace of lmc_transformer_decode, for an executor of n_slots. */
+size_t lmc_transformer_decode_bound(const lmc_transformer_config_t *config, size_t n_streams, size_t n_slots);
+
 /* n_steps times: one token into every active stream, and the next one out of its decoder, int32
  * [n_steps][n_streams] in found, -1 where not active. Errors are those of lmc_transformer_step and
- * lmc_decode_step or lmc_mixed_decode_step, *error_row the stream; the chain is of no use after one. The
- * workspace is that of a step.
- */
+ * lmc_decode_step or lmc_mixed_decode_step, *error_row the stream; the chain is of no use after one. */
 lmc_status_t lmc_transformer_decode(const lmc_context_t *context, const lmc_transformer_model_t *model,
                                     lmc_transformer_cache_t *cache, const lmc_transformer_chain_t *chain,
                                     size_t n_steps, int32_t *found, void *workspace, size_t workspace_bytes,

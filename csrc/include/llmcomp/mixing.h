@@ -34,6 +34,8 @@ lmc_status_t lmc_mixer_begin(void *memory, size_t memory_bytes, size_t n_tokens_
 lmc_status_t lmc_mixer_encode(lmc_mixer_t *mixer, size_t n, const int64_t *tokens, uint64_t *start,
                               uint64_t *freq, uint64_t *total, size_t *error_index);
 
+/* Asks memory for what the next row will need; nothing changes but the time. */
+void lmc_mixer_seek(lmc_mixer_t *mixer);
 /* What is added to the next row of a model whose weights sum to total, for a reader of the row such as
  * lmc_search_find_added; valid until the mixer takes a token. */
 lmc_status_t lmc_mixer_predict(lmc_mixer_t *mixer, uint64_t total, lmc_added_t *added);

@@ -37,7 +37,7 @@ _WAVE_BYTES = 32 << 20
 _ROW_BYTES = 64
 # Keys and values of streams that are decoded side by side: at most what a third cache of usual size keeps from step to
 # step, in lanes that fill a vector, but no fewer than such a vector for every thread (benchmarks/results/archive.md).
-_KEPT_BYTES = 16 << 20
+_KEPT_BYTES = 8 << 20
 _LANES_STEP = 8
 _LANES_MAX = 32
 _SESSION_BYTES_MAX = 256 << 20
