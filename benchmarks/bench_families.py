@@ -6,9 +6,8 @@
 Random weights in the published shapes. Peers: transformers with torch, CTranslate2 and llama.cpp, each where its
 packages are (ctranslate2; llama-cpp-python built from its source package with GGML_NATIVE=ON, and gguf), named where
 they are not. Each side reads the same numbers; bfloat16 ones and int8 have the peers' own formats for these: bfloat16
-and Q8_0 of llama.cpp, bfloat16 (float32 where it has none for this
-processor) and int8 of CTranslate2. transformers has no int8 of its
-own: there it stands with float32.
+and Q8_0 of llama.cpp, bfloat16 (float32 where it has none for this processor) and int8 of CTranslate2. transformers has
+no int8 of its own: there it stands with float32.
 
 First all sides' logits of one short text are compared with those of transformers in float32; a side that computes
 something else ends the run. Then rounds of all sides are interleaved and medians are given: "pass", one sequence of 512
