@@ -135,7 +135,7 @@ class Keys:
     def agree(self, key: str, same_as: str, value: float) -> None:
         """A second name of a number, which transformers does not read: it has to say the same, where it is there."""
         if self.get(key, value) != value:
-            raise self.error(key, f"{same_as}, {value:g}")
+            raise self.error(key, f"{same_as}, {value}")
 
     def finish(self) -> None:
         self.off(*_OFF)

@@ -95,8 +95,7 @@ def _gpt2(keys: Keys) -> _Found:
     keys.get("reorder_and_upcast_attn")  # the same numbers in another order
     hidden, n_heads = keys.size("n_embd", 768), keys.size("n_head", 12)
     context, vocab_size = keys.size("n_positions", 1024), keys.size("vocab_size", 50257)
-    if keys.get("n_ctx", context) != context:
-        raise keys.error("n_ctx", f"n_positions, {context}")
+    keys.agree("n_ctx", "n_positions", context)
     if hidden % n_heads:
         raise Error(f"{keys.name}: n_embd {hidden} is no multiple of n_head {n_heads}")
     n_layers, wide = keys.size("n_layer", 12), keys.size("n_inner", 4 * hidden)

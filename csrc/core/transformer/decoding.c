@@ -24,13 +24,6 @@ typedef struct lmc_chain_job {
     size_t slot_bytes;
 } lmc_chain_job_t;
 
-static size_t count_active(const lmc_transformer_cache_t *cache, const uint8_t *active) {
-    size_t n = 0;
-    for (size_t s = 0; s < cache->n_streams; s++)
-        n += active == NULL || active[s];
-    return n;
-}
-
 /* Streams side by side, each share with as many that are active as the others. */
 static lmc_chain_share_t share_of(const lmc_chain_job_t *job, size_t index) {
     const uint8_t *active = job->chain->active;
@@ -105,7 +98,8 @@ lmc_status_t lmc_transformer_decode(const lmc_context_t *context, const lmc_tran
                                     lmc_transformer_cache_t *cache, const lmc_transformer_chain_t *chain,
                                     size_t n_steps, int32_t *found, void *workspace, size_t workspace_bytes,
                                     size_t *error_row) {
-    size_t n_slots = lmc_slot_count(context->executor), n_active = count_active(cache, chain->active);
+    size_t n_slots = lmc_slot_count(context->executor),
+           n_active = lmc_count_active(chain->active, 0, cache->n_streams);
     lmc_arena_t arena = {lmc_align(workspace, LMC_HOST_ALIGNMENT), 0, LMC_HOST_ALIGNMENT};
     lmc_chain_job_t job = {*context, model, cache, chain, n_steps, n_active, 1, found, NULL, NULL, 0};
     if (chain->vocab_size > model->config.n_logits) return LMC_ERROR_VOCAB_SIZE;

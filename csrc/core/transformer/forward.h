@@ -15,6 +15,8 @@ void lmc_group_head(const lmc_group_t *group);
 
 /* Whether streams are spread over threads, each by itself, not the rows of a matrix (transformer.c). */
 int lmc_is_small(const lmc_transformer_config_t *config);
+/* Of streams from `first` on, before `end`; `active` NULL: all. */
+size_t lmc_count_active(const uint8_t *active, size_t first, size_t end);
 /* What lmc_transformer_step refuses, before anything is done. */
 lmc_status_t lmc_check_step(const lmc_transformer_config_t *config, const lmc_transformer_cache_t *cache,
                             const int64_t *tokens, const uint8_t *active, size_t *error_row);

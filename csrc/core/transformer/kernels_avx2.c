@@ -47,17 +47,7 @@ LMC_INLINE void tile(const lmc_product_t *p, size_t row, size_t panel, const siz
             sums[r][v] = p->resume ? _mm256_loadu_ps(out + r * LMC_LANES + v * 8) : _mm256_setzero_ps();
     }
     for (; left >= LMC_LINE_FLOATS; left -= LMC_LINE_FLOATS) {
-        if (ahead != NULL) {
-#pragma GCC unroll 12
-            for (size_t r = 0; r < n_rows; r++)
-                _mm_prefetch(ahead + r * LMC_LINE_BYTES, LMC_HINT_AHEAD);
-            ahead += n_rows * LMC_LINE_BYTES;
-        } else if (short_ahead != NULL) {
-#pragma GCC unroll 6
-            for (size_t line = 0; line < n_rows / 2; line++)
-                _mm_prefetch(short_ahead + line * LMC_LINE_BYTES, LMC_HINT_AHEAD);
-            short_ahead += n_rows / 2 * LMC_LINE_BYTES;
-        }
+        lmc_prefetch_tile(&ahead, &short_ahead, n_rows);
 #pragma GCC unroll 4
         for (size_t k = 0; k < LMC_LINE_FLOATS; k++, weights += k_stride, input += LMC_LANES)
             add_column(sums, weights, row_stride, input, n_rows, n_vectors);

@@ -59,7 +59,20 @@ LMC_INLINE __m256 lmc_widen_column(const uint16_t *column, const lmc_dtype_t dty
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
-/* sums[b][t] += a column of block b times the value of token t. */
+/* sums[b][t] += weights[b], a column of block b, times the value of token t. */
+LMC_INLINE void lmc_add_weights(__m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES],
+                                const __m256 weights[LMC_16BIT_BLOCKS], const float *x, const size_t n_tokens,
+                                const size_t n_blocks) {
+#pragma GCC unroll 8
+    for (size_t t = 0; t < n_tokens; t++) {
+        __m256 value = _mm256_broadcast_ss(x + t);
+#pragma GCC unroll 2
+        for (size_t b = 0; b < n_blocks; b++)
+            sums[b][t] = _mm256_fmadd_ps(weights[b], value, sums[b][t]);
+    }
+}
+
+/* The same with columns in memory, of 16 bits a weight. */
 LMC_INLINE void lmc_add_column(__m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES], const uint16_t *column,
                                const float *x, const lmc_dtype_t dtype, const size_t n_tokens,
                                const size_t n_blocks) {
@@ -67,12 +80,48 @@ LMC_INLINE void lmc_add_column(__m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES], c
 #pragma GCC unroll 2
     for (size_t b = 0; b < n_blocks; b++)
         weights[b] = lmc_widen_column(column + b * LMC_TILE_WEIGHTS, dtype);
-#pragma GCC unroll 8
-    for (size_t t = 0; t < n_tokens; t++) {
-        __m256 value = _mm256_broadcast_ss(x + t);
+    lmc_add_weights(sums, weights, x, n_tokens, n_blocks);
+}
+
+/* A tile of float16: turned in the buffer `columns`, widened where it is used. */
+LMC_INLINE void lmc_add_tile(__m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES], const uint16_t *weights,
+                             ptrdiff_t row_stride, uint16_t *columns, const float *x, const lmc_dtype_t dtype,
+                             const size_t n_tokens, const size_t n_blocks) {
 #pragma GCC unroll 2
-        for (size_t b = 0; b < n_blocks; b++)
-            sums[b][t] = _mm256_fmadd_ps(weights[b], value, sums[b][t]);
+    for (size_t b = 0; b < n_blocks; b++)
+        lmc_turn_tile(weights + (ptrdiff_t)(8 * b) * row_stride, row_stride, columns + b * LMC_TILE_WEIGHTS);
+    for (size_t i = 0; i < LMC_TILE_COLUMNS; i += 8) {
+/* No more: clang would fetch the inputs of all columns first, and have no registers for the sums. */
+#pragma GCC unroll 2
+        for (size_t j = 0; j < 8; j++, x += n_tokens)
+            lmc_add_column(sums, columns + lmc_turned_column(i) + 16 * j, x, dtype, n_tokens, n_blocks);
+    }
+}
+
+/* Half a tile of bfloat16. Two neighbours of a row are 32 bits, which are turned into columns in registers
+ * and widened by a shift and a mask. */
+LMC_INLINE void lmc_add_pairs(__m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES], const uint16_t *weights,
+                              ptrdiff_t row_stride, const float *x, const size_t n_tokens,
+                              const size_t n_blocks) {
+    const __m256 upper = _mm256_castsi256_ps(_mm256_set1_epi32((int32_t)0xFFFF0000));
+    __m256 pairs[LMC_16BIT_BLOCKS][8];
+#pragma GCC unroll 2
+    for (size_t b = 0; b < n_blocks; b++)
+        lmc_load_columns(weights + (ptrdiff_t)(8 * b) * row_stride, row_stride * (ptrdiff_t)sizeof *weights,
+                         pairs[b]);
+#pragma GCC unroll 8
+    for (size_t j = 0; j < 8; j++) {
+#pragma GCC unroll 2
+        for (size_t odd = 0; odd < 2; odd++, x += n_tokens) {
+            __m256 wide[LMC_16BIT_BLOCKS];
+#pragma GCC unroll 2
+            for (size_t b = 0; b < n_blocks; b++) {
+                __m256i bits = _mm256_castps_si256(pairs[b][j]);
+                wide[b] = odd ? _mm256_and_ps(pairs[b][j], upper)
+                              : _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+            }
+            lmc_add_weights(sums, wide, x, n_tokens, n_blocks);
+        }
     }
 }
 
@@ -96,19 +145,17 @@ LMC_INLINE void lmc_short_rows(const lmc_product_t *p, size_t row, size_t k, siz
         lmc_begin_sums(sums[b], out + 8 * b * LMC_LANES, resume, n_tokens);
     size_t left = n_k;
     for (; left >= LMC_TILE_COLUMNS; left -= LMC_TILE_COLUMNS, weights += LMC_TILE_COLUMNS) {
-#pragma GCC unroll 2
-        for (size_t b = 0; b < n_blocks; b++)
-            lmc_turn_tile(weights + (ptrdiff_t)(8 * b) * stride, stride, columns + b * LMC_TILE_WEIGHTS);
 #pragma GCC unroll 16
         for (size_t line = 0; line < 8 * n_blocks; line++)
             _mm_prefetch(ahead + (ptrdiff_t)line * line_bytes, LMC_HINT_AHEAD);
         ahead += is_whole ? 8 * n_blocks * LMC_LINE_BYTES : LMC_LINE_BYTES;
-        for (size_t i = 0; i < LMC_TILE_COLUMNS; i += 8) {
-/* No more: clang would fetch the inputs of all columns first, and have no registers for the sums. */
-#pragma GCC unroll 2
-            for (size_t j = 0; j < 8; j++, x += n_tokens)
-                lmc_add_column(sums, columns + lmc_turned_column(i) + 16 * j, x, dtype, n_tokens, n_blocks);
+        if (dtype == LMC_BFLOAT16) {
+            lmc_add_pairs(sums, weights, stride, x, n_tokens, n_blocks);
+            lmc_add_pairs(sums, weights + 16, stride, x + 16 * n_tokens, n_tokens, n_blocks);
+        } else {
+            lmc_add_tile(sums, weights, stride, columns, x, dtype, n_tokens, n_blocks);
         }
+        x += LMC_TILE_COLUMNS * n_tokens;
     }
     for (; left > 0; left--, weights++, x += n_tokens) {
         for (size_t r = 0; r < 8 * n_blocks; r++)
@@ -122,93 +169,6 @@ LMC_INLINE void lmc_short_rows(const lmc_product_t *p, size_t row, size_t k, siz
     }
 }
 
-/* bfloat16. */
-
-/* sums[b][t] += 16 columns of 8 rows times token t, the blocks side by side: their chains hide each other's
- * latency. */
-LMC_INLINE void lmc_add_pairs(__m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES], const uint16_t *weights,
-                              ptrdiff_t row_stride, const float *x, const size_t n_tokens,
-                              const size_t n_blocks) {
-    const __m256 upper = _mm256_castsi256_ps(_mm256_set1_epi32((int32_t)0xFFFF0000));
-    __m256 pairs[LMC_16BIT_BLOCKS][8];
-#pragma GCC unroll 2
-    for (size_t b = 0; b < n_blocks; b++)
-        lmc_load_columns(weights + (ptrdiff_t)(8 * b) * row_stride, row_stride * (ptrdiff_t)sizeof *weights,
-                         pairs[b]);
-#pragma GCC unroll 8
-    for (size_t j = 0; j < 8; j++) {
-#pragma GCC unroll 2
-        for (size_t odd = 0; odd < 2; odd++, x += n_tokens) {
-            __m256 wide[LMC_16BIT_BLOCKS];
-#pragma GCC unroll 2
-            for (size_t b = 0; b < n_blocks; b++) {
-                __m256i bits = _mm256_castps_si256(pairs[b][j]);
-                wide[b] = odd ? _mm256_and_ps(pairs[b][j], upper)
-                              : _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
-            }
-#pragma GCC unroll 8
-            for (size_t t = 0; t < n_tokens; t++) {
-                __m256 value = _mm256_broadcast_ss(x + t);
-#pragma GCC unroll 2
-                for (size_t b = 0; b < n_blocks; b++)
-                    sums[b][t] = _mm256_fmadd_ps(wide[b], value, sums[b][t]);
-            }
-        }
-    }
-}
-
-/* As lmc_short_rows. Two neighbours of a row are 32 bits, which are turned into columns in registers and
- * widened by a shift and a mask. */
-LMC_INLINE void lmc_pair_rows(const lmc_product_t *p, size_t row, size_t k, size_t n_k, const float *x,
-                              const size_t n_tokens, const size_t n_blocks) {
-    ptrdiff_t stride = p->row_stride;
-    const uint16_t *weights = (const uint16_t *)(const void *)lmc_weights_at(p, row, k);
-    int is_whole = n_k == p->n_k && stride == (ptrdiff_t)n_k;
-    const char *ahead = (const char *)(weights + (ptrdiff_t)(8 * n_blocks) * stride);
-    ptrdiff_t line_bytes = is_whole ? LMC_LINE_BYTES : 2 * stride;
-    int resume = p->resume || k > 0, is_end = k + n_k == p->n_k;
-    float *out = p->output + row * LMC_LANES;
-    __m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES];
-#pragma GCC unroll 2
-    for (size_t b = 0; b < n_blocks; b++)
-        lmc_begin_sums(sums[b], out + 8 * b * LMC_LANES, resume, n_tokens);
-    size_t left = n_k;
-    for (; left >= LMC_TILE_COLUMNS; left -= LMC_TILE_COLUMNS, weights += LMC_TILE_COLUMNS) {
-#pragma GCC unroll 16
-        for (size_t line = 0; line < 8 * n_blocks; line++)
-            _mm_prefetch(ahead + (ptrdiff_t)line * line_bytes, LMC_HINT_AHEAD);
-        ahead += is_whole ? 8 * n_blocks * LMC_LINE_BYTES : LMC_LINE_BYTES;
-        lmc_add_pairs(sums, weights, stride, x, n_tokens, n_blocks);
-        lmc_add_pairs(sums, weights + 16, stride, x + 16 * n_tokens, n_tokens, n_blocks);
-        x += LMC_TILE_COLUMNS * n_tokens;
-    }
-    for (; left > 0; left--, weights++, x += n_tokens) {
-#pragma GCC unroll 2
-        for (size_t b = 0; b < n_blocks; b++) {
-            _Alignas(16) uint16_t column[8];
-            for (size_t r = 0; r < 8; r++)
-                column[r] = weights[(ptrdiff_t)(8 * b + r) * stride];
-            __m256 wide = lmc_widen_column(column, LMC_BFLOAT16);
-#pragma GCC unroll 8
-            for (size_t t = 0; t < n_tokens; t++)
-                sums[b][t] = _mm256_fmadd_ps(wide, _mm256_broadcast_ss(x + t), sums[b][t]);
-        }
-    }
-#pragma GCC unroll 2
-    for (size_t b = 0; b < n_blocks; b++) {
-        const float *bias = is_end && p->bias != NULL ? p->bias + row + 8 * b : NULL;
-        lmc_end_sums(sums[b], out + 8 * b * LMC_LANES, bias, n_tokens);
-    }
-}
-
-LMC_INLINE void lmc_rows_of(const lmc_product_t *p, size_t row, size_t k, size_t n_k, const float *x,
-                            const lmc_dtype_t dtype, const size_t n_tokens, const size_t n_blocks) {
-    if (dtype == LMC_BFLOAT16)
-        lmc_pair_rows(p, row, k, n_k, x, n_tokens, n_blocks);
-    else
-        lmc_short_rows(p, row, k, n_k, x, dtype, n_tokens, n_blocks);
-}
-
 LMC_INLINE void lmc_short_product(const lmc_product_t *p, const lmc_dtype_t dtype, const size_t n_tokens) {
     const size_t n_blocks = n_tokens <= 4 ? 2 : 1, n_packed = LMC_PACKED_FLOATS / n_tokens;
     float x[LMC_PACKED_FLOATS];
@@ -218,9 +178,9 @@ LMC_INLINE void lmc_short_product(const lmc_product_t *p, const lmc_dtype_t dtyp
         lmc_pack_inputs(p->input + k * LMC_LANES, n_k, x, n_tokens);
         row = 0;
         for (; row + 8 * n_blocks <= p->n_rows; row += 8 * n_blocks)
-            lmc_rows_of(p, row, k, n_k, x, dtype, n_tokens, n_blocks);
+            lmc_short_rows(p, row, k, n_k, x, dtype, n_tokens, n_blocks);
         for (; n_blocks > 1 && row + 8 <= p->n_rows; row += 8)
-            lmc_rows_of(p, row, k, n_k, x, dtype, n_tokens, 1);
+            lmc_short_rows(p, row, k, n_k, x, dtype, n_tokens, 1);
     }
     for (; row < p->n_rows; row++)
         lmc_row_of_few(p, row, dtype, n_tokens);

@@ -33,6 +33,22 @@ static const char *lmc_next_tile(const lmc_product_t *p, size_t row, size_t n_ro
     return is_dense ? lmc_weights_at(p, row + n_rows, 0) : NULL;
 }
 
+/* While n_rows (a constant) rows of a float32 tile are used for a line of columns: so many lines of the next
+ * tile, or of what the caller asked for (16-bit weights, half as many). NULL: nothing is to come. */
+LMC_INLINE void lmc_prefetch_tile(const char **ahead, const char **short_ahead, const size_t n_rows) {
+    if (*ahead != NULL) {
+#pragma GCC unroll 12
+        for (size_t line = 0; line < n_rows; line++)
+            _mm_prefetch(*ahead + line * LMC_LINE_BYTES, LMC_HINT_AHEAD);
+        *ahead += n_rows * LMC_LINE_BYTES;
+    } else if (*short_ahead != NULL) {
+#pragma GCC unroll 6
+        for (size_t line = 0; line < n_rows / 2; line++)
+            _mm_prefetch(*short_ahead + line * LMC_LINE_BYTES, LMC_HINT_AHEAD);
+        *short_ahead += n_rows / 2 * LMC_LINE_BYTES;
+    }
+}
+
 /* Columns k ... k + 7 of 8 rows, 32 bits wide: columns[j] has those of k + j, a row a lane. */
 LMC_INLINE void lmc_load_columns(const void *weights, ptrdiff_t row_bytes, __m256 columns[8]) {
 #pragma GCC unroll 2

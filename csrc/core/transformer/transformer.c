@@ -436,10 +436,10 @@ static size_t fill_step_panels(lmc_panel_t *panels, lmc_streams_t streams, const
     return (n_lanes + panel_lanes - 1) / panel_lanes;
 }
 
-static size_t count_active(lmc_streams_t streams) {
+size_t lmc_count_active(const uint8_t *active, size_t first, size_t end) {
     size_t n = 0;
-    for (size_t s = streams.first; s < streams.end; s++)
-        n += (size_t)is_active(streams, s);
+    for (size_t s = first; s < end; s++)
+        n += active == NULL || active[s];
     return n;
 }
 
@@ -461,7 +461,7 @@ lmc_status_t lmc_step_streams(const lmc_context_t *context, const lmc_transforme
     const lmc_transformer_config_t *config = &model->config;
     lmc_streams_t streams = {cache, active, first, end};
     lmc_status_t status = check_step(config, streams, tokens, error_row);
-    size_t n_active = count_active(streams);
+    size_t n_active = lmc_count_active(active, first, end);
     if (status != LMC_OK || n_active == 0) return status;
     lmc_forward_t forward = forward_of(context, model);
     lmc_panel_t *panels;
