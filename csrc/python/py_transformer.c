@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/base/ieee.h"
+#include "llmcomp/decoding.h"
 
 /* A pass over more sequences than fit this workspace runs a few sequences at a time; Ctrl-C is heard in
  * between. */
@@ -212,6 +213,45 @@ static size_t sequences_per_wave(const lmc_transformer_config_t *config, size_t 
     return n_waves <= 1 ? n_sequences : (n_sequences + n_waves - 1) / n_waves;
 }
 
+/* (a, b) at least 1, of which b are tokens that the context holds. */
+static int parse_counts(PyObject *object, PyObject *arguments, size_t *n_sequences, size_t *n_tokens) {
+    const lmc_transformer_config_t *config = &((transformer_model_object_t *)object)->model.config;
+    lmc_module_state_t *state = lmc_py_state_of_type(Py_TYPE(object));
+    Py_ssize_t counts[2];
+    if (state == NULL || !PyArg_ParseTuple(arguments, "nn", &counts[0], &counts[1])) return -1;
+    *n_sequences = (size_t)counts[0];
+    *n_tokens = (size_t)counts[1];
+    if (counts[0] >= 1 && counts[0] <= LMC_PY_STREAMS_MAX && counts[1] >= 1 &&
+        (size_t)counts[1] <= config->context_length)
+        return 0;
+    PyErr_Format(state->error, "%zd sequences of %zd tokens; expected 1 to %zd, of 1 to %zu", counts[0],
+                 counts[1], LMC_PY_STREAMS_MAX, config->context_length);
+    return -1;
+}
+
+static PyObject *model_pass_bytes(PyObject *object, PyObject *arguments) {
+    const lmc_transformer_config_t *config = &((transformer_model_object_t *)object)->model.config;
+    lmc_executor_t executor;
+    size_t n_sequences, n_tokens;
+    if (parse_counts(object, arguments, &n_sequences, &n_tokens) < 0) return NULL;
+    lmc_py_context(&executor);
+    size_t n_slots = executor.n_slots;
+    size_t per_wave = sequences_per_wave(config, n_sequences, n_tokens, n_slots, 1);
+    return PyLong_FromSize_t(lmc_transformer_pass_bound(config, per_wave, n_tokens, n_slots, 1));
+}
+
+static PyObject *model_session_bytes(PyObject *object, PyObject *arguments) {
+    const lmc_transformer_config_t *config = &((transformer_model_object_t *)object)->model.config;
+    lmc_executor_t executor;
+    size_t n_streams, n_tokens;
+    if (parse_counts(object, arguments, &n_streams, &n_tokens) < 0) return NULL;
+    lmc_py_context(&executor);
+    size_t cache = lmc_transformer_cache_bound(config, n_streams, n_tokens),
+           work = lmc_transformer_decode_bound(config, n_streams, executor.n_slots) +
+                  n_streams * config->n_logits * sizeof(float);
+    return PyLong_FromSize_t(cache > SIZE_MAX - work ? SIZE_MAX : cache + work);
+}
+
 static void raise_pass_error(PyObject *error, lmc_status_t status, const lmc_transformer_batch_t *batch,
                              const lmc_transformer_sink_t *sink, size_t n_embeddings, size_t row) {
     size_t sequence = row / batch->row_stride, position = row % batch->row_stride;
@@ -412,6 +452,11 @@ PyDoc_STRVAR(log2_probabilities_doc,
              "int [B, T] twice -> log2 of the softmax at the targets, float64 [B, T].");
 PyDoc_STRVAR(session_of_doc, "session($self, n_streams, n_tokens, /)\n--\n\n"
                              "A cache for n_streams streams of up to n_tokens tokens.");
+PyDoc_STRVAR(pass_bytes_doc, "pass_bytes($self, n_sequences, n_tokens, /)\n--\n\n"
+                             "What a pass with targets allocates beside its arguments and results, by the threads in "
+                             "use now.");
+PyDoc_STRVAR(session_bytes_doc, "session_bytes($self, n_streams, n_tokens, /)\n--\n\n"
+                                "What such a session and its steps allocate, logits included.");
 
 static PyMethodDef model_methods[] = {
     {"logits", (PyCFunction)(void (*)(void))model_logits, METH_VARARGS | METH_KEYWORDS, logits_doc},
@@ -419,6 +464,8 @@ static PyMethodDef model_methods[] = {
     {"log2_probabilities", (PyCFunction)(void (*)(void))model_log2_probabilities,
      METH_VARARGS | METH_KEYWORDS, log2_probabilities_doc},
     {"session", lmc_py_model_session, METH_VARARGS, session_of_doc},
+    {"pass_bytes", model_pass_bytes, METH_VARARGS, pass_bytes_doc},
+    {"session_bytes", model_session_bytes, METH_VARARGS, session_bytes_doc},
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot model_slots[] = {

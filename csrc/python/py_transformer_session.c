@@ -13,7 +13,7 @@ PyObject *lmc_py_model_session(PyObject *object, PyObject *arguments) {
     const lmc_transformer_config_t *config = &self->model.config;
     Py_ssize_t n_streams, n_tokens;
     if (state == NULL || !PyArg_ParseTuple(arguments, "nn", &n_streams, &n_tokens)) return NULL;
-    if (n_streams < 1 || n_streams > (Py_ssize_t)1 << 20)
+    if (n_streams < 1 || n_streams > LMC_PY_STREAMS_MAX)
         return PyErr_Format(state->error, "n_streams is %zd; expected 1 or more", n_streams);
     if (n_tokens < 1 || (size_t)n_tokens > config->context_length)
         return PyErr_Format(state->error, "a session of %zd tokens; the context of the model holds %zu",

@@ -27,6 +27,8 @@ typedef struct transformer_session_object {
     atomic_flag in_use;
 } transformer_session_object_t;
 
+#define LMC_PY_STREAMS_MAX ((Py_ssize_t)1 << 20)
+
 /* TransformerModel.session(n_streams, n_tokens). */
 PyObject *lmc_py_model_session(PyObject *model, PyObject *arguments);
 extern PyType_Spec lmc_py_session_spec;

@@ -73,14 +73,15 @@ def batch_size(lengths: Sequence[int], rows_max: int) -> int:
 
 
 class BatchRows:
-    """How many rows (tokens, padding included) a batch of `model` may have: `n`, found once.
+    """How many rows (tokens, padding included) a batch of `model` may have: `n`, found once, for sequences of up to
+    `n_tokens` tokens.
 
     `is_fused`: the model makes its numbers inside the pass; else all logits of a batch exist at once.
     """
 
-    def __init__(self, model: AdaptedModel, is_fused: bool, max_memory: MaxMemory = None):
+    def __init__(self, model: AdaptedModel, is_fused: bool, n_tokens: int | None = None, max_memory: MaxMemory = None):
         self._release = model.release_memory
-        self.n = model.pass_memory(is_fused).rows(max_memory)
+        self.n = model.pass_memory(is_fused, n_tokens).rows(max_memory)
 
     def run(self, lengths: Sequence[int], work: Callable[[list[int]], Any]) -> None:
         """Calls `work` with the indices of batch after batch, longest first.
@@ -177,7 +178,7 @@ class WindowedModel:
             self._report(sum(window.stop - window.start for _, window in chosen))
 
         if self._rows is None:
-            self._rows = BatchRows(self._model, self._model.has_intervals, self._max_memory)
+            self._rows = BatchRows(self._model, self._model.has_intervals, self.context_length, self._max_memory)
         self._rows.run([window.stop - window.context_start for _, window in windows], start)
 
         def finish() -> list[npt.NDArray[np.uint64]]:

@@ -112,12 +112,13 @@ def _add_loaded(report: ModelReport, source: ModelSource, engine: str, measure: 
         report.facts["loads"] = f"no: {error}"
         return _add_tokenizer(report, lambda: _tokenizer_of(source))
     report.facts |= {"context_tokens": model.context_length, "dtype": model.dtype, "params": model.n_params}
-    memory = model.pass_memory()
-    n_rows = memory.rows()
+    memory = model.pass_memory(model.context_length)
+    n_rows = max(memory.rows(), model.context_length)
     report.facts |= {
         "held_memory_bytes": memory.held_bytes,
         "pass_memory_bytes": memory.fixed_bytes + n_rows * memory.row_bytes,
         "pass_rows": n_rows,
+        "stream_memory_bytes": model.session_memory() if hasattr(model, "session_memory") else None,
         "free_memory_bytes": memory.free_bytes,
     }
     if measure:

@@ -128,8 +128,9 @@ class StartsLog2Probabilities(Protocol):
 
 
 class TellsMemory(Protocol):
-    def pass_memory(self) -> PassMemory:
-        """What a row of a pass costs and what is free, asked before the first batch."""
+    def pass_memory(self, n_tokens: int | None = None) -> PassMemory:
+        """What a row of a pass costs and what is free, asked before the first batch of sequences of up to `n_tokens`
+        tokens (None: as many as the context has)."""
         ...
 
 

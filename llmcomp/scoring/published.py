@@ -61,7 +61,9 @@ class PublishedSum:
 
     def __init__(self, model: AdaptedModel, max_memory: MaxMemory = None):
         self._model = model
-        self._rows = BatchRows(model, model.has_log2_probabilities, max_memory)
+        self._rows = BatchRows(
+            model, model.has_log2_probabilities, min(MAX_TOKENS, model.traits.context_length), max_memory
+        )
 
     @property
     def batch_rows(self) -> int:

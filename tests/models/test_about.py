@@ -60,6 +60,7 @@ def test_what_is_known_of_a_bundled_model() -> None:
     facts, model = report.facts, llmcomp.load_model("pico-13k")
     assert facts["engine"] == "exact" and "gpt_neox" in facts["why"] and "every machine" in facts["why"]
     assert facts["held_memory_bytes"] == model.pass_memory().held_bytes
+    assert facts["stream_memory_bytes"] == model.session_memory() > 2 * 4 * model.config.n_layers * 512 * 16
     assert facts["pass_memory_bytes"] > 8192 and facts["pass_tokens_per_second"] > facts["step_tokens_per_second"] > 0
     assert report.tokenizer_lines == tokenizer_report.report(model.tokenizer).lines()
     json.dumps(report.to_dict())

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,12 +169,62 @@ def test_max_memory_bounds_the_batches_of_engines(engine: str) -> None:
     asked = model.pass_memory()
     assert asked.row_bytes > 0 and asked.held_bytes >= 2 * model.n_params
     bound = asked.held_bytes + asked.fixed_bytes + 700 * asked.row_bytes
-    assert BatchRows(AdaptedModel(model), True, bound).n == 700
+    assert BatchRows(AdaptedModel(model), True, None, bound).n == 700
     assert BatchRows(AdaptedModel(model), True).n == asked.rows_max
     rows = score(CHUNKS, model, max_memory=bound, progress=False)
     assert set(rows["batch_rows"]) == {700}
     with pytest.raises(Error, match="the weights and the smallest batch take"):
         score(CHUNKS, model, max_memory=1000, progress=False)
+
+
+# In a process of its own, so that no memory from before is used again.
+MEASURED = """
+import re, sys
+import numpy as np
+from engine_models import make_config, make_weights
+from llmcomp.models.engines.exact import ExactModel
+
+n_streams, n_tokens = int(sys.argv[1]), int(sys.argv[2])
+config = make_config(
+    vocab_size=4099, hidden_size=320, num_attention_heads=5, intermediate_size=640, max_position_embeddings=6000
+)
+model = ExactModel(config, make_weights(config))
+tokens = np.arange(n_tokens)[None] % 4099
+out = np.ones((n_streams, 4099), np.float32)
+model.intervals(tokens[:, :9], tokens[:, :9]), model.session(n_streams, 9).step(tokens[0, :n_streams], None, out)
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return 1024 * int(re.search(name + r":\\s+(\\d+)", file.read())[1])
+
+before = status("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+if n_streams == 1:
+    memory = model.pass_memory(n_tokens)
+    planned = memory.fixed_bytes + n_tokens * memory.row_bytes
+    model.intervals(tokens, tokens)
+else:
+    planned = model.session_memory(n_streams, n_tokens) - out.nbytes
+    session = model.session(n_streams, n_tokens)
+    for t in range(n_tokens):
+        session.step(tokens[0, np.full(n_streams, t)], None, out)
+print(planned, status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no peak of memory to be read here")
+@pytest.mark.parametrize(("n_streams", "n_tokens"), [(1, 6000), (40, 250)])
+def test_what_is_taken_is_what_was_planned(n_streams: int, n_tokens: int) -> None:
+    """A pass over one window, and steps of many streams: within a tenth."""
+    command = [sys.executable, "-c", MEASURED, str(n_streams), str(n_tokens)]
+    paths = os.pathsep.join([str(Path(__file__).parents[1] / "support"), *sys.path])
+    answer = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    planned, taken = map(int, answer.stdout.split())
+    assert 0.9 * planned < taken < 1.02 * planned
 
 
 def test_the_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ class CudaModel(ExactModel):
         arguments = core_arguments(self.config, self._tensors, self._is_int8)
         return self._module.TransformerModel(device=self._device, **arguments)
 
-    def pass_memory(self) -> PassMemory:
+    def pass_memory(self, n_tokens: int | None = None) -> PassMemory:
         """What a pass takes: for every row what lies between the kernels, key, value, token and interval; beside them
         one block of logits."""
         n = 1024
@@ -232,6 +232,10 @@ class CudaModel(ExactModel):
             raise Error(f"sequence {sequence}, position {position}: {error[1]}")
 
     # Streams.
+
+    def session_memory(self, n_streams: int = 1, n_tokens: int | None = None) -> int:
+        cache_bytes = self._core.cache_bytes(self.config.n_layers, n_streams, n_tokens or self.context_length)
+        return int(cache_bytes + self._core.work_bytes(n_streams) + 4 * n_streams * self.n_logits)
 
     def session(self, n_streams: int, n_tokens: int | None = None) -> CudaSession:  # type: ignore[override]
         """A session on the device; `step`, `prefill`, `reset` and `positions` as `ExactModel.session` has them."""

@@ -29,11 +29,7 @@ from llmcomp.models.memory import PassMemory, host_memory
 ARITHMETIC = 1
 # Rows of a batch, at most; more do not make the products faster.
 _BATCH_ROWS = 8192
-# Buffers of one thread in a pass: a block of logits, and so many rows of a group's panels.
-_LOGITS_BYTES = 16 << 20
-_GROUP_ROWS = 128
-# A pass takes so much for sequences side by side, or what a single one takes; and each token's and result's arrays.
-_WAVE_BYTES = 32 << 20
+# Of each token's and result's arrays.
 _ROW_BYTES = 64
 # Keys and values of streams that are decoded side by side: at most what a third cache of usual size keeps from step to
 # step, in lanes that fill a vector, but no fewer than such a vector for every thread (benchmarks/results/archive.md).
@@ -105,19 +101,22 @@ class ExactModel(Tokenized):
             facts["engine"] = self.engine
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def pass_memory(self) -> PassMemory:
-        """What a pass takes: for every row the token and its interval; for a wave of sequences residual, query, and two
-        layers' keys and values of each token; for every thread a block of logits and the panels of a group."""
+    def pass_memory(self, n_tokens: int | None = None) -> PassMemory:
+        """What a pass takes: for every row the token and its interval; beside them the core's workspace, by the threads
+        in use now."""
         # An `Int8Model` keeps no tensors but its codes, a byte a weight.
         weight_bytes = sum(tensor.data.nbytes for tensor in self._tensors.values()) or self.n_params
-        config = self.config
-        queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        token_bytes = 4 * (config.hidden + queries + 4 * keys)
-        wave_bytes = max(_WAVE_BYTES, token_bytes * min(self.context_length, _BATCH_ROWS))
-        group_floats = 2 * config.hidden + max(queries + 2 * keys, config.intermediate) + max(queries, config.hidden)
-        thread_bytes = _LOGITS_BYTES + 4 * _GROUP_ROWS * group_floats
-        fixed_bytes = wave_bytes + _core.context_in_use()[1] * thread_bytes
+        longest = n_tokens or self.context_length
+        # Sequences run in waves; many short ones fill a wave where the longest may not.
+        fixed_bytes = max(
+            self._core.pass_bytes(max(1, _BATCH_ROWS // longest), longest), self._core.pass_bytes(_BATCH_ROWS, 1)
+        )
         return PassMemory(_ROW_BYTES, fixed_bytes, weight_bytes, *host_memory(), _BATCH_ROWS)
+
+    def session_memory(self, n_streams: int = 1, n_tokens: int | None = None) -> int:
+        """Bytes that a session of so many streams takes when each has read `n_tokens` tokens (default: the context's
+        length) step by step, logits included."""
+        return self._core.session_bytes(n_streams, n_tokens or self.context_length)
 
     def logits(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike | None = None) -> np.ndarray:
         """int [B, T] -> float32 [B, T, n_logits]. Rows at and beyond `lengths[b]` are padding and come out as zeros."""

@@ -134,14 +134,14 @@ class TorchModel(Tokenized):
             facts["steps"] = self._way_of_steps
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def pass_memory(self) -> PassMemory:
+    def pass_memory(self, n_tokens: int | None = None) -> PassMemory:
         """What a pass takes on this model's device: for every row the values that go through a layer, and beside them
         one block of logits with the two of float32 that `log2_probabilities` makes of it without the CUDA part."""
         on_device, item_bytes = self.device.startswith("cuda"), DTYPES[self.dtype].itemsize
         row_bytes = _ROW_WIDTHS * int(getattr(self._text_config, "hidden_size", 4096)) * item_bytes
         if self.attention == "eager":
             n_heads = int(getattr(self._text_config, "num_attention_heads", 32))
-            row_bytes += 2 * 4 * n_heads * self.context_length
+            row_bytes += 2 * 4 * n_heads * (n_tokens or self.context_length)
         block_rows, rows_max = (_DEVICE_BLOCK_ROWS, _DEVICE_BATCH_ROWS) if on_device else (_BLOCK_ROWS, _BATCH_ROWS)
         n_float_copies = 0 if on_device and cuda.is_built() else 2
         return PassMemory(
