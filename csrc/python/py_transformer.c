@@ -452,9 +452,10 @@ PyDoc_STRVAR(log2_probabilities_doc,
              "int [B, T] twice -> log2 of the softmax at the targets, float64 [B, T].");
 PyDoc_STRVAR(session_of_doc, "session($self, n_streams, n_tokens, /)\n--\n\n"
                              "A cache for n_streams streams of up to n_tokens tokens.");
-PyDoc_STRVAR(pass_bytes_doc, "pass_bytes($self, n_sequences, n_tokens, /)\n--\n\n"
-                             "What a pass with targets allocates beside its arguments and results, by the threads in "
-                             "use now.");
+PyDoc_STRVAR(pass_bytes_doc,
+             "pass_bytes($self, n_sequences, n_tokens, /)\n--\n\n"
+             "What a pass with targets allocates beside its arguments and results, by the threads in "
+             "use now.");
 PyDoc_STRVAR(session_bytes_doc, "session_bytes($self, n_streams, n_tokens, /)\n--\n\n"
                                 "What such a session and its steps allocate, logits included.");
 

@@ -131,8 +131,8 @@ class AdaptedModel:
         return self._log2_probabilities is not None or self._start_log2_probabilities is not None
 
     def pass_memory(self, is_fused: bool, n_tokens: int | None = None) -> PassMemory:
-        """What a pass over sequences of up to `n_tokens` tokens costs; not `is_fused`: all logits of a batch exist at once. Of a model that does not say, only
-        the logits are known."""
+        """What a pass over sequences of up to `n_tokens` tokens costs; not `is_fused`: all logits of a batch exist at
+        once. Of a model that does not say, only the logits are known."""
         logits_bytes = 4 * self.traits.n_logits
         rows_max = BATCH_ROWS if is_fused else max(1, BATCH_LOGITS_BYTES // logits_bytes)
         memory = self._pass_memory(n_tokens) if self._pass_memory else PassMemory(0, 0, 0, *host_memory(), rows_max)
