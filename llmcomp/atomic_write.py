@@ -33,10 +33,12 @@ def written_beside(path: str | os.PathLike[str], *, replace: bool = True, privat
     if not replace and os.path.lexists(path):
         raise _exists(path)
     remove_stale_parts(path.parent)
-    part, file = _new_part(path, 0o600 if private else 0o666)
-    # The lock goes with the file, so the file is closed last: until then nobody takes the part for a stale one.
-    with file:
-        try:
+    stem = os.fsdecode(os.fsencode(path.name)[:_STEM_BYTES_MAX])
+    part = path.parent / f".{stem}.{secrets.token_hex(8)}.llmcomp.part"
+    # From before there is a part: a signal may end this at any moment.
+    try:
+        # The lock goes with the file, so the file is closed last: until then nobody takes the part for a stale one.
+        with _open_part(part, path, 0o600 if private else 0o666) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -44,10 +46,10 @@ def written_beside(path: str | os.PathLike[str], *, replace: bool = True, privat
                 part.replace(path)
             else:
                 _rename_to_new(part, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
     _sync_folder(path.parent)
 
 
@@ -75,11 +77,9 @@ def _remove_if_stale(part: str) -> None:
             os.close(handle)
 
 
-def _new_part(path: Path, mode: int) -> tuple[Path, BinaryIO]:
-    """A part file and its name, locked."""
-    stem = os.fsdecode(os.fsencode(path.name)[:_STEM_BYTES_MAX])
+def _open_part(part: Path, path: Path, mode: int) -> BinaryIO:
+    """The part file of `path`, new and locked."""
     while True:
-        part = path.parent / f".{stem}.{secrets.token_hex(8)}.llmcomp.part"
         try:
             file = open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
         except OSError as error:
@@ -88,7 +88,7 @@ def _new_part(path: Path, mode: int) -> tuple[Path, BinaryIO]:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         if _is_still_there(part, file.fileno()):
-            return part, file
+            return file
         file.close()
 
 

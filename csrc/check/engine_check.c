@@ -1,11 +1,12 @@
 /* The exact engine without Python: the tiny models of transformer_cases.c, computed in one pass, in steps and
  * in a prefill with steps, by every backend, with and without threads. All must give one hash, which is
- * written there: it holds on every processor and in either byte order. tests/models/test_engine.py is what
- * shows that the logits are right. */
+ * written there: it holds on every processor and in either byte order; and chains of steps must decode what
+ * was coded with these logits. tests/models/test_engine.py is what shows that the logits are right. */
 #include "check.h"
 
 #include <string.h>
 
+#include "llmcomp/decoding.h"
 #include "llmcomp/transformer.h"
 #include "check/transformer_cases.h"
 
@@ -137,6 +138,88 @@ static void check_targets(const engine_run_t *run, const char *name, const float
     free(workspace);
 }
 
+/* Payloads of the sequences after their first tokens, coded with the logits of a pass. */
+
+enum { N_SLOTS_MAX = 2, PAYLOAD_BYTES = LMC_STEP_BYTES_MAX * (N_TOKENS_MAX + 1) };
+
+typedef struct coded_run {
+    uint8_t payloads[N_SEQUENCES][PAYLOAD_BYTES];
+    lmc_decoder_t decoders[N_SEQUENCES];
+    lmc_mixer_t *mixers[N_SEQUENCES];
+} coded_run_t;
+
+static void begin_mixer(coded_run_t *coded, size_t s, size_t n_tokens) {
+    size_t bytes = lmc_mixer_bound(n_tokens);
+    if (coded->mixers[s] == NULL) coded->mixers[s] = check_malloc(bytes);
+    CHECK(lmc_mixer_begin(coded->mixers[s], bytes, n_tokens, &coded->mixers[s]) == LMC_OK, "no mixer");
+}
+
+static void code_sequence(const engine_run_t *run, const float *logits, size_t s, int is_mixed,
+                          coded_run_t *coded) {
+    static uint64_t intervals[3][N_TOKENS_MAX];
+    size_t n_logits = run->model.config.n_logits, n = run->n_tokens - 1, error = 0;
+    const int64_t *tokens = run->tokens + s * run->n_tokens + 1;
+    lmc_rows_t rows = {logits + s * run->n_tokens * n_logits, (ptrdiff_t)(n_logits * sizeof *logits), n,
+                       n_logits, LMC_FLOAT32};
+    lmc_encoder_t encoder;
+    lmc_encoder_init(&encoder, coded->payloads[s], PAYLOAD_BYTES);
+    lmc_status_t status =
+        lmc_intervals(&run->context, &rows, tokens, NULL, intervals[0], intervals[1], intervals[2], &error);
+    if (is_mixed) begin_mixer(coded, s, n);
+    if (status == LMC_OK && is_mixed)
+        status =
+            lmc_mixer_encode(coded->mixers[s], n, tokens, intervals[0], intervals[1], intervals[2], &error);
+    if (status == LMC_OK)
+        status = lmc_encoder_put(&encoder, n, intervals[0], intervals[1], intervals[2], &error);
+    if (status == LMC_OK) status = lmc_encoder_end(&encoder);
+    CHECK(status == LMC_OK, "%s", lmc_status_message(status));
+    lmc_decoder_init(&coded->decoders[s], coded->payloads[s], encoder.n_bytes);
+    if (is_mixed) begin_mixer(coded, s, n);
+}
+
+/* A call of many steps and one of few, for which weights of 16 bits are not turned. */
+static void check_chain(const engine_run_t *run, const char *name, const float *logits, int is_mixed) {
+    const lmc_transformer_config_t *config = &run->model.config;
+    static coded_run_t coded;
+    static int32_t found[N_TOKENS_MAX][N_SEQUENCES];
+    lmc_search_t searches[N_SLOTS_MAX];
+    int64_t tokens[N_SEQUENCES];
+    for (size_t s = 0; s < N_SEQUENCES; s++) {
+        code_sequence(run, logits, s, is_mixed, &coded);
+        tokens[s] = run->tokens[s * run->n_tokens];
+    }
+    size_t cache_bytes = lmc_transformer_cache_bound(config, N_SEQUENCES, run->n_tokens), error = 0;
+    size_t bytes = lmc_transformer_decode_bound(config, N_SEQUENCES, run->n_slots);
+    void *memory = check_malloc(cache_bytes), *workspace = check_malloc(bytes);
+    float *scratch = check_malloc(N_SEQUENCES * config->n_logits * sizeof *scratch);
+    lmc_transformer_cache_t cache;
+    lmc_transformer_chain_t chain = {.decoders = coded.decoders,
+                                     .mixers = is_mixed ? coded.mixers : NULL,
+                                     .vocab_size = config->n_logits,
+                                     .tokens = tokens,
+                                     .logits = scratch,
+                                     .searches = searches};
+    lmc_status_t status =
+        lmc_transformer_cache_init(config, N_SEQUENCES, run->n_tokens, memory, cache_bytes, &cache);
+    size_t n = run->n_tokens - 1, n_last = 3;
+    if (status == LMC_OK)
+        status = lmc_transformer_decode(&run->context, &run->model, &cache, &chain, n - n_last, found[0],
+                                        workspace, bytes, &error);
+    if (status == LMC_OK)
+        status = lmc_transformer_decode(&run->context, &run->model, &cache, &chain, n_last, found[n - n_last],
+                                        workspace, bytes, &error);
+    CHECK(status == LMC_OK, "%s: %s", name, lmc_status_message(status));
+    for (size_t i = 0; i < n * N_SEQUENCES; i++) {
+        size_t t = i / N_SEQUENCES, s = i % N_SEQUENCES;
+        CHECK(found[t][s] == run->tokens[s * run->n_tokens + t + 1],
+              "%s, %s, %zu threads: chain, step %zu of stream %zu", name,
+              lmc_backend_name(run->context.backend), run->n_slots, t, s);
+    }
+    for (size_t s = 0; s < N_SEQUENCES; s++)
+        free(coded.mixers[s]), coded.mixers[s] = NULL;
+    free(memory), free(workspace), free(scratch);
+}
+
 static void check_run(const engine_run_t *run, const check_case_t *c) {
     size_t n = N_SEQUENCES * run->n_tokens * run->model.config.n_logits;
     const char *backend = lmc_backend_name(run->context.backend);
@@ -146,6 +229,8 @@ static void check_run(const engine_run_t *run, const check_case_t *c) {
     CHECK(hash == c->hash, "%s, %s, %zu threads: pass gives %016llx", c->name, backend, run->n_slots,
           (unsigned long long)hash);
     check_targets(run, c->name, logits);
+    for (int is_mixed = 0; is_mixed < 2; is_mixed++)
+        check_chain(run, c->name, logits, is_mixed);
     /* All of them for version 1; of the others, which the tests of the package run too, enough for each
      * kernel. */
     const size_t firsts[] = {0, 1, 16, 21, run->n_tokens - 7}, is_long = run->n_tokens > N_TOKENS;

@@ -8,6 +8,7 @@ import pytest
 from engine_models import VARIANTS, assert_same_bits, draw, make_config, make_weights, serial_logits
 
 import llmcomp
+from llmcomp import _core
 from llmcomp.models.checkpoint import Tensor
 from llmcomp.models.engines.exact import ExactModel, Int8Model
 
@@ -142,3 +143,29 @@ def test_intervals_are_those_of_the_logits(backend: str, kind: type[ExactModel])
         for row, length in enumerate(lengths):
             np.testing.assert_array_equal(part[row, :length], whole[row, :length])
             assert not part[row, length:].any()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 2080, "vocab_size": 112},
+        {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 72, "vocab_size": 61},
+    ],
+    ids=["all matrices", "some matrices"],
+)
+def test_chains_with_short_weights_for_any_number_of_streams(
+    backend: str, kind: type[ExactModel], dtype: str, sizes: dict[str, int]
+) -> None:
+    """Chains turn the matrices of small models once, where rows are a multiple of 16 and columns of 32."""
+    model, wide = short_and_wide(kind, make_config(rotary_pct=0.5, **sizes), dtype)
+    tokens = np.random.default_rng(9).integers(0, model.n_logits, (11, 14))
+    logits = serial_logits(wide, tokens)
+    payloads = [llmcomp.encode(logits[s, :-1], tokens[s, 1:]) for s in range(len(tokens))]
+    for n_streams, n_threads in ((1, 1), (2, 1), (3, 2), (8, 1), (9, 1), (11, 2)):
+        decoder = _core.Decoder(payloads[:n_streams], model.n_logits)
+        session = model.session(n_streams, 14)
+        with llmcomp.use_threads(n_threads):
+            for first, n_steps in ((0, 9), (9, 2), (11, 2)):
+                found = session.decode(decoder, tokens[:n_streams, first], n_steps)
+                assert np.array_equal(found.T, tokens[:n_streams, first + 1 : first + 1 + n_steps])

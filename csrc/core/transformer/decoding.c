@@ -4,6 +4,9 @@
 #include "core/base/parallel.h"
 #include "core/base/size.h"
 #include "core/transformer/forward.h"
+#include "core/transformer/turned_weights.h"
+
+#define TURNING_STEPS_MIN 4
 
 /* The streams that a task takes through all steps, and the first error among them. */
 typedef struct lmc_chain_share {
@@ -86,11 +89,19 @@ static size_t slot_bytes_of(const lmc_transformer_config_t *config, size_t n_act
                         LMC_HOST_ALIGNMENT);
 }
 
+/* Turning costs about half a step; every share's streams are few enough for what is turned. */
+static int is_worth_turning(const lmc_chain_job_t *job) {
+    const lmc_transformer_kernels_t *kernels = job->context.backend->transformer;
+    return kernels->turn != NULL && job->n_steps >= TURNING_STEPS_MIN &&
+           (job->n_active + job->n_shares - 1) / job->n_shares <= kernels->lanes_16bit &&
+           lmc_turned_weights_bound(&job->model->config) > 0;
+}
+
 size_t lmc_transformer_decode_bound(const lmc_transformer_config_t *config, size_t n_streams,
                                     size_t n_slots) {
     size_t together = lmc_transformer_step_bound(config, n_streams, n_slots), apart = 0;
     if (lmc_is_small(config)) apart = n_slots * slot_bytes_of(config, n_streams, n_slots);
-    return (together > apart ? together : apart) + LMC_HOST_ALIGNMENT +
+    return (together > apart ? together : apart) + LMC_HOST_ALIGNMENT + lmc_turned_weights_bound(config) +
            lmc_round_up(n_slots * sizeof(lmc_chain_share_t), LMC_HOST_ALIGNMENT);
 }
 
@@ -111,6 +122,12 @@ lmc_status_t lmc_transformer_decode(const lmc_context_t *context, const lmc_tran
     if (status != LMC_OK) return status;
     job.n_shares = shares_of(&model->config, n_active, n_slots);
     job.shares = (lmc_chain_share_t *)lmc_arena_cut(&arena, n_slots, sizeof *job.shares);
+    lmc_transformer_model_t turned;
+    if (is_worth_turning(&job)) {
+        turned = lmc_turn_weights(context->backend->transformer, model,
+                                  lmc_arena_cut(&arena, lmc_turned_weights_bound(&model->config), 1));
+        job.model = &turned;
+    }
     job.workspace = arena.base + arena.used_bytes;
     if (job.n_shares > 1) {
         job.context.executor = NULL;

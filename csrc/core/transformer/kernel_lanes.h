@@ -166,6 +166,7 @@ static void lmc_rotate_run(float *head, size_t n_pairs, const float *cosines, co
 const lmc_transformer_kernels_t LMC_TRANSFORMER_KERNELS = {
     .product = lmc_product_run,
     .lanes_16bit = LMC_16BIT_LANES,
+    .turn = LMC_TURN_RUN,
     .tile_rows = LMC_TILE_ROWS,
     .widen = lmc_widen_run,
     .normalise = lmc_normalise_run,

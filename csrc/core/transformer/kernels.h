@@ -26,6 +26,7 @@ typedef struct lmc_product {
     size_t n_lanes;    /* lanes from this one on need not be computed */
     const float *bias; /* [n_rows] */
     int resume;
+    int is_turned; /* the weights are as `turn` leaves them, n_k of the matrix is row_stride */
     /* Weights that will be wanted next, from which these were widened; NULL: nothing is known of them. */
     const char *ahead;
 } lmc_product_t;
@@ -60,6 +61,10 @@ typedef struct lmc_transformer_kernels {
     void (*product)(const lmc_product_t *product);
     /* product takes float16 and bfloat16 weights of one panel with so many lanes or fewer. */
     size_t lanes_16bit;
+    /* A matrix of 16-bit weights, LMC_TURNED_ROWS rows or a multiple of LMC_TURNED_COLUMNS columns or a
+     * multiple, as product likes it best for lanes_16bit lanes or fewer; rows that begin at such a multiple
+     * begin where they did. NULL where lanes_16bit is 0. */
+    void (*turn)(const void *weights, lmc_dtype_t dtype, size_t n_rows, size_t n_k, void *turned);
     /* Rows that product likes to have of a single panel's widened weights. */
     size_t tile_rows;
     /* Exact widening of n elements. */
@@ -93,6 +98,8 @@ typedef struct lmc_transformer_kernels {
 } lmc_transformer_kernels_t;
 
 #define LMC_QUERIES_MAX 4
+#define LMC_TURNED_ROWS 16
+#define LMC_TURNED_COLUMNS 32
 
 /* Each in kernels_<backend>.c. */
 extern const lmc_transformer_kernels_t lmc_transformer_kernels_serial;

@@ -7,6 +7,7 @@
 
 #define LMC_TRANSFORMER_KERNELS lmc_transformer_kernels_neon
 #define LMC_16BIT_LANES 0
+#define LMC_TURN_RUN NULL
 #define LMC_TILE_ROWS 6
 #define LMC_INLINE static inline __attribute__((always_inline))
 

@@ -5,6 +5,7 @@
 
 #define LMC_TRANSFORMER_KERNELS lmc_transformer_kernels_serial
 #define LMC_16BIT_LANES 0
+#define LMC_TURN_RUN NULL
 #define LMC_TILE_ROWS 8
 
 static void lmc_product_panel(const lmc_product_t *p, const float *input, float *output) {

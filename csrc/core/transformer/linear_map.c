@@ -30,6 +30,7 @@ static void multiply_rows(const lmc_matrix_t *matrix, size_t first_row, size_t b
         product->bias = k_left <= block_k && matrix->bias != NULL ? matrix->bias + first_row : NULL;
         product->weights = weights;
         product->dtype = matrix->weight.dtype;
+        product->is_turned = matrix->weight.is_turned;
         product->row_stride = (ptrdiff_t)matrix->n_k;
         if (buffer != NULL) {
             product->weights = buffer;

@@ -161,11 +161,13 @@ lmc_shape_t lmc_layer_slot_shape(const lmc_transformer_config_t *config, lmc_lay
 
 /* Elements in row-major order, in the byte order of this machine, aligned for their type. NULL data: a gain
  * of ones or a bias of +0, which the model does not have, or an empty slot; no matrix is NULL. A matrix with
- * scales, one a row, holds 8-bit codes instead, in rows of a multiple of 16. */
+ * scales, one a row, holds 8-bit codes instead, in rows of a multiple of 16. is_turned is the core's own: 0.
+ */
 typedef struct lmc_transformer_tensor {
     const void *data;
     lmc_dtype_t dtype;
     const float *scales;
+    int is_turned;
 } lmc_transformer_tensor_t;
 
 typedef struct lmc_transformer_layer {
