@@ -11,6 +11,8 @@
  *              the named place that a tensor fills (transformer.h).
  *   chain      one sum: fma over k, ascending from +0. A chain may be cut into pieces that resume, never
  *              split into partial sums: so its bits do not depend on who computes it.
+ *   turned     of 16-bit weights: laid out as columns of 16 rows, tile by tile, which is what a product for
+ *              few tokens reads; a product does it on its way, a chain of steps once for all of them.
  *   workspace  the memory that the caller gives for one call.
  *
  *   A sequence of 37 tokens in a pass:        The workspace, in this order:

@@ -25,6 +25,13 @@
 #define LMC_BLOCKS_OF(N_TOKENS) ((N_TOKENS) <= 4 ? LMC_16BIT_BLOCKS : 1)
 #endif
 #define LMC_16BIT_LANES 8
+/* clang would fetch the inputs of more columns first, and have no registers for the sums. */
+#if defined(__clang__)
+#define LMC_UNROLLED_COLUMNS _Pragma("GCC unroll 4")
+#else
+#define LMC_UNROLLED_COLUMNS _Pragma("GCC unroll 8")
+#endif
+#define LMC_FOR_QUARTER_COLUMNS(j) LMC_UNROLLED_COLUMNS for (size_t j = 0; j < LMC_TILE_COLUMNS / 4; j++)
 #define LMC_TURN_RUN lmc_turn_run
 
 /* 16 columns of 8 rows: k beside k + 8. */
@@ -98,8 +105,7 @@ LMC_INLINE void lmc_add_column(__m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES], c
 LMC_INLINE void lmc_add_quarter(__m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES], const uint16_t *tile,
                                 size_t quarter, const float *x, const lmc_dtype_t dtype,
                                 const size_t n_tokens, const size_t n_blocks) {
-#pragma GCC unroll 8
-    for (size_t j = 0; j < LMC_TILE_COLUMNS / 4; j++)
+    LMC_FOR_QUARTER_COLUMNS (j)
         lmc_add_column(sums, tile + quarter / 2 * LMC_HALF_WEIGHTS, quarter % 2 * 8 + j, x + j * n_tokens,
                        dtype, n_tokens, n_blocks);
 }
