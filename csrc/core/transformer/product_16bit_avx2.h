@@ -1,10 +1,10 @@
 /* The matrix product of 16-bit weights for at most eight tokens, for AVX2 and for AVX-512, which has more
  * registers. The vectors run over 8 rows, whose weights are turned into columns while they are 16 bits wide:
- * half the instructions that it takes after widening. A tile is turned while the one before is multiplied, so
- * that the processor has both kinds of work at hand.
+ * half the instructions that it takes after widening.
  *
- * float16: each column is widened where it is used. bfloat16: two neighbours are turned as one number of 32
- * bits, which a shift and a mask widen. */
+ * float16: a tile is turned while the one before is multiplied, so that the processor has both kinds of work
+ * at hand; each column is widened where it is used. bfloat16: two neighbours are turned as one number of 32
+ * bits, in registers where a product does it on its way, and a shift and a mask widen them. */
 #ifndef LLMCOMP_CORE_TRANSFORMER_PRODUCT_16BIT_AVX2_H
 #define LLMCOMP_CORE_TRANSFORMER_PRODUCT_16BIT_AVX2_H
 
@@ -73,18 +73,34 @@ LMC_INLINE void lmc_turn_half(const uint16_t *weights, ptrdiff_t row_stride, uin
         _mm256_store_ps((float *)(void *)(half + 16 * j), pairs[j]);
 }
 
+/* The first or the second bfloat16 of each 32 bits. */
+LMC_INLINE __m256 lmc_widen_pair(__m256i pair, const size_t odd) {
+    return _mm256_castsi256_ps(odd ? _mm256_and_si256(pair, _mm256_set1_epi32((int32_t)0xFFFF0000))
+                                   : _mm256_slli_epi32(pair, 16));
+}
+
 /* Column k of a turned half, k < 16. */
 LMC_INLINE __m256 lmc_widen_column(const uint16_t *half, size_t k, const lmc_dtype_t dtype) {
     if (dtype == LMC_FLOAT16)
         return _mm256_cvtph_ps(
             _mm_load_si128((const __m128i *)(const void *)(half + k % 8 * 16 + k / 8 * 8)));
-    __m256i pair = _mm256_load_si256((const __m256i *)(const void *)(half + k / 2 * 16));
-    __m256i bits =
-        k % 2 ? _mm256_and_si256(pair, _mm256_set1_epi32((int32_t)0xFFFF0000)) : _mm256_slli_epi32(pair, 16);
-    return _mm256_castsi256_ps(bits);
+    return lmc_widen_pair(_mm256_load_si256((const __m256i *)(const void *)(half + k / 2 * 16)), k % 2);
 }
 
-/* sums[b][t] += column k of block b times the value of token t. */
+/* sums[b][t] += weights[b], a column of block b, times the value of token t. */
+LMC_INLINE void lmc_add_weights(__m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES],
+                                const __m256 weights[LMC_16BIT_BLOCKS], const float *x, const size_t n_tokens,
+                                const size_t n_blocks) {
+#pragma GCC unroll 8
+    for (size_t t = 0; t < n_tokens; t++) {
+        __m256 value = _mm256_broadcast_ss(x + t);
+#pragma GCC unroll 2
+        for (size_t b = 0; b < n_blocks; b++)
+            sums[b][t] = _mm256_fmadd_ps(weights[b], value, sums[b][t]);
+    }
+}
+
+/* The same for column k of turned halves. */
 LMC_INLINE void lmc_add_column(__m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES], const uint16_t *half, size_t k,
                                const float *x, const lmc_dtype_t dtype, const size_t n_tokens,
                                const size_t n_blocks) {
@@ -92,12 +108,28 @@ LMC_INLINE void lmc_add_column(__m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES], c
 #pragma GCC unroll 2
     for (size_t b = 0; b < n_blocks; b++)
         weights[b] = lmc_widen_column(half + b * LMC_TILE_WEIGHTS, k, dtype);
-#pragma GCC unroll 8
-    for (size_t t = 0; t < n_tokens; t++) {
-        __m256 value = _mm256_broadcast_ss(x + t);
+    lmc_add_weights(sums, weights, x, n_tokens, n_blocks);
+}
+
+/* The same for half a tile of bfloat16 as it lies in memory. */
+LMC_INLINE void lmc_add_pairs(__m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES], const uint16_t *weights,
+                              ptrdiff_t row_stride, const float *x, const size_t n_tokens,
+                              const size_t n_blocks) {
+    __m256 pairs[LMC_16BIT_BLOCKS][8];
 #pragma GCC unroll 2
-        for (size_t b = 0; b < n_blocks; b++)
-            sums[b][t] = _mm256_fmadd_ps(weights[b], value, sums[b][t]);
+    for (size_t b = 0; b < n_blocks; b++)
+        lmc_load_columns(weights + (ptrdiff_t)(8 * b) * row_stride, row_stride * (ptrdiff_t)sizeof *weights,
+                         pairs[b]);
+#pragma GCC unroll 8
+    for (size_t j = 0; j < 8; j++) {
+#pragma GCC unroll 2
+        for (size_t odd = 0; odd < 2; odd++, x += n_tokens) {
+            __m256 wide[LMC_16BIT_BLOCKS];
+#pragma GCC unroll 2
+            for (size_t b = 0; b < n_blocks; b++)
+                wide[b] = lmc_widen_pair(_mm256_castps_si256(pairs[b][j]), odd);
+            lmc_add_weights(sums, wide, x, n_tokens, n_blocks);
+        }
     }
 }
 
@@ -152,9 +184,21 @@ LMC_INLINE void lmc_turn_halves(const uint16_t *weights, ptrdiff_t row_stride, u
                       row_stride, tile + i * LMC_HALF_WEIGHTS, dtype);
 }
 
+/* A turned tile of float16 is multiplied, and the next one turned between its quarters. */
+LMC_INLINE void lmc_add_and_turn(__m256 sums[LMC_16BIT_BLOCKS][LMC_16BIT_LANES], const uint16_t *tile,
+                                 const float *x, const uint16_t *next, ptrdiff_t row_stride,
+                                 uint16_t *next_tile, const size_t n_tokens, const size_t n_blocks) {
+#pragma GCC unroll 4
+    for (size_t part = 0; part < 4; part++, x += LMC_TILE_COLUMNS / 4 * n_tokens) {
+        lmc_turn_halves(next, row_stride, next_tile, part * n_blocks / 2, (part + 1) * n_blocks / 2,
+                        LMC_FLOAT16);
+        lmc_add_quarter(sums, tile, part, x, LMC_FLOAT16, n_tokens, n_blocks);
+    }
+}
+
 /* All whole groups of 8 * n_blocks rows from `row` on, for n_tokens tokens, over n_k weights from column k
  * on, whose inputs are x[k * n_tokens + t]; returns the row after them. dtype, n_tokens and n_blocks are
- * constants at every call. Long: a tile is turned in between the quarters of the one before. */
+ * constants at every call. */
 LMC_INLINE size_t lmc_short_rows(const lmc_product_t *p, size_t row, size_t k, size_t n_k, const float *x,
                                  const lmc_dtype_t dtype, const size_t n_tokens, const size_t n_blocks) {
     _Alignas(32) uint16_t tiles[2][LMC_16BIT_BLOCKS * LMC_TILE_WEIGHTS];
@@ -166,7 +210,7 @@ LMC_INLINE size_t lmc_short_rows(const lmc_product_t *p, size_t row, size_t k, s
      */
     int is_whole = n_k == p->n_k && stride == (ptrdiff_t)n_k;
     ptrdiff_t line_bytes = is_whole ? LMC_LINE_BYTES : 2 * stride;
-    if (n_tiles > 0 && row + n_rows <= p->n_rows)
+    if (dtype == LMC_FLOAT16 && n_tiles > 0 && row + n_rows <= p->n_rows)
         lmc_turn_halves(group, stride, tiles[0], 0, 2 * n_blocks, dtype);
     for (; row + n_rows <= p->n_rows; row += n_rows) {
         const uint16_t *weights = group, *next_group = group + (ptrdiff_t)n_rows * stride;
@@ -183,12 +227,13 @@ LMC_INLINE size_t lmc_short_rows(const lmc_product_t *p, size_t row, size_t k, s
             for (size_t line = 0; line < n_rows; line++)
                 _mm_prefetch(ahead + (ptrdiff_t)line * line_bytes, LMC_HINT_AHEAD);
             ahead += is_whole ? (ptrdiff_t)n_rows * LMC_LINE_BYTES : LMC_LINE_BYTES;
-#pragma GCC unroll 4
-            for (size_t part = 0; part < 4; part++) {
-                lmc_turn_halves(next, stride, tiles[turned ^ 1], part * n_blocks / 2,
-                                (part + 1) * n_blocks / 2, dtype);
-                lmc_add_quarter(sums, tiles[turned], part, x + (i * LMC_TILE_COLUMNS + 8 * part) * n_tokens,
-                                dtype, n_tokens, n_blocks);
+            const float *at = x + i * LMC_TILE_COLUMNS * n_tokens;
+            if (dtype == LMC_BFLOAT16) {
+                lmc_add_pairs(sums, weights, stride, at, n_tokens, n_blocks);
+                lmc_add_pairs(sums, weights + 16, stride, at + 16 * n_tokens, n_tokens, n_blocks);
+            } else {
+                lmc_add_and_turn(sums, tiles[turned], at, next, stride, tiles[turned ^ 1], n_tokens,
+                                 n_blocks);
             }
         }
         lmc_add_rest(sums, weights, stride, rest, x + (n_k - rest) * n_tokens, dtype, n_tokens, n_blocks);
@@ -236,6 +281,8 @@ LMC_INLINE void lmc_turned_rows(const lmc_product_t *p, size_t k, size_t n_k, co
 
 LMC_INLINE void lmc_short_product(const lmc_product_t *p, const lmc_dtype_t dtype, const size_t n_tokens) {
     const size_t n_blocks = LMC_BLOCKS_OF(n_tokens), n_packed = LMC_PACKED_FLOATS / n_tokens;
+    /* A block's pairs of bfloat16 take eight registers of their own. */
+    const size_t n_unturned = dtype == LMC_BFLOAT16 && n_tokens > 4 ? 1 : n_blocks;
     float x[LMC_PACKED_FLOATS];
     size_t row = 0;
     for (size_t k = 0; k == 0 || k < p->n_k; k += n_packed) {
@@ -246,8 +293,8 @@ LMC_INLINE void lmc_short_product(const lmc_product_t *p, const lmc_dtype_t dtyp
             row = p->n_rows;
             continue;
         }
-        row = lmc_short_rows(p, 0, k, n_k, x, dtype, n_tokens, n_blocks);
-        if (n_blocks > 1) row = lmc_short_rows(p, row, k, n_k, x, dtype, n_tokens, 1);
+        row = lmc_short_rows(p, 0, k, n_k, x, dtype, n_tokens, n_unturned);
+        if (n_unturned > 1) row = lmc_short_rows(p, row, k, n_k, x, dtype, n_tokens, 1);
     }
     for (; row < p->n_rows; row++)
         lmc_row_of_few(p, row, dtype, n_tokens);
