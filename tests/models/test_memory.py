@@ -186,7 +186,7 @@ from llmcomp.models.engines.exact import ExactModel
 
 n_streams, n_tokens = int(sys.argv[1]), int(sys.argv[2])
 config = make_config(
-    vocab_size=4099, hidden_size=320, num_attention_heads=5, intermediate_size=640, max_position_embeddings=6000
+    vocab_size=4099, hidden_size=320, num_attention_heads=5, intermediate_size=1280, max_position_embeddings=6000
 )
 model = ExactModel(config, make_weights(config))
 tokens = np.arange(n_tokens)[None] % 4099
