@@ -159,13 +159,13 @@ def test_chains_with_short_weights_for_any_number_of_streams(
 ) -> None:
     """Chains turn the matrices of small models once, where rows are a multiple of 16 and columns of 32."""
     model, wide = short_and_wide(kind, make_config(rotary_pct=0.5, **sizes), dtype)
-    tokens = np.random.default_rng(9).integers(0, model.n_logits, (11, 14))
+    tokens = np.random.default_rng(9).integers(0, model.n_logits, (11, 20))
     logits = serial_logits(wide, tokens)
     payloads = [llmcomp.encode(logits[s, :-1], tokens[s, 1:]) for s in range(len(tokens))]
     for n_streams, n_threads in ((1, 1), (2, 1), (3, 2), (8, 1), (9, 1), (11, 2)):
         decoder = _core.Decoder(payloads[:n_streams], model.n_logits)
-        session = model.session(n_streams, 14)
+        session = model.session(n_streams, 20)
         with llmcomp.use_threads(n_threads):
-            for first, n_steps in ((0, 9), (9, 2), (11, 2)):
+            for first, n_steps in ((0, 13), (13, 2), (15, 4)):
                 found = session.decode(decoder, tokens[:n_streams, first], n_steps)
                 assert np.array_equal(found.T, tokens[:n_streams, first + 1 : first + 1 + n_steps])

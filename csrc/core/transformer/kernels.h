@@ -26,7 +26,7 @@ typedef struct lmc_product {
     size_t n_lanes;    /* lanes from this one on need not be computed */
     const float *bias; /* [n_rows] */
     int resume;
-    int is_turned; /* the weights are as `turn` leaves them, n_k of the matrix is row_stride */
+    int is_turned; /* the weights are as `turn` leaves them, and n_k is the matrix's */
     /* Weights that will be wanted next, from which these were widened; NULL: nothing is known of them. */
     const char *ahead;
 } lmc_product_t;

@@ -15,6 +15,7 @@
 #define LMC_TILE_COLUMNS 32
 #define LMC_HALF_WEIGHTS (8 * LMC_TILE_COLUMNS / 2)
 #define LMC_TILE_WEIGHTS (2 * LMC_HALF_WEIGHTS)
+/* So far ahead are turned weights asked for. */
 #define LMC_TURNED_AHEAD_BYTES 8192
 /* Blocks of 8 rows side by side, so that the chains of one hide the latency of the other's and a token's
  * value is loaded once for both; AVX2 has no registers for the sums of 16 rows and more than four tokens. */

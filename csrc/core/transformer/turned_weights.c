@@ -5,8 +5,8 @@
 #include "core/base/size.h"
 #include "core/transformer/forward.h"
 
-/* More than this and turning costs as much as it saves. */
-#define TURNED_WEIGHTS_MAX ((size_t)1 << 22)
+/* Of the head; what is turned takes its memory once more. */
+#define HEAD_WEIGHTS_MAX ((size_t)1 << 22)
 
 static size_t matrix_bytes(lmc_shape_t shape) {
     return lmc_round_up(shape.n_rows * shape.n_columns * sizeof(uint16_t), LMC_HOST_ALIGNMENT);
@@ -15,7 +15,7 @@ static size_t matrix_bytes(lmc_shape_t shape) {
 size_t lmc_turned_weights_bound(const lmc_transformer_config_t *config) {
     lmc_shape_t head = {config->n_logits, config->hidden};
     size_t layer = lmc_round_up(sizeof(lmc_transformer_layer_t), LMC_HOST_ALIGNMENT);
-    if (!lmc_is_small(config) || config->int8 || head.n_rows > TURNED_WEIGHTS_MAX / head.n_columns) return 0;
+    if (!lmc_is_small(config) || config->int8 || head.n_rows > HEAD_WEIGHTS_MAX / head.n_columns) return 0;
     for (int slot = 0; slot < LMC_LAYER_SLOT_COUNT; slot++)
         layer += matrix_bytes(lmc_layer_slot_shape(config, (lmc_layer_slot_t)slot));
     return config->n_layers * layer + matrix_bytes(head);
