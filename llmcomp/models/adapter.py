@@ -6,6 +6,7 @@ way for models that lack something.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -135,10 +136,16 @@ class AdaptedModel:
         once. Of a model that does not say, only the logits are known."""
         logits_bytes = 4 * self.traits.n_logits
         rows_max = BATCH_ROWS if is_fused else max(1, BATCH_LOGITS_BYTES // logits_bytes)
-        memory = self._pass_memory(n_tokens) if self._pass_memory else PassMemory(0, 0, 0, *host_memory(), rows_max)
+        memory = self._ask_pass_memory(n_tokens) if self._pass_memory else PassMemory(0, 0, 0, *host_memory(), rows_max)
         if is_fused:
             return memory
         return memory._replace(row_bytes=memory.row_bytes + logits_bytes, rows_max=rows_max)
+
+    def _ask_pass_memory(self, n_tokens: int | None) -> PassMemory:
+        assert self._pass_memory is not None
+        takes_tokens = bool(inspect.signature(self._pass_memory).parameters)
+        memory: PassMemory = self._pass_memory(n_tokens) if takes_tokens else self._pass_memory()
+        return memory
 
     def start_intervals(
         self, tokens: Tokens, targets: Tokens, lengths: npt.NDArray[np.int64], vocab_size: int

@@ -130,7 +130,7 @@ class StartsLog2Probabilities(Protocol):
 class TellsMemory(Protocol):
     def pass_memory(self, n_tokens: int | None = None) -> PassMemory:
         """What a row of a pass costs and what is free, asked before the first batch of sequences of up to `n_tokens`
-        tokens (None: as many as the context has)."""
+        tokens (None: as many as the context has). A method without an argument will do where that changes nothing."""
         ...
 
 
