@@ -149,7 +149,7 @@ def test_intervals_are_those_of_the_logits(backend: str, kind: type[ExactModel])
 @pytest.mark.parametrize(
     "sizes",
     [
-        {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 2080, "vocab_size": 112},
+        {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 1056, "vocab_size": 112},
         {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 72, "vocab_size": 61},
     ],
     ids=["all matrices", "some matrices"],
@@ -158,11 +158,13 @@ def test_chains_with_short_weights_for_any_number_of_streams(
     backend: str, kind: type[ExactModel], dtype: str, sizes: dict[str, int]
 ) -> None:
     """Chains turn the matrices of small models once, where rows are a multiple of 16 and columns of 32."""
+    if backend == "serial" and sizes["hidden_size"] == 64:
+        pytest.skip("turns nothing, and takes its time")
     model, wide = short_and_wide(kind, make_config(rotary_pct=0.5, **sizes), dtype)
     tokens = np.random.default_rng(9).integers(0, model.n_logits, (11, 20))
     logits = serial_logits(wide, tokens)
     payloads = [llmcomp.encode(logits[s, :-1], tokens[s, 1:]) for s in range(len(tokens))]
-    for n_streams, n_threads in ((1, 1), (2, 1), (3, 2), (8, 1), (9, 1), (11, 2)):
+    for n_streams, n_threads in ((1, 1), (2, 1), (3, 1), (8, 1), (9, 1), (11, 2)):
         decoder = _core.Decoder(payloads[:n_streams], model.n_logits)
         session = model.session(n_streams, 20)
         with llmcomp.use_threads(n_threads):
